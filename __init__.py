@@ -1,0 +1,48 @@
+"""Quire serves language models from paged memory: one request, one answer.
+
+`from quire import LLM, AsyncEngine, SamplingParams`. Names load on first use, so that importing the
+package costs nothing.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .engine.async_engine import AsyncEngine
+    from .engine.config import EngineConfig
+    from .engine.errors import QuireError
+    from .engine.llm import LLM
+    from .engine.params import SamplingParams
+    from .engine.request import CompletionOutput, RequestOutput
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "AsyncEngine": "async_engine",
+    "CompletionOutput": "request",
+    "EngineConfig": "config",
+    "LLM": "llm",
+    "QuireError": "errors",
+    "RequestOutput": "request",
+    "SamplingParams": "params",
+}
+
+__all__ = [
+    "AsyncEngine",
+    "CompletionOutput",
+    "EngineConfig",
+    "LLM",
+    "QuireError",
+    "RequestOutput",
+    "SamplingParams",
+    "__version__",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'quire' has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(f".engine.{_HOMES[name]}", __name__), name)

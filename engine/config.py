@@ -1,0 +1,92 @@
+"""The engine's options, and the only place that reads environment variables.
+
+Frozen; validated on construction; every field has vLLM's name where vLLM has one.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Literal, get_args
+
+from msgspec import Struct
+from msgspec.structs import force_setattr
+
+from .errors import ConfigError
+
+Backend = Literal["auto", "kernels", "reference"]
+DTypeName = Literal["auto", "float32", "bfloat16"]
+LoadFormat = Literal["auto", "safetensors", "dummy"]
+Policy = Literal["fcfs", "priority"]
+
+DEMO_MODEL = Path(__file__).resolve().parent.parent / "demo" / "model"
+
+
+class EngineConfig(Struct, frozen=True, kw_only=True):
+    """Everything that decides what an engine does. Raises ConfigError that names the option."""
+
+    model: str = str(DEMO_MODEL)
+    """A checkpoint directory, or the name of one in the hub's local cache."""
+    tokenizer: str | None = None
+    """Another directory for the tokenizer; None: the model's."""
+    dtype: DTypeName = "auto"
+    load_format: LoadFormat = "auto"
+    backend: Backend = "auto"
+    """kernels (the default) or reference: pure PyTorch."""
+    max_model_len: int | None = None
+    """None: the checkpoint's, or less where the KV memory does not hold it."""
+    max_num_seqs: int = 256
+    max_num_batched_tokens: int = 2048
+    block_size: int = 16
+    num_kv_blocks: int | None = None
+    """None: as many as kv_cache_bytes hold."""
+    kv_cache_bytes: int | None = None
+    """None: a quarter of the machine's free memory, at most 4 GiB."""
+    enable_prefix_caching: bool = True
+    scheduling_policy: Policy = "fcfs"
+    overlap: int = 1
+    """Steps in flight: 1 or 2."""
+    linear_segments: int = 1
+    """K segments of row-parallel matmuls (see the law)."""
+    num_threads: int | None = None
+    """CPU threads for computing; None: torch's choice."""
+    seed: int = 0
+    """Draws the seeds of requests that bring none, and dummy weights."""
+    served_model_name: str | None = None
+
+    def __post_init__(self) -> None:
+        for name, kind in (
+            ("dtype", DTypeName),
+            ("load_format", LoadFormat),
+            ("backend", Backend),
+            ("scheduling_policy", Policy),
+        ):
+            value = getattr(self, name)
+            if value not in get_args(kind):
+                raise ConfigError(f"{name} is {value!r}: it must be one of {get_args(kind)}.")
+        _integer(self, "max_num_seqs", 1, 65536)
+        _integer(self, "max_num_batched_tokens", 1, 2**24)
+        _integer(self, "block_size", 1, 1024)
+        _integer(self, "overlap", 1, 2)
+        _integer(self, "linear_segments", 1, 64)
+        _integer(self, "seed", 0, 2**63 - 1)
+        for name in ("max_model_len", "num_kv_blocks", "kv_cache_bytes", "num_threads"):
+            if getattr(self, name) is not None:
+                _integer(self, name, 1, 2**62)
+        force_setattr(self, "model", str(self.model))
+
+
+def _integer(config: EngineConfig, name: str, low: int, high: int) -> None:
+    value = getattr(config, name)
+    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+        raise ConfigError(f"{name} is {value!r}: it must be an integer from {low} to {high}.")
+
+
+def log_level() -> str:
+    """Level of the logger `quire`, from QUIRE_LOG_LEVEL (default INFO)."""
+    return os.environ.get("QUIRE_LOG_LEVEL", "INFO").upper()
+
+
+def api_key_from_environment() -> str | None:
+    """The key that --api-key gives, from QUIRE_API_KEY."""
+    return os.environ.get("QUIRE_API_KEY") or None

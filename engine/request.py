@@ -1,0 +1,109 @@
+"""What enters and what leaves the engine: Request in, TokenEvents out, RequestOutput to the user.
+
+Frozen structs only, no behaviour.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+from msgspec import Struct
+from numpy.typing import NDArray
+
+from .params import SamplingParams
+
+IntArray = NDArray[np.int32]
+FinishReason = Literal["stop", "length", "abort", "error"]
+
+
+class Request(Struct, frozen=True, kw_only=True):
+    """One sequence to be continued, complete: nothing is looked up later."""
+
+    request_id: str
+    prompt_token_ids: IntArray
+    """[prompt] at least one token, each inside the vocabulary."""
+    params: SamplingParams
+    seed: int
+    """params.seed modulo 2**64, or the one that was drawn for it."""
+    eos_token_ids: tuple[int, ...] = ()
+    """End the sequence unless params.ignore_eos."""
+    priority: int = 0
+    """Lower runs earlier (vLLM's meaning); equal ones first come, first served."""
+    arrival_s: float = 0.0
+    cache_salt: str | None = None
+    """Prefix-cache hits happen only between equal salts."""
+
+
+class LogprobRows(Struct, frozen=True):
+    """Log probabilities of the sampling rows of a step, None fields where nobody asked."""
+
+    sampled: NDArray[np.float32]
+    """[samples]"""
+    ranks: IntArray
+    """[samples]"""
+    top_ids: IntArray
+    """[samples, k] k is the most that any row asked for."""
+    top: NDArray[np.float32]
+    """[samples, k]"""
+
+
+class Finished(Struct, frozen=True):
+    """Why a sequence ended."""
+
+    index: int
+    """Index into TokenEvents.request_ids."""
+    reason: FinishReason
+    stop_reason: int | None = None
+    """The stop token id, where one of the request's own stop_token_ids ended it."""
+    message: str | None = None
+    """For reason "error"."""
+
+
+class TokenEvents(Struct, frozen=True):
+    """What one step (or an abort) gives to the outside, one entry a sequence."""
+
+    request_ids: list[str]
+    token_ids: IntArray
+    """[n] the new token of each, -1 where there is none (abort, error)."""
+    num_cached_tokens: IntArray
+    """[n] prompt tokens that came from the prefix cache at first admission."""
+    finished: tuple[Finished, ...] = ()
+    logprobs: LogprobRows | None = None
+    """Rows as request_ids; None where no sequence of the step asked."""
+
+
+class Logprob(Struct, frozen=True):
+    """vLLM's Logprob."""
+
+    logprob: float
+    rank: int | None = None
+    decoded_token: str | None = None
+
+
+class CompletionOutput(Struct, frozen=True, kw_only=True):
+    """One answer to a request."""
+
+    index: int
+    text: str
+    token_ids: tuple[int, ...]
+    cumulative_logprob: float | None = None
+    logprobs: tuple[dict[int, Logprob], ...] | None = None
+    """For each token: token id -> Logprob; the drawn token first, then the most likely ones."""
+    finish_reason: FinishReason | None = None
+    stop_reason: int | str | None = None
+    seed: int | None = None
+    """The seed that drew it: give it to replay the answer."""
+
+
+class RequestOutput(Struct, frozen=True, kw_only=True):
+    """What generate() returns or streams (cumulative), vLLM's names."""
+
+    request_id: str
+    prompt: str | None
+    prompt_token_ids: tuple[int, ...]
+    outputs: tuple[CompletionOutput, ...]
+    finished: bool
+    num_cached_tokens: int = 0
+    prompt_logprobs: None = None
+    error: str | None = None

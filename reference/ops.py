@@ -1,0 +1,191 @@
+"""The contract of every tensor operation: what `Ops` promises, in which order it adds, what it rounds.
+
+`reference/` (pure PyTorch) is the definition; `kernels/cpu` equals it bit for bit on every input,
+`kernels/gpu` on the exact lattice and within a bound elsewhere. A module that has these functions
+satisfies `Ops`. This file owns names and types only and computes nothing.
+
+The law of this layer: **a row's bits do not depend on its neighbours**, on their number, on how a
+sequence is cut into chunks, on the block size or on the number of threads.
+
+Common words of the shapes: tokens (all query tokens of a step, sequence after sequence), rows (the
+sequences of a step), slots (places in the device table), blocks and block_size (KV memory), heads,
+kv_heads, head_dim, vocab. `dtype` is the model's: float32 or bfloat16. Suffixes of dense code:
+t tokens, r rows, h heads, k kv heads, d head_dim, v vocab, b blocks, s place in a block.
+
+Arithmetic that all share, unless an operation says otherwise:
+
+* Inputs are widened to float32, every step is one IEEE float32 operation (round to nearest even),
+  never contracted into a fused multiply-add, and the result is rounded once to `dtype`.
+* A sum over the width of a row has 16 lanes: lane j adds elements j, j+16, j+32, ... in order,
+  then lanes fold by halves (8, 4, 2, 1: lane j += lane j+half). Widths are multiples of 16.
+* exp2 and log2 are the polynomials of `reference.activation` (plain multiplies and adds).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
+
+from torch import Tensor, dtype
+
+KV_TILE = 64
+"""Keys in one unit of attention arithmetic, at absolute positions; no block size changes a bit."""
+
+
+class KVCache(Protocol):
+    """Keys and values of one layer. The layout is private to the `Ops` module that made it."""
+
+    num_blocks: int
+    block_size: int
+
+
+class Batch(NamedTuple):
+    """The variable-length batch of one step: prefill, decode and verification alike.
+
+    Row r holds the last `query_starts[r+1] - query_starts[r]` tokens of a sequence of `kv_lens[r]`
+    tokens whose keys and values live in the blocks `block_tables[slots[r]]`.
+    """
+
+    positions: Tensor
+    """[tokens] int32, absolute position of each query token."""
+    places: Tensor
+    """[tokens] int64, `block * block_size + offset` where the token's key and value are written."""
+    query_starts: Tensor
+    """[rows + 1] int32, cumulative query lengths, first 0."""
+    kv_lens: Tensor
+    """[rows] int32, keys of the sequence including this step's."""
+    slots: Tensor
+    """[rows] int32, the row's line in `block_tables`."""
+    block_tables: Tensor
+    """[num_slots, max_blocks] int32, contiguous; entries past a sequence's blocks are undefined."""
+
+
+@dataclass(slots=True, eq=False)
+class PackedLinear:
+    """A weight in the form that its `Ops` module multiplies by. See `Ops.pack_linear`."""
+
+    in_features: int
+    out_features: int
+    segments: tuple[Any, ...]
+    """One packed weight for each K segment, left to right."""
+    bias: Tensor | None
+    padded: int
+    """Rows are padded up to a multiple of this (2 when single rows differ, 16 in the fallback)."""
+
+
+class SamplingRows(NamedTuple):
+    """How each row of logits is turned into a token."""
+
+    temperature: Tensor
+    """[rows] float32, 0 means greedy (and the filters and noise are not used)."""
+    top_k: Tensor
+    """[rows] int32, 0 means no limit."""
+    top_p: Tensor
+    """[rows] float32 in (0, 1]; 1 means no limit."""
+    min_p: Tensor
+    """[rows] float32 in [0, 1]; 0 means no limit."""
+    seeds: Tensor
+    """[rows] int64, the 64 bits of the request's seed: the Philox key (low word, high word)."""
+    indices: Tensor
+    """[rows] int32, index of the token among the request's outputs, from 0."""
+
+
+class Logprobs(NamedTuple):
+    """Log probabilities (natural) of the raw logits, before temperature and filters."""
+
+    sampled: Tensor
+    """[rows] float32, of the sampled token."""
+    ranks: Tensor
+    """[rows] int32, 1 + the number of tokens with a strictly greater logit."""
+    top_ids: Tensor
+    """[rows, k] int32, the k greatest, ties to the lowest id."""
+    top: Tensor
+    """[rows, k] float32."""
+
+
+class Ops(Protocol):
+    """All tensor operations of the data plane; satisfied by modules."""
+
+    def new_kv_cache(
+        self, num_blocks: int, block_size: int, kv_heads: int, head_dim: int, dtype: dtype
+    ) -> KVCache:
+        """Allocate the keys and values of one layer, zeroed. head_dim is a multiple of 16."""
+
+    def copy_blocks(self, cache: KVCache, sources: Tensor, targets: Tensor) -> None:
+        """Copy whole blocks inside one layer, in order. sources, targets: [n] int64."""
+
+    def read_kv(self, cache: KVCache, places: Tensor) -> tuple[Tensor, Tensor]:
+        """Return (k, v), each [n, kv_heads, head_dim] dtype, at places [n] int64. For tests and dumps."""
+
+    def embed(self, tokens: Tensor, weight: Tensor) -> Tensor:
+        """Gather rows. tokens: [tokens] int32; weight: [vocab, hidden] dtype -> [tokens, hidden]."""
+
+    def pack_linear(
+        self, weight: Tensor, bias: Tensor | None, *, segments: int = 1, padded: int = 2
+    ) -> PackedLinear:
+        """Prepare weight [out, in] (and bias [out]) once at load. The weight may be freed after.
+
+        `segments` cuts K into that many equal parts, each a multiple of 16 (ValueError otherwise).
+        """
+
+    def linear(self, x: Tensor, weight: PackedLinear) -> Tensor:
+        """Multiply x [tokens, in] dtype -> [tokens, out] dtype.
+
+        One segment: the packed oneDNN matmul, float32 accumulation, bias inside. More segments: each
+        is rounded to dtype, widened, added by a fixed binary tree (neighbours first) in float32, then
+        bias, then one rounding. Both CPU implementations share the oneDNN call; rows keep their bits
+        at every number of rows because single rows are padded (see `reference.linear`).
+        """
+
+    def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        """Return x / sqrt(mean(x^2) + eps) * weight over the last axis: [tokens, hidden] dtype.
+
+        s = 16-lane sum of x*x; r = 1 / sqrt(s / width + eps); y = (x * r) * weight; one rounding.
+        """
+
+    def add_rms_norm(self, x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> Tensor:
+        """Add x into residual in place (rounded to dtype), return rms_norm of the rounded sum."""
+
+    def qkv_post(
+        self,
+        qkv: Tensor,
+        batch: Batch,
+        cos_sin: Tensor,
+        norms: tuple[Tensor, Tensor] | None,
+        eps: float,
+        cache: KVCache,
+    ) -> Tensor:
+        """Split, normalize, rotate, and write keys and values; return q [tokens, heads, head_dim].
+
+        qkv: [tokens, (heads + 2 kv_heads) * head_dim] dtype, order q, k, v. cos_sin: [max_positions,
+        head_dim] float32, cosines of the head_dim/2 frequencies, then sines. norms: the per-head RMS
+        weights of q and k [head_dim] dtype (Qwen3), or None. Rotation pairs element i with
+        i + head_dim/2: (a*cos - b*sin, b*cos + a*sin), on the unrounded norm. One rounding at the end.
+        """
+
+    def paged_attention(
+        self, q: Tensor, cache: KVCache, batch: Batch, *, scale: float, window: int = 0
+    ) -> Tensor:
+        """Causal attention of q [tokens, heads, head_dim] over the cache -> the same shape, dtype.
+
+        A query at position p sees keys max(0, p - window + 1) .. p (window 0: all). Query head h reads
+        kv head h // (heads / kv_heads). The normative order is written in `reference.attention`.
+        """
+
+    def silu_mul(self, gate_up: Tensor) -> Tensor:
+        """Return silu(gate) * up: [tokens, 2 * width] dtype (gate first) -> [tokens, width].
+
+        silu(x) = x / (1 + exp2(-x * log2(e))), exp2 argument clamped to [-126, 126].
+        """
+
+    def sample(self, logits: Tensor, rows: SamplingRows) -> Tensor:
+        """Draw one token a row: logits [rows, vocab] dtype or float32 -> [rows] int32.
+
+        Greedy: the greatest logit, ties to the lowest id. Else argmax over the kept tokens of
+        logits / T + Gumbel(seed, index, token), ties to the lowest id. A row with a NaN, or with no
+        finite logit, gives -1. Filters, in this order, on x = logits / T: min_p, top_k, top_p; top_p
+        sums probabilities in 64-bit integers so that no order of addition exists. `reference.sampling`.
+        """
+
+    def logprobs(self, logits: Tensor, tokens: Tensor, k: int) -> Logprobs:
+        """Log probabilities of tokens [rows] int32 and of the k greatest (k may be 0)."""
