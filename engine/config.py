@@ -29,6 +29,8 @@ class EngineConfig(Struct, frozen=True, kw_only=True):
     """A checkpoint directory, or the name of one in the hub's local cache."""
     tokenizer: str | None = None
     """Another directory for the tokenizer; None: the model's."""
+    skip_tokenizer_init: bool = False
+    """Token ids in, token ids out: no tokenizer is loaded."""
     dtype: DTypeName = "auto"
     load_format: LoadFormat = "auto"
     backend: Backend = "auto"

@@ -63,7 +63,8 @@ class SamplingParams(Struct, frozen=True, kw_only=True):
             _integer(self, "seed", -(2**63), 2**64 - 1)
         if self.logprobs is not None:
             _integer(self, "logprobs", 0, MAX_LOGPROBS)
-        for name in ("ignore_eos", "include_stop_str_in_output", "skip_special_tokens", "detokenize"):
+        flags = ("ignore_eos", "include_stop_str_in_output", "skip_special_tokens", "detokenize")
+        for name in flags:
             if not isinstance(getattr(self, name), bool):
                 raise _wrong(self, name, "true or false")
         _stops(self)
@@ -105,7 +106,9 @@ def _stops(params: SamplingParams) -> None:
         stop_ids = tuple(ids or ())
     except TypeError:
         stop_ids = (None,)
-    good = all(isinstance(i, Integral) and not isinstance(i, bool) and 0 <= i < 2**31 for i in stop_ids)
+    good = all(
+        isinstance(i, Integral) and not isinstance(i, bool) and 0 <= i < 2**31 for i in stop_ids
+    )
     if len(stop_ids) > MAX_STOPS or not good:
         raise _wrong(params, "stop_token_ids", f"at most {MAX_STOPS} token ids")
     if stops and not params.detokenize:

@@ -1,8 +1,9 @@
 """The one message between the planes: StepPlan goes to the device, StepResult comes back.
 
 A plan is complete, the device needs nothing else, and it is a diff: the device keeps the same table
-of slots as the scheduler (tokens, blocks, sampling parameters by slot), and a plan names what changed.
-Plans are executed in the order of their `step`. All arrays are numpy int32 unless said otherwise.
+of slots as the scheduler (tokens, blocks, sampling parameters by slot), and a plan names what
+changed. Plans are executed in the order of their `step`. All arrays are numpy int32 unless said
+otherwise.
 """
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
-"""The contract of every tensor operation: what `Ops` promises, in which order it adds, what it rounds.
+"""The contract of every tensor operation: what `Ops` promises, in which order it adds, what it
+rounds.
 
 `reference/` (pure PyTorch) is the definition; `kernels/cpu` equals it bit for bit on every input,
 `kernels/gpu` on the exact lattice and within a bound elsewhere. A module that has these functions
@@ -115,10 +116,12 @@ class Ops(Protocol):
         """Copy whole blocks inside one layer, in order. sources, targets: [n] int64."""
 
     def read_kv(self, cache: KVCache, places: Tensor) -> tuple[Tensor, Tensor]:
-        """Return (k, v), each [n, kv_heads, head_dim] dtype, at places [n] int64. For tests and dumps."""
+        """Return (k, v), each [n, kv_heads, head_dim] dtype, at places [n] int64. For tests and
+        dumps."""
 
     def embed(self, tokens: Tensor, weight: Tensor) -> Tensor:
-        """Gather rows. tokens: [tokens] int32; weight: [vocab, hidden] dtype -> [tokens, hidden]."""
+        """Gather rows. tokens: [tokens] int32; weight: [vocab, hidden] dtype -> [tokens,
+        hidden]."""
 
     def pack_linear(
         self, weight: Tensor, bias: Tensor | None, *, segments: int = 1, padded: int = 2
@@ -131,10 +134,11 @@ class Ops(Protocol):
     def linear(self, x: Tensor, weight: PackedLinear) -> Tensor:
         """Multiply x [tokens, in] dtype -> [tokens, out] dtype.
 
-        One segment: the packed oneDNN matmul, float32 accumulation, bias inside. More segments: each
-        is rounded to dtype, widened, added by a fixed binary tree (neighbours first) in float32, then
-        bias, then one rounding. Both CPU implementations share the oneDNN call; rows keep their bits
-        at every number of rows because single rows are padded (see `reference.linear`).
+        One segment: the packed oneDNN matmul, float32 accumulation, bias inside. More segments:
+        each is rounded to dtype, widened, added by a fixed binary tree (neighbours first) in
+        float32, then bias, then one rounding. Both CPU implementations share the oneDNN call; rows
+        keep their bits at every number of rows because single rows are padded (see
+        `reference.linear`).
         """
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -157,10 +161,11 @@ class Ops(Protocol):
     ) -> Tensor:
         """Split, normalize, rotate, and write keys and values; return q [tokens, heads, head_dim].
 
-        qkv: [tokens, (heads + 2 kv_heads) * head_dim] dtype, order q, k, v. cos_sin: [max_positions,
-        head_dim] float32, cosines of the head_dim/2 frequencies, then sines. norms: the per-head RMS
-        weights of q and k [head_dim] dtype (Qwen3), or None. Rotation pairs element i with
-        i + head_dim/2: (a*cos - b*sin, b*cos + a*sin), on the unrounded norm. One rounding at the end.
+        qkv: [tokens, (heads + 2 kv_heads) * head_dim] dtype, order q, k, v. cos_sin:
+        [max_positions, head_dim] float32, cosines of the head_dim/2 frequencies, then sines.
+        norms: the per-head RMS weights of q and k [head_dim] dtype (Qwen3), or None. Rotation
+        pairs element i with i + head_dim/2: (a*cos - b*sin, b*cos + a*sin), on the unrounded norm.
+        One rounding at the end.
         """
 
     def paged_attention(
@@ -168,8 +173,9 @@ class Ops(Protocol):
     ) -> Tensor:
         """Causal attention of q [tokens, heads, head_dim] over the cache -> the same shape, dtype.
 
-        A query at position p sees keys max(0, p - window + 1) .. p (window 0: all). Query head h reads
-        kv head h // (heads / kv_heads). The normative order is written in `reference.attention`.
+        A query at position p sees keys max(0, p - window + 1) .. p (window 0: all). Query head h
+        reads kv head h // (heads / kv_heads). The normative order is written in
+        `reference.attention`.
         """
 
     def silu_mul(self, gate_up: Tensor) -> Tensor:
@@ -183,8 +189,9 @@ class Ops(Protocol):
 
         Greedy: the greatest logit, ties to the lowest id. Else argmax over the kept tokens of
         logits / T + Gumbel(seed, index, token), ties to the lowest id. A row with a NaN, or with no
-        finite logit, gives -1. Filters, in this order, on x = logits / T: min_p, top_k, top_p; top_p
-        sums probabilities in 64-bit integers so that no order of addition exists. `reference.sampling`.
+        finite logit, gives -1. Filters, in this order, on x = logits / T: min_p, top_k, top_p;
+        top_p sums probabilities in 64-bit integers so that no order of addition exists.
+        `reference.sampling`.
         """
 
     def logprobs(self, logits: Tensor, tokens: Tensor, k: int) -> Logprobs:

@@ -1,0 +1,50 @@
+# Each target does all its own set-up. PYTHON chooses the interpreter (3.11 to 3.13).
+PYTHON ?= python3
+BIN := .venv/bin
+HOST ?= 127.0.0.1
+PORT ?= 8000
+MINUTES ?= 5
+
+.PHONY: serve test check fuzz bench format demo clean
+
+serve: .venv/.runtime
+	$(BIN)/quire serve --host $(HOST) --port $(PORT)
+
+test: .venv/.dev
+	$(BIN)/pytest -n 2 --dist worksteal
+
+check: .venv/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
+	$(BIN)/mypy
+
+fuzz: .venv/.dev
+	$(BIN)/python -m quire.fuzz.run --minutes $(MINUTES)
+
+bench: .venv/.dev
+	$(BIN)/python -m quire.benchmarks.scheduler
+	$(BIN)/python -m quire.benchmarks.kernels
+	$(BIN)/python -m quire.benchmarks.attention
+	$(BIN)/python -m quire.benchmarks.offline
+
+demo: .venv/.dev
+	$(BIN)/python -m quire.demo.train
+
+format: .venv/.dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+.venv/bin/python:
+	$(PYTHON) -m venv .venv
+
+.venv/.runtime: pyproject.toml | .venv/bin/python
+	$(BIN)/pip install --quiet -e .
+	touch $@
+
+.venv/.dev: pyproject.toml | .venv/bin/python
+	$(BIN)/pip install --quiet -e '.[dev]'
+	touch $@ .venv/.runtime
+
+clean:
+	rm -rf .venv build *.egg-info

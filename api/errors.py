@@ -1,0 +1,107 @@
+"""Errors at the HTTP edge: every one leaves in OpenAI's shape and says what was given and allowed.
+
+Owns the map from exceptions to statuses. The body of an internal error tells nothing of its cause;
+the log does.
+"""
+
+from __future__ import annotations
+
+import logging
+from http import HTTPStatus
+
+import msgspec
+from aiohttp import web
+from aiohttp.typedefs import Handler
+
+from ..engine.errors import EngineError, ParamsError, QuireError
+from .schema import ErrorBody, ErrorDetail
+
+logger = logging.getLogger("quire")
+
+INVALID = "invalid_request_error"
+SERVER = "server_error"
+
+
+class ApiError(QuireError):
+    """A request that is answered with an error."""
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        status: int = 400,
+        kind: str = INVALID,
+        param: str | None = None,
+        code: str | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.kind = kind
+        self.param = param
+        self.code = code
+
+    def body(self) -> ErrorBody:
+        """What the client reads."""
+        return ErrorBody(ErrorDetail(str(self), self.kind, self.param, self.code))
+
+
+def internal_error() -> ApiError:
+    """The answer to a fault of ours; the log has the cause."""
+    return ApiError("The server failed on this request; its log says why.", status=500, kind=SERVER)
+
+
+def api_error(error: Exception) -> ApiError:
+    """What a client is told of an exception."""
+    match error:
+        case ApiError():
+            return error
+        case ParamsError():
+            return ApiError(str(error), param=error.param)
+        case EngineError():
+            return ApiError(str(error), status=503, kind=SERVER, code="engine_unavailable")
+        case QuireError():
+            return ApiError(str(error))
+        case RecursionError():
+            return ApiError("The request is nested too deeply.")
+        case web.HTTPException():
+            return _http_error(error)
+        case _:
+            logger.error("internal error", exc_info=error)
+            return internal_error()
+
+
+def _http_error(error: web.HTTPException) -> ApiError:
+    message = f"{HTTPStatus(error.status).phrase}."
+    return ApiError(message, status=error.status, kind=INVALID if error.status < 500 else SERVER)
+
+
+def error_response(error: ApiError) -> web.Response:
+    """The whole answer to a failed request."""
+    return web.Response(
+        status=error.status,
+        body=msgspec.json.encode(error.body()),
+        content_type="application/json",
+    )
+
+
+@web.middleware
+async def error_middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Turn whatever a handler raises into an OpenAI-shaped error."""
+    try:
+        return await handler(request)
+    except ConnectionError:
+        raise  # the client is gone: nobody to tell
+    except web.HTTPMethodNotAllowed as error:
+        allowed = ", ".join(sorted(error.allowed_methods))
+        response = error_response(
+            ApiError(
+                f"{request.path} does not take {request.method}: it takes {allowed}.", status=405
+            )
+        )
+        response.headers["Allow"] = allowed
+        return response
+    except web.HTTPNotFound:
+        message = f"There is no {request.path[:200]} here: the API lies under /v1."
+        return error_response(ApiError(message, status=404, code="unknown_url"))
+    except Exception as error:
+        return error_response(api_error(error))

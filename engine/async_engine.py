@@ -1,0 +1,233 @@
+"""AsyncEngine: the engine inside an asyncio application.
+
+Everything but the computing happens in the caller's loop, so nothing needs a lock; the executor's
+thread computes with the GIL released. One task drives the core; each open request has one Event.
+A slow reader costs nothing: what it has not read waits in its output state, once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import AsyncGenerator, Sequence
+from types import TracebackType
+from typing import Any
+
+from .build import build_engine
+from .config import EngineConfig
+from .errors import EngineError
+from .front import Front
+from .metrics import EngineMetrics
+from .params import SamplingParams
+from .request import RequestOutput
+from .text.output import OutputKind
+from .text.prepare import Prepared, Prompt
+from .text.tokenizer import Tokenizer
+
+logger = logging.getLogger("quire")
+
+LONG_PROMPT_CHARS = 4096
+"""A longer text is tokenized in a thread (its work releases the GIL): 1 ms is about 4,096 chars."""
+
+
+class AsyncEngine:
+    """An async context manager: `async with AsyncEngine(model=...) as engine`.
+
+    Options are EngineConfig's fields. All methods belong to the loop that started it.
+    """
+
+    def __init__(self, config: EngineConfig | None = None, **options: Any) -> None:
+        self.config = config if config is not None else EngineConfig(**options)
+        self._front: Front | None = None
+        self._task: asyncio.Task[None] | None = None
+        self._wake = asyncio.Event()
+        self._events: dict[str, asyncio.Event] = {}
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self._accepting = False
+        self._error: BaseException | None = None
+
+    async def start(self) -> None:
+        """Load the model and begin to serve. ConfigError or CheckpointError if it cannot."""
+        assert self._front is None, "the engine was started already"
+        self._front = await asyncio.to_thread(lambda: Front(build_engine(self.config)))
+        self._accepting = True
+        self._task = asyncio.create_task(self._drive(self._front), name="quire-engine")
+
+    async def stop(self, drain_timeout_s: float = 0.0) -> None:
+        """Refuse new requests, let the running ones finish up to a time, end the rest."""
+        self._accepting = False
+        front = self._front
+        if front is None or self._task is None:
+            return
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._idle.wait(), drain_timeout_s)
+        for request_id in front.open_ids:
+            await self.abort(request_id)
+        self._task.cancel()
+        await asyncio.gather(self._task, return_exceptions=True)
+        self._task = None
+        await asyncio.to_thread(front.core.close)
+
+    async def __aenter__(self) -> AsyncEngine:
+        await self.start()
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        await self.stop()
+
+    @property
+    def front(self) -> Front:
+        """The started engine. EngineError before start."""
+        if self._front is None:
+            raise EngineError("the engine is not started: use `async with` or await start().")
+        return self._front
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The checkpoint's tokenizer."""
+        return self.front.tokenizer
+
+    @property
+    def metrics(self) -> EngineMetrics:
+        """Prometheus metrics of this engine."""
+        return self.front.metrics
+
+    @property
+    def model_name(self) -> str:
+        """The name that the model is served under."""
+        return self.front.model_name
+
+    @property
+    def max_model_len(self) -> int:
+        """Most tokens, prompt and output together, that a request may have."""
+        return self.front.max_model_len
+
+    @property
+    def num_unfinished(self) -> int:
+        """Requests that have not ended."""
+        return self.front.num_open if self._front else 0
+
+    @property
+    def is_running(self) -> bool:
+        """Whether new requests are accepted."""
+        return self._accepting and not self.errored
+
+    @property
+    def errored(self) -> bool:
+        """Whether the driving task died; every request was told."""
+        return self._error is not None
+
+    def chat_prompt(self, messages: Sequence[dict[str, Any]], **options: Any) -> str:
+        """Render a conversation by the chat template. See Front.chat_prompt."""
+        return self.front.chat_prompt(messages, **options)
+
+    def prepare(
+        self,
+        prompt: Prompt | Prepared,
+        params: SamplingParams | None = None,
+        request_id: str | None = None,
+        *,
+        priority: int = 0,
+        cache_salt: str | None = None,
+    ) -> Prepared:
+        """Check and tokenize; ParamsError now instead of in the stream. Give it to generate()."""
+        return self.front.prepare(
+            prompt,
+            params,
+            request_id,
+            priority=priority,
+            cache_salt=cache_salt,
+            now_s=time.monotonic(),
+        )
+
+    async def generate(
+        self,
+        prompt: Prompt | Prepared,
+        params: SamplingParams | None = None,
+        request_id: str | None = None,
+        *,
+        priority: int = 0,
+        cache_salt: str | None = None,
+        output_kind: OutputKind = "cumulative",
+    ) -> AsyncGenerator[RequestOutput, None]:
+        """Stream a request's output; the last one has `finished`. Closing the stream aborts it.
+
+        output_kind: "cumulative" (all so far), "delta" (what is new), "final" (the end only).
+        ParamsError for bad input, EngineError when the engine does not accept requests. A request
+        that the engine could not finish ends with finish_reason "error" and `error` set.
+        """
+        front = self.front
+        now_s = time.monotonic()
+        if isinstance(prompt, str) and len(prompt) > LONG_PROMPT_CHARS:
+            ids = await asyncio.to_thread(front.tokenizer.encode, prompt)
+            prompt = {"prompt": prompt, "prompt_token_ids": ids}
+        prepared = front.prepare(
+            prompt, params, request_id, priority=priority, cache_salt=cache_salt, now_s=now_s
+        )
+        if not self.is_running:
+            raise EngineError("the engine is shutting down or has failed: no new requests.")
+        state = front.add(prepared, now_s)
+        name = prepared.request.request_id
+        event = self._events[name] = asyncio.Event()
+        self._idle.clear()
+        self._wake.set()
+        try:
+            while True:
+                await event.wait()
+                event.clear()
+                if output_kind == "final" and not state.finished:
+                    continue
+                output = state.output(output_kind)
+                yield output
+                if output.finished:
+                    return
+        finally:
+            del self._events[name]
+            if not self._events:
+                self._idle.set()
+            if not state.finished:
+                front.abort(name, time.monotonic())
+
+    async def abort(self, request_id: str) -> None:
+        """End a request; its stream gets what it has with finish_reason "abort"."""
+        self._tell(self.front.abort(request_id, time.monotonic()))
+
+    def _tell(self, request_ids: Sequence[str]) -> None:
+        for request_id in request_ids:
+            event = self._events.get(request_id)
+            if event is not None:
+                event.set()
+
+    async def _drive(self, front: Front) -> None:
+        """Launch, wait, land, for as long as the engine lives."""
+        core = front.core
+        try:
+            while True:
+                num_tokens = core.launch()
+                oldest = core.oldest
+                if oldest is None:
+                    front.observe_step(0)
+                    self._wake.clear()
+                    await self._wake.wait()
+                    continue
+                # wait() and not the future itself: its exception is land()'s to handle, and a
+                # cancelled driver must not cancel a step that the device is computing.
+                await asyncio.wait([asyncio.wrap_future(oldest)])
+                self._tell(front.deliver(core.land(), time.monotonic()))
+                front.observe_step(num_tokens)
+        except asyncio.CancelledError:
+            raise
+        except BaseException as error:
+            logger.exception("the engine stopped")
+            self._error = error
+            for request_id in front.open_ids:
+                await self.abort(request_id)
+            raise

@@ -1,0 +1,85 @@
+"""The loop body that both planes meet in: plan, commit, submit; land, retire.
+
+EngineCore owns the plans in flight and nothing else; it knows the scheduler and an executor, no
+tensor, no clock, no asyncio. Its driver waits on `oldest` in its own way (`.result()` offline,
+`asyncio.wrap_future` in a loop) and then calls `land`.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from concurrent.futures import Future
+
+from .executor.base import Executor
+from .plan import StepPlan, StepResult
+from .request import Request, TokenEvents
+from .sched.scheduler import Scheduler
+
+logger = logging.getLogger("quire")
+
+
+class EngineCore:
+    """Drives one scheduler and one executor, `overlap` plans deep. Not thread-safe."""
+
+    def __init__(self, scheduler: Scheduler, executor: Executor, *, overlap: int) -> None:
+        self.scheduler = scheduler
+        self._executor = executor
+        self._overlap = overlap
+        self._in_flight: deque[tuple[StepPlan, Future[StepResult]]] = deque()
+
+    @property
+    def oldest(self) -> Future[StepResult] | None:
+        """The result to wait for next, None when nothing is in flight."""
+        return self._in_flight[0][1] if self._in_flight else None
+
+    @property
+    def has_unfinished(self) -> bool:
+        """Whether any request waits or runs, or a step is still in flight."""
+        return bool(self._in_flight) or self.scheduler.has_unfinished
+
+    def add(self, request: Request) -> None:
+        """Queue a request. ParamsError if it can never fit or its id is alive."""
+        self.scheduler.add(request)
+
+    def abort(self, request_id: str) -> TokenEvents | None:
+        """End a request in whatever state it is; None if it is not alive."""
+        return self.scheduler.abort(request_id)
+
+    def launch(self) -> int:
+        """Submit as many steps as may be in flight; return how many tokens they compute."""
+        num_tokens = 0
+        while len(self._in_flight) < self._overlap:
+            decision = self.scheduler.plan()
+            if decision is None:
+                break
+            plan = self.scheduler.commit(decision)
+            self._in_flight.append((plan, self._executor.submit(plan)))
+            num_tokens += plan.num_scheduled_tokens
+        return num_tokens
+
+    def land(self) -> TokenEvents:
+        """Retire the oldest step, which must be in flight; wait for it if it is not done.
+
+        A step that failed ends every request with a step in flight, with reason "error".
+        """
+        assert self._in_flight, "land without a step in flight"
+        plan, future = self._in_flight.popleft()
+        try:
+            result = future.result()
+        except Exception as error:
+            logger.exception("step %d failed", plan.step)
+            self._drain()
+            return self.scheduler.fail(f"{type(error).__name__}: {error}")
+        return self.scheduler.retire(plan, result)
+
+    def _drain(self) -> None:
+        """Wait for the steps behind a failed one; what they gave is worthless."""
+        while self._in_flight:
+            _, future = self._in_flight.popleft()
+            future.exception()
+
+    def close(self) -> None:
+        """Wait for what is in flight and release the device."""
+        self._drain()
+        self._executor.close()

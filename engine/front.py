@@ -1,0 +1,192 @@
+"""The side of the engine that users face: prompts in, RequestOutputs out, around one EngineCore.
+
+Front owns the open requests' output states and their times. LLM and AsyncEngine both stand on it
+and add only their way of waiting. It does not wait itself and it does not read a clock: times are
+arguments.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from .build import EngineParts
+from .errors import ConfigError, ParamsError
+from .metrics import EngineMetrics
+from .params import SamplingParams
+from .request import Finished, TokenEvents
+from .text.chat import ChatTemplate
+from .text.output import OutputState
+from .text.prepare import Prepared, Prompt, RequestBuilder
+from .text.tokenizer import Tokenizer, load_tokenizer
+
+
+@dataclass(slots=True, eq=False)
+class Open:
+    """One request that has not been told its end."""
+
+    state: OutputState
+    arrival_s: float
+    last_token_s: float | None = None
+    num_tokens: int = 0
+
+
+class Front:
+    """Prepare, add, deliver, abort. Not thread-safe."""
+
+    def __init__(self, parts: EngineParts) -> None:
+        config = parts.config
+        self.core = parts.core
+        self.config = config
+        self.max_model_len = parts.max_model_len
+        self.model_name = config.served_model_name or config.model
+        self._tokenizer = (
+            None if config.skip_tokenizer_init else load_tokenizer(parts.tokenizer_path)
+        )
+        self._chat_template: ChatTemplate | None = None
+        self.metrics = EngineMetrics(self.model_name)
+        self._builder = RequestBuilder(
+            self._tokenizer,
+            vocab_size=parts.vocab_size,
+            max_model_len=parts.max_model_len,
+            eos_token_ids=parts.eos_token_ids,
+            seed=config.seed,
+        )
+        self._open: dict[str, Open] = {}
+        self._ids = itertools.count()
+        self._seen = self.core.scheduler.stats
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The checkpoint's tokenizer. ConfigError under skip_tokenizer_init."""
+        if self._tokenizer is None:
+            raise ConfigError("this needs a tokenizer, and skip_tokenizer_init is set.")
+        return self._tokenizer
+
+    @property
+    def num_open(self) -> int:
+        """Requests that were added and have not ended."""
+        return len(self._open)
+
+    @property
+    def open_ids(self) -> list[str]:
+        """Their ids, oldest first."""
+        return list(self._open)
+
+    def prepare(
+        self,
+        prompt: Prompt | Prepared,
+        params: SamplingParams | None = None,
+        request_id: str | None = None,
+        *,
+        priority: int = 0,
+        cache_salt: str | None = None,
+        now_s: float = 0.0,
+    ) -> Prepared:
+        """Check and tokenize a prompt. ParamsError says what is wrong with it."""
+        if isinstance(prompt, Prepared):
+            return prompt
+        name = f"request-{next(self._ids)}" if request_id is None else request_id
+        return self._builder.build(
+            prompt, params, name, priority=priority, arrival_s=now_s, cache_salt=cache_salt
+        )
+
+    def chat_prompt(
+        self,
+        messages: Sequence[dict[str, Any]],
+        *,
+        tools: Sequence[dict[str, Any]] | None = None,
+        add_generation_prompt: bool = True,
+        **template_kwargs: Any,
+    ) -> str:
+        """Render a conversation by the checkpoint's chat template. ParamsError if it cannot."""
+        if self._chat_template is None:
+            self._chat_template = ChatTemplate.from_tokenizer(self.tokenizer)
+        return self._chat_template.render(
+            messages, tools=tools, add_generation_prompt=add_generation_prompt, **template_kwargs
+        )
+
+    def chat_token_ids(self, messages: Sequence[dict[str, Any]], **options: Any) -> list[int]:
+        """Tokens of `chat_prompt`; the template itself writes the special tokens."""
+        return self.tokenizer.encode(
+            self.chat_prompt(messages, **options), add_special_tokens=False
+        )
+
+    def add(self, prepared: Prepared, now_s: float) -> OutputState:
+        """Queue a prepared request. ParamsError if its id is open or it can never fit."""
+        request = prepared.request
+        if request.request_id in self._open:
+            raise ParamsError(
+                f"request_id {request.request_id!r} is in use by a request that has not ended.",
+                "request_id",
+            )
+        self.core.add(request)
+        state = OutputState(request, prepared.prompt_text, self._tokenizer)
+        self._open[request.request_id] = Open(state, now_s)
+        return state
+
+    def abort(self, request_id: str, now_s: float) -> list[str]:
+        """End a request; return [request_id] if it was open."""
+        events = self.core.abort(request_id)
+        return self.deliver(events, now_s) if events is not None else []
+
+    def deliver(self, events: TokenEvents, now_s: float) -> list[str]:
+        """Push a step's tokens into the output states; return the ids that have something new.
+
+        A stop string ends its request here; the scheduler is told, and what it says of it is
+        dropped.
+        """
+        finished: dict[int, Finished] = {end.index: end for end in events.finished}
+        tokens = events.token_ids.tolist()
+        cached = events.num_cached_tokens.tolist()
+        touched = []
+        first, later = [], []
+        for index, request_id in enumerate(events.request_ids):
+            entry = self._open.get(request_id)
+            if entry is None:
+                continue
+            if tokens[index] >= 0:
+                since = entry.arrival_s if entry.last_token_s is None else entry.last_token_s
+                (first if entry.last_token_s is None else later).append(now_s - since)
+                entry.last_token_s = now_s
+                entry.num_tokens += 1
+            entry.state.num_cached_tokens = cached[index]
+            end = finished.get(index)
+            logprobs = events.logprobs.row(index) if events.logprobs is not None else None
+            stopped = entry.state.push(tokens[index], end, logprobs)
+            if stopped and end is None:
+                self.core.abort(request_id)
+            if stopped or end is not None:
+                self._close(request_id, entry, now_s)
+            touched.append(request_id)
+        self.metrics.observe_tokens(first, later)
+        return touched
+
+    def _close(self, request_id: str, entry: Open, now_s: float) -> None:
+        del self._open[request_id]
+        self.metrics.observe_finished(
+            entry.state.finish_reason or "abort",
+            prompt_tokens=len(entry.state.request.prompt_token_ids),
+            output_tokens=entry.num_tokens,
+            e2e_seconds=now_s - entry.arrival_s,
+        )
+
+    def observe_step(self, num_tokens: int) -> None:
+        """Bring the scheduler's numbers into the metrics."""
+        scheduler = self.core.scheduler
+        stats, seen = scheduler.stats, self._seen
+        self._seen = stats
+        used = scheduler.num_blocks - scheduler.num_free_blocks
+        self.metrics.set_state(
+            running=scheduler.num_running,
+            waiting=scheduler.num_waiting,
+            kv_usage=used / max(1, scheduler.num_blocks),
+        )
+        if num_tokens:
+            self.metrics.observe_step(num_tokens)
+        self.metrics.add_prefix(
+            stats.prefix_queries - seen.prefix_queries, stats.prefix_hits - seen.prefix_hits
+        )
+        self.metrics.add_preemptions(stats.num_preemptions - seen.num_preemptions)

@@ -1,0 +1,168 @@
+"""LLM: offline generation in the caller's thread, vLLM's interface."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Any
+
+from .build import build_engine
+from .config import EngineConfig
+from .errors import ParamsError
+from .front import Front
+from .params import SamplingParams
+from .request import RequestOutput
+from .text.prepare import Prompt
+from .text.tokenizer import Tokenizer
+
+Message = dict[str, Any]
+
+
+class LLM:
+    """A model in memory, ready to generate. Options are EngineConfig's fields.
+
+    Raises ConfigError or CheckpointError when the model cannot be served. Not thread-safe.
+    """
+
+    def __init__(self, model: str | None = None, **options: Any) -> None:
+        if model is not None:
+            options["model"] = str(model)
+        self.config = EngineConfig(**options)
+        self._front = Front(build_engine(self.config))
+
+    def get_tokenizer(self) -> Tokenizer:
+        """The checkpoint's tokenizer."""
+        return self._front.tokenizer
+
+    @property
+    def max_model_len(self) -> int:
+        """Most tokens, prompt and output together, that a request may have."""
+        return self._front.max_model_len
+
+    def generate(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
+        *,
+        use_tqdm: bool = True,
+        priority: Sequence[int] | None = None,
+        cache_salt: str | None = None,
+    ) -> list[RequestOutput]:
+        """Continue every prompt; outputs in the order of the prompts.
+
+        A prompt is a text or a list of token ids; params are one for all or one for each. A bad
+        prompt raises ParamsError before anything runs.
+        """
+        items = _as_prompts(prompts)
+        params = _one_each(sampling_params, len(items), "sampling_params")
+        priorities = _one_each(priority, len(items), "priority") if priority is not None else None
+        now_s = time.monotonic()
+        prepared = [
+            self._front.prepare(
+                prompt,
+                params[index],
+                priority=priorities[index] if priorities else 0,
+                cache_salt=cache_salt,
+                now_s=now_s,
+            )
+            for index, prompt in enumerate(items)
+        ]
+        try:
+            states = [self._front.add(one, now_s) for one in prepared]
+            self._run(len(states), use_tqdm=use_tqdm)
+        except BaseException:
+            self._abandon()
+            raise
+        return [state.output("cumulative") for state in states]
+
+    def chat(
+        self,
+        messages: Sequence[Message] | Sequence[Sequence[Message]],
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
+        *,
+        use_tqdm: bool = True,
+        tools: Sequence[dict[str, Any]] | None = None,
+        add_generation_prompt: bool = True,
+        chat_template_kwargs: dict[str, Any] | None = None,
+    ) -> list[RequestOutput]:
+        """Answer one conversation or several by the checkpoint's chat template."""
+        if not messages:
+            raise ParamsError("messages is empty: give at least one message.", "messages")
+        conversations = [messages] if isinstance(messages[0], dict) else list(messages)
+        prompts = [
+            self._front.chat_token_ids(
+                conversation,  # type: ignore[arg-type]  # told apart by the first element
+                tools=tools,
+                add_generation_prompt=add_generation_prompt,
+                **(chat_template_kwargs or {}),
+            )
+            for conversation in conversations
+        ]
+        return self.generate(prompts, sampling_params, use_tqdm=use_tqdm)
+
+    def _run(self, num_requests: int, *, use_tqdm: bool) -> None:
+        """Drive the core until every request has ended."""
+        from tqdm import tqdm
+
+        front, core = self._front, self._front.core
+        with tqdm(total=num_requests, desc="requests", disable=not use_tqdm) as bar:
+            num_output_tokens = 0
+            started_s = time.monotonic()
+            while core.has_unfinished:
+                num_tokens = core.launch()
+                before = front.num_open
+                events = core.land()
+                now_s = time.monotonic()
+                front.deliver(events, now_s)
+                front.observe_step(num_tokens)
+                num_output_tokens += len(events.request_ids)
+                if front.num_open < before:
+                    rate = num_output_tokens / max(1e-9, now_s - started_s)
+                    bar.set_postfix_str(f"{rate:.1f} tokens/s", refresh=False)
+                    bar.update(before - front.num_open)
+
+    def _abandon(self) -> None:
+        """After an interruption: end all requests so that the next call finds the engine empty."""
+        now_s = time.monotonic()
+        for request_id in self._front.open_ids:
+            self._front.abort(request_id, now_s)
+        while self._front.core.oldest is not None:
+            self._front.deliver(self._front.core.land(), now_s)
+
+    def reset_prefix_cache(self) -> bool:
+        """Forget all cached prefixes; False (and nothing done) while requests are running."""
+        return self._front.core.scheduler.reset_prefix_cache()
+
+    def close(self) -> None:
+        """Release the executor's thread and the memory."""
+        self._front.core.close()
+
+    def __enter__(self) -> LLM:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def _as_prompts(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
+    """Tell one prompt (a text, token ids, a dict) from a list of them."""
+    if isinstance(prompts, str | dict):
+        return [prompts]
+    items = list(prompts)
+    if items and isinstance(items[0], int):
+        return [items]
+    return items
+
+
+def _one_each(value: Any, count: int, name: str) -> Sequence[Any]:
+    if isinstance(value, list | tuple):
+        if len(value) != count:
+            raise ParamsError(f"{name} has {len(value)} entries for {count} prompts.", name)
+        return value
+    return [value] * count

@@ -1,0 +1,83 @@
+"""Twin of reference.activation: the polynomials as helpers of other kernels, and gated SiLU."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ...reference.activation import EXP2_COEFFICIENTS, LOG2_E
+from .launch import compiled, inlined, run_ranges
+from .simd import bfloat16s, float32s, floor, from_bits, narrow, widen
+
+_LOG2_E = np.float32(LOG2_E)
+_E6, _E5, _E4, _E3, _E2, _E1, _E0 = (np.float32(c) for c in EXP2_COEFFICIENTS)
+_ONE = np.float32(1.0)
+_HALF = np.float32(0.5)
+_MIN_EXPONENT = np.float32(-126.0)
+_MAX_EXPONENT = np.float32(126.0)
+
+
+@inlined
+def exp2(x: Any) -> Any:
+    """Twin of reference.activation.exp2, but NaN gives 2^-126: callers look after NaN."""
+    x = x if x > _MIN_EXPONENT else _MIN_EXPONENT
+    n = floor(x + _HALF)
+    f = x - n
+    p = _E6 * f + _E5
+    p = p * f + _E4
+    p = p * f + _E3
+    p = p * f + _E2
+    p = p * f + _E1
+    p = p * f + _E0
+    return p * from_bits(np.uint32((np.int32(n) + np.int32(127)) << np.int32(23)))
+
+
+@inlined
+def _silu(gate: Any) -> Any:
+    t = -gate * _LOG2_E
+    t = t if t < _MAX_EXPONENT else _MAX_EXPONENT
+    return gate / (_ONE + exp2(t))
+
+
+@compiled("void(int64, int64, int64, int64, int64, int64)")
+def _silu_mul_float32(
+    gate_up: int, stride: int, out: int, width: int, start: int, end: int
+) -> None:
+    for row in range(start, end):
+        gate = float32s(gate_up + row * stride * 4, width)
+        up = float32s(gate_up + (row * stride + width) * 4, width)
+        y = float32s(out + row * width * 4, width)
+        for i in range(width):
+            y[i] = _silu(gate[i]) * up[i]
+
+
+@compiled("void(int64, int64, int64, int64, int64, int64)")
+def _silu_mul_bfloat16(
+    gate_up: int, stride: int, out: int, width: int, start: int, end: int
+) -> None:
+    for row in range(start, end):
+        gate = bfloat16s(gate_up + row * stride * 2, width)
+        up = bfloat16s(gate_up + (row * stride + width) * 2, width)
+        y = bfloat16s(out + row * width * 2, width)
+        for i in range(width):
+            y[i] = narrow(_silu(widen(gate[i])) * widen(up[i]))
+
+
+def silu_mul(gate_up: Tensor) -> Tensor:
+    """Twin of reference.activation.silu_mul."""
+    rows, double = gate_up.shape
+    width = double // 2
+    if gate_up.stride(1) != 1:
+        gate_up = gate_up.contiguous()
+    out = gate_up.new_empty((rows, width))
+    kernel = _silu_mul_bfloat16 if gate_up.dtype == torch.bfloat16 else _silu_mul_float32
+    source, stride, target = gate_up.data_ptr(), gate_up.stride(0), out.data_ptr()
+
+    def call(start: int, end: int) -> None:
+        kernel(source, stride, target, width, start, end)
+
+    run_ranges(call, rows, rows * width)
+    return out

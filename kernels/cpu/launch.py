@@ -1,0 +1,99 @@
+"""How compiled kernels are made and run: `compiled`, `inlined`, `run_ranges`.
+
+Kernels take addresses and sizes as plain integers (unboxing an array costs microseconds, an integer
+nothing), release the interpreter lock and never start threads. Work is split here, over Python
+threads: numba's own workqueue layer aborts the process when two threads call it at once.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from numba import njit
+from numba.core.caching import FunctionCache, IndexDataCacheFile
+
+MIN_WORK = 1 << 17
+"""Work for one thread that outweighs handing it over (tens of microseconds)."""
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+class _PackageCache(FunctionCache):  # type: ignore[misc]  # numba has no types
+    """numba's cache on disk, stale as soon as any kernel source changes.
+
+    numba looks only at the file of the compiled function: after a change of a helper in another file
+    it would go on running the old arithmetic.
+    """
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        super().__init__(function)
+        self._cache_file = IndexDataCacheFile(
+            cache_path=self._cache_path,
+            filename_base=self._impl.filename_base,
+            source_stamp=_source_stamp(),
+        )
+
+
+def _source_stamp() -> tuple[tuple[str, int, int], ...]:
+    """Name, time and size of every kernel source."""
+    sources = sorted(Path(__file__).parent.glob("*.py"))
+    return tuple((s.name, s.stat().st_mtime_ns, s.stat().st_size) for s in sources)
+
+
+def compiled(signature: str) -> Callable[[F], F]:
+    """Compile a kernel for one explicit signature, or load it from the cache on disk.
+
+    IEEE arithmetic as written: no fast-math, no contraction; division by zero gives infinity or NaN.
+    """
+
+    def decorate(function: F) -> F:
+        kernel: Any = njit(nogil=True, error_model="numpy")(function)
+        kernel._cache = _PackageCache(function)
+        kernel.compile(signature)
+        kernel.disable_compile()
+        return kernel  # type: ignore[no-any-return]  # numba has no types
+
+    return decorate
+
+
+def inlined(function: F) -> F:
+    """Mark a helper that kernels call: always inlined, so that loops around it vectorize."""
+    helper: F = njit(nogil=True, error_model="numpy", forceinline=True)(function)
+    return helper
+
+
+@cache
+def _pool(process_id: int, num_threads: int) -> ThreadPoolExecutor:
+    """One pool a process (threads do not survive a fork) and size."""
+    return ThreadPoolExecutor(num_threads, thread_name_prefix=f"quire-kernel-{process_id}")
+
+
+def run_ranges(call: Callable[[int, int], object], num_items: int, work: int) -> None:
+    """Run call(start, end) over ranges that cover [0, num_items), and return when all are done.
+
+    Ranges go to at most torch.get_num_threads() threads (the caller's is one of them), so that each
+    has MIN_WORK or more of `work`, the cost of all items in units of about a nanosecond. How the items
+    are split must not reach the result. Safe to call from several threads at once. An exception of a
+    range is raised here, after the others have ended.
+    """
+    parts = min(torch.get_num_threads(), num_items, work // MIN_WORK) if work > MIN_WORK else 1
+    if parts <= 1:
+        if num_items:
+            call(0, num_items)
+        return
+    pool = _pool(os.getpid(), torch.get_num_threads() - 1)
+    bounds = [num_items * part // parts for part in range(parts + 1)]
+    others = [pool.submit(call, bounds[i], bounds[i + 1]) for i in range(1, parts)]
+    try:
+        call(bounds[0], bounds[1])
+    finally:
+        errors = [future.exception() for future in others]
+    for error in errors:
+        if error is not None:
+            raise error

@@ -1,0 +1,130 @@
+"""What kernels are made of: memory at an address, bits of floats, bfloat16, and the 16-lane sum.
+
+Helpers only, no kernel. Plain loops over these arrays vectorize by themselves, since no step is
+reassociated; only the 16-lane sum, which LLVM may not vectorize without fast-math, is written in
+vectors. On narrower machines LLVM splits the vectors, with the same result in every lane.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import llvmlite.ir as ir
+import numpy as np
+from numba import carray, types
+from numba.core import cgutils
+from numba.extending import intrinsic
+
+from .launch import inlined
+
+LANES = 16
+_FLOAT = ir.FloatType()
+_FLOATS = ir.VectorType(_FLOAT, LANES)
+_I32 = ir.IntType(32)
+_I64 = ir.IntType(64)
+
+
+@intrinsic  # type: ignore[untyped-decorator]  # numba has no types
+def _pointer(_context: Any, address: Any) -> Any:
+    """Turn an integer into a pointer."""
+
+    def codegen(_context: Any, builder: Any, _signature: Any, args: Any) -> Any:
+        return builder.inttoptr(args[0], cgutils.voidptr_t)
+
+    return types.voidptr(types.intp), codegen
+
+
+@intrinsic  # type: ignore[untyped-decorator]  # numba has no types
+def bits(_context: Any, x: Any) -> Any:
+    """Return the bits of a float32 as uint32."""
+
+    def codegen(_context: Any, builder: Any, _signature: Any, args: Any) -> Any:
+        return builder.bitcast(args[0], _I32)
+
+    return types.uint32(types.float32), codegen
+
+
+@intrinsic  # type: ignore[untyped-decorator]  # numba has no types
+def from_bits(_context: Any, x: Any) -> Any:
+    """Return the float32 that has the bits of a uint32."""
+
+    def codegen(_context: Any, builder: Any, _signature: Any, args: Any) -> Any:
+        return builder.bitcast(args[0], _FLOAT)
+
+    return types.float32(types.uint32), codegen
+
+
+@intrinsic  # type: ignore[untyped-decorator]  # numba has no types
+def floor(_context: Any, x: Any) -> Any:
+    """Return the floor of a float32 (one instruction; np.floor would call the C library)."""
+
+    def codegen(_context: Any, builder: Any, _signature: Any, args: Any) -> Any:
+        function = cgutils.get_or_insert_function(
+            builder.module, ir.FunctionType(_FLOAT, [_FLOAT]), "llvm.floor.f32"
+        )
+        return builder.call(function, args)
+
+    return types.float32(types.float32), codegen
+
+
+@intrinsic  # type: ignore[untyped-decorator]  # numba has no types
+def sum_squares(_context: Any, address: Any, width: Any) -> Any:
+    """Return the 16-lane sum of x*x of float32[width] at an address; width is a multiple of 16.
+
+    The order of reference.ops: lane j adds elements j, j+16, .., then lanes fold by halves.
+    """
+
+    def codegen(_context: Any, builder: Any, _signature: Any, args: Any) -> Any:
+        address, width = args
+        total = cgutils.alloca_once_value(builder, ir.Constant(_FLOATS, [0.0] * LANES))
+        steps = builder.udiv(width, ir.Constant(_I64, LANES))
+        with cgutils.for_range(builder, steps) as loop:
+            offset = builder.mul(loop.index, ir.Constant(_I64, 4 * LANES))
+            place = builder.inttoptr(builder.add(address, offset), _FLOATS.as_pointer())
+            x = builder.load(place, align=4)
+            builder.store(builder.fadd(builder.load(total), builder.fmul(x, x)), total)
+        lanes = builder.load(total)
+        for half in (8, 4, 2, 1):
+            order = ir.Constant(ir.VectorType(_I32, LANES), [(j + half) % LANES for j in range(LANES)])
+            lanes = builder.fadd(lanes, builder.shuffle_vector(lanes, lanes, order))
+        return builder.extract_element(lanes, ir.Constant(_I32, 0))
+
+    return types.float32(types.intp, types.intp), codegen
+
+
+@inlined
+def float32s(address: int, count: int) -> Any:
+    """View memory as float32[count]."""
+    return carray(_pointer(address), count, np.float32)
+
+
+@inlined
+def bfloat16s(address: int, count: int) -> Any:
+    """View memory as the bits of bfloat16[count]: uint16."""
+    return carray(_pointer(address), count, np.uint16)
+
+
+@inlined
+def int32s(address: int, count: int) -> Any:
+    """View memory as int32[count]."""
+    return carray(_pointer(address), count, np.int32)
+
+
+@inlined
+def int64s(address: int, count: int) -> Any:
+    """View memory as int64[count]."""
+    return carray(_pointer(address), count, np.int64)
+
+
+@inlined
+def widen(half: Any) -> Any:
+    """Return the float32 of a bfloat16's bits."""
+    return from_bits(np.uint32(half) << np.uint32(16))
+
+
+@inlined
+def narrow(x: Any) -> Any:
+    """Round a float32 to bfloat16, to nearest even; NaN stays NaN. Returns its bits, uint16."""
+    u = bits(x)
+    rounded = (u + np.uint32(0x7FFF) + ((u >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16)
+    return np.uint16(rounded if x == x else np.uint32(0x7FC0))

@@ -1,0 +1,118 @@
+"""Matrix multiplication by packed weights: the one reduction that Quire leaves to a library.
+
+oneDNN's packed linear keeps the bits of a row at every number of rows from two on, whatever stands
+beside it and on any number of threads (measured, not documented: hence `self_test`); a single row takes
+another path, so single rows are padded to two. Where oneDNN is absent or the self-test fails, pack
+with `padded=16`: F.linear on rows padded to a multiple of 16.
+
+Shared by both CPU implementations; `kernels.cpu` re-exports it.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn.functional import linear as plain_linear
+
+from .ops import PackedLinear
+
+PADDED_FALLBACK = 16
+_SELF_TEST_ROWS = (1, 2, 3, 16, 17, 64)
+
+
+def pack_linear(
+    weight: Tensor, bias: Tensor | None, *, segments: int = 1, padded: int = 2
+) -> PackedLinear:
+    """See Ops.pack_linear. padded=16 chooses the fallback without oneDNN."""
+    out_features, in_features = weight.shape
+    width, rest = divmod(in_features, segments)
+    if rest or (segments > 1 and width % 16):
+        raise ValueError(
+            f"{in_features} input features do not make {segments} equal segments of a multiple of 16."
+        )
+    if padded not in (2, PADDED_FALLBACK):
+        raise ValueError(f"padded is {padded}: it must be 2 or {PADDED_FALLBACK}.")
+    if not _has_packed_matmul(weight.dtype):
+        padded = PADDED_FALLBACK
+    parts = [
+        part.detach().clone(memory_format=torch.contiguous_format)
+        for part in weight.split(width, dim=1)
+    ]
+    if padded != PADDED_FALLBACK:
+        parts = [torch.ops.mkldnn._reorder_linear_weight(part, None) for part in parts]
+    return PackedLinear(
+        in_features=in_features,
+        out_features=out_features,
+        segments=tuple(parts),
+        bias=None if bias is None else bias.detach().clone(),
+        padded=padded,
+    )
+
+
+def _has_packed_matmul(dtype: torch.dtype) -> bool:
+    """Whether this build and this processor multiply packed weights of dtype."""
+    if not torch.backends.mkldnn.is_available():
+        return False
+    return dtype != torch.bfloat16 or bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
+def linear(x: Tensor, weight: PackedLinear) -> Tensor:
+    """See Ops.linear."""
+    rows, width = x.shape
+    assert width == weight.in_features, (width, weight.in_features)
+    if rows == 0:
+        return x.new_empty((0, weight.out_features))
+    num_segments = len(weight.segments)
+    x = _pad_rows(x.contiguous(), weight.padded)
+    if num_segments == 1:
+        return _multiply(x, weight.segments[0], weight.bias, weight.padded)[:rows]
+    parts = x.view(len(x), num_segments, -1).unbind(1)
+    sums = [
+        _multiply(part.contiguous(), segment, None, weight.padded).float()
+        for part, segment in zip(parts, weight.segments, strict=True)
+    ]
+    total = _add_tree(sums)
+    if weight.bias is not None:
+        total = total + weight.bias.float()
+    return total[:rows].to(x.dtype)
+
+
+def _pad_rows(x: Tensor, padded: int) -> Tensor:
+    """Bring a single row to two, or the rows to a multiple of 16. What fills them is of no effect."""
+    rows = len(x)
+    if padded != PADDED_FALLBACK:
+        return torch.cat((x, x)) if rows == 1 else x
+    missing = -rows % padded
+    return torch.cat((x, x.new_zeros((missing, x.shape[1])))) if missing else x
+
+
+def _multiply(x: Tensor, segment: Tensor, bias: Tensor | None, padded: int) -> Tensor:
+    if padded == PADDED_FALLBACK:
+        return plain_linear(x, segment, bias)
+    product: Tensor = torch.ops.mkldnn._linear_pointwise(x, segment, bias, "none", [], "")
+    return product
+
+
+def _add_tree(sums: list[Tensor]) -> Tensor:
+    """Add neighbours until one is left; an odd last one moves up unchanged."""
+    while len(sums) > 1:
+        pairs = [a + b for a, b in zip(sums[::2], sums[1::2], strict=False)]
+        sums = pairs + sums[len(pairs) * 2 :]
+    return sums[0]
+
+
+def self_test(weight: PackedLinear, seed: int) -> bool:
+    """Return whether rows keep their bits at several numbers of rows, offsets and neighbours.
+
+    Cheap (seven matmuls, 167 rows together); run once for each distinct shape of a model at start.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    offsets = (0, 3)
+    shape = (max(_SELF_TEST_ROWS) + max(offsets), weight.in_features)
+    x = torch.randn(shape, generator=generator).to(weight.segments[0].dtype)
+    whole = linear(x, weight)
+    for index, rows in enumerate(_SELF_TEST_ROWS):
+        start = offsets[index % 2]
+        if not torch.equal(linear(x[start : start + rows], weight), whole[start : start + rows]):
+            return False
+    return True
