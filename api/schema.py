@@ -1,22 +1,26 @@
-"""Bodies of requests and responses, OpenAI's with vLLM's extra fields, and how a body is decoded.
+"""Bodies of requests and responses, OpenAI's with vLLM's extra fields.
 
-Pure. Types are checked here, ranges by SamplingParams. A field that is unknown is an error, because a
-misspelt parameter that is ignored is a wrong answer; so is a known one with a value that is not
-supported. null always means "not given".
+Pure. Types are checked here, ranges by SamplingParams. A field that nobody knows is an error,
+because a misspelt parameter that is ignored gives a wrong answer; so is a known one with a value that is
+not supported. null always means "not given".
 """
 
 from __future__ import annotations
 
-import difflib
-import re
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any
 
-import msgspec
-from msgspec import UNSET, Struct, UnsetType
+from msgspec import UNSET, Meta, Struct, UnsetType
 
-from ..engine.errors import ParamsError
+Only = Annotated[Any, Meta(extra={"only": True})]
+"""A field whose one supported value is its default (or listed in ALSO)."""
+Ignored = Annotated[Any, Meta(extra={"ignored": True})]
+"""A field that asks nothing of the answer: accepted without effect."""
 
-Body = TypeVar("Body", bound="GenerationBody")
+ALSO: dict[str, tuple[Any, ...]] = {
+    "response_format": ({"type": "text"},),
+    "modalities": (["text"],),
+    "function_call": ("none", "auto"),
+}
 
 
 class StreamOptions(Struct, forbid_unknown_fields=True, kw_only=True):
@@ -24,40 +28,10 @@ class StreamOptions(Struct, forbid_unknown_fields=True, kw_only=True):
 
     include_usage: bool | None = None
     continuous_usage_stats: bool | None = None
-    include_obfuscation: Literal[False] | None = None
+    include_obfuscation: Only = False
 
 
-class OnlyValues(Struct, forbid_unknown_fields=True, kw_only=True):
-    """Parameters with one supported value, the default here; any other is an error."""
-
-    n: Any = 1
-    best_of: Any = 1
-    presence_penalty: Any = 0
-    frequency_penalty: Any = 0
-    repetition_penalty: Any = 1
-    length_penalty: Any = 1
-    logit_bias: Any = {}
-    bad_words: Any = []
-    use_beam_search: Any = False
-    early_stopping: Any = False
-    response_format: Any = {"type": "text"}  # noqa: RUF012  # never written
-    structured_outputs: Any = None
-    guided_json: Any = None
-    guided_regex: Any = None
-    guided_choice: Any = None
-    guided_grammar: Any = None
-    prompt_logprobs: Any = None
-    prompt_embeds: Any = None
-    truncate_prompt_tokens: Any = None
-    allowed_token_ids: Any = None
-    logits_processors: Any = None
-    spaces_between_special_tokens: Any = True
-    thinking_token_budget: Any = None
-    kv_transfer_params: Any = None
-    vllm_xargs: Any = None
-
-
-class GenerationBody(OnlyValues, kw_only=True):
+class GenerationBody(Struct, forbid_unknown_fields=True, kw_only=True):
     """What completions and chat completions share."""
 
     model: str | None = None
@@ -81,15 +55,38 @@ class GenerationBody(OnlyValues, kw_only=True):
     priority: int | None = None
     cache_salt: str | None = None
     request_id: str | None = None
-    # Accepted without effect: they ask nothing of the answer.
-    user: Any = None
-    metadata: Any = None
-    store: Any = None
-    service_tier: Any = None
-    safety_identifier: Any = None
-    prompt_cache_key: Any = None
-    prompt_cache_options: Any = None
-    prompt_cache_retention: Any = None
+
+    n: Only = 1
+    best_of: Only = 1
+    presence_penalty: Only = 0
+    frequency_penalty: Only = 0
+    repetition_penalty: Only = 1
+    length_penalty: Only = 1
+    logit_bias: Only = {}
+    bad_words: Only = []
+    use_beam_search: Only = False
+    early_stopping: Only = False
+    response_format: Only = None
+    structured_outputs: Only = None
+    guided_json: Only = None
+    guided_regex: Only = None
+    guided_choice: Only = None
+    guided_grammar: Only = None
+    prompt_logprobs: Only = None
+    prompt_embeds: Only = None
+    truncate_prompt_tokens: Only = None
+    allowed_token_ids: Only = None
+    logits_processors: Only = None
+    spaces_between_special_tokens: Only = True
+
+    user: Ignored = None
+    metadata: Ignored = None
+    store: Ignored = None
+    service_tier: Ignored = None
+    safety_identifier: Ignored = None
+    prompt_cache_key: Ignored = None
+    prompt_cache_options: Ignored = None
+    prompt_cache_retention: Ignored = None
 
 
 class CompletionBody(GenerationBody, kw_only=True):
@@ -98,7 +95,7 @@ class CompletionBody(GenerationBody, kw_only=True):
     prompt: str | list[str | int | list[int]]
     logprobs: int | None = None
     echo: bool | None = None
-    suffix: Any = ""
+    suffix: Only = ""
 
 
 class ChatBody(GenerationBody, kw_only=True):
@@ -111,28 +108,149 @@ class ChatBody(GenerationBody, kw_only=True):
     tools: list[dict[str, Any]] | None = None
     tool_choice: Any = None
     add_generation_prompt: bool | None = None
-    continue_final_message: Any = False
-    chat_template: Any = None
     chat_template_kwargs: dict[str, Any] | None = None
     reasoning_effort: str | None = None
-    parallel_tool_calls: Any = None
-    include_reasoning: Any = True
-    echo: Any = False
-    documents: Any = None
-    audio: Any = None
-    modalities: Any = ["text"]  # noqa: RUF012  # never written
-    prediction: Any = None
-    functions: Any = []
-    function_call: Any = None
-    moderation: Any = None
-    verbosity: Any = "medium"
-    web_search_options: Any = None
-    mm_processor_kwargs: Any = None
+
+    continue_final_message: Only = False
+    echo: Only = False
+    chat_template: Only = None
+    documents: Only = None
+    audio: Only = None
+    modalities: Only = None
+    prediction: Only = None
+    functions: Only = []
+    function_call: Only = None
+    moderation: Only = None
+    verbosity: Only = "medium"
+    web_search_options: Only = None
+    mm_processor_kwargs: Only = None
+    include_reasoning: Only = True
+
+    parallel_tool_calls: Ignored = None
 
 
-COMPLETION_ONLY = ("suffix",)
-CHAT_ONLY = (
-    *("continue_final_message", "chat_template", "include_reasoning", "echo", "documents"),
-    *("audio", "modalities", "prediction", "functions", "function_call", "moderation"),
-    *("verbosity", "web_search_options", "mm_processor_kwargs"),
-)
+class PromptTokensDetails(Struct, frozen=True):
+    """How many prompt tokens came from the prefix cache."""
+
+    cached_tokens: int
+
+
+class Usage(Struct, frozen=True):
+    """Tokens of a response."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+    prompt_tokens_details: PromptTokensDetails
+
+
+class CompletionLogprobs(Struct, frozen=True):
+    """Log probabilities as completions report them, one entry a token."""
+
+    tokens: list[str]
+    token_logprobs: list[float]
+    top_logprobs: list[dict[str, float]]
+    text_offset: list[int]
+
+
+class CompletionChoice(Struct, frozen=True, kw_only=True):
+    """One answer, or a piece of it."""
+
+    index: int
+    text: str
+    logprobs: CompletionLogprobs | None = None
+    finish_reason: str | None = None
+    stop_reason: int | str | None = None
+    seed: int | UnsetType | None = UNSET
+    token_ids: tuple[int, ...] | UnsetType = UNSET
+    prompt_token_ids: tuple[int, ...] | UnsetType = UNSET
+
+
+class TopLogprob(Struct, frozen=True):
+    """A likely token as chat completions report it."""
+
+    token: str
+    logprob: float
+    bytes: list[int]
+
+
+class TokenLogprob(Struct, frozen=True):
+    """A drawn token as chat completions report it."""
+
+    token: str
+    logprob: float
+    bytes: list[int]
+    top_logprobs: list[TopLogprob]
+
+
+class ChatLogprobs(Struct, frozen=True):
+    """Log probabilities as chat completions report them."""
+
+    content: list[TokenLogprob]
+    refusal: None = None
+
+
+class ChatMessage(Struct, frozen=True, omit_defaults=True):
+    """An answer, or (without role) a piece of it."""
+
+    content: str
+    role: str | None = None
+
+
+class ChatChoice(Struct, frozen=True, kw_only=True):
+    """One answer; `message` when whole, `delta` in a stream."""
+
+    index: int = 0
+    message: ChatMessage | UnsetType = UNSET
+    delta: ChatMessage | UnsetType = UNSET
+    logprobs: ChatLogprobs | None = None
+    finish_reason: str | None = None
+    stop_reason: int | str | None = None
+    seed: int | UnsetType | None = UNSET
+    token_ids: tuple[int, ...] | UnsetType = UNSET
+    prompt_token_ids: tuple[int, ...] | UnsetType = UNSET
+
+
+class Response(Struct, frozen=True, kw_only=True):
+    """A whole response, or one chunk of a stream."""
+
+    id: str
+    object: str
+    created: int
+    model: str
+    system_fingerprint: str
+    choices: list[CompletionChoice] | list[ChatChoice]
+    usage: Usage | UnsetType | None = UNSET
+
+
+class ModelCard(Struct, frozen=True, kw_only=True):
+    """An entry of /v1/models."""
+
+    id: str
+    created: int
+    max_model_len: int
+    root: str
+    object: str = "model"
+    owned_by: str = "quire"
+
+
+class ModelList(Struct, frozen=True):
+    """GET /v1/models."""
+
+    data: list[ModelCard]
+    object: str = "list"
+
+
+class ErrorDetail(Struct, frozen=True):
+    """OpenAI's error."""
+
+    message: str
+    type: str
+    param: str | None = None
+    code: str | None = None
+
+
+class ErrorBody(Struct, frozen=True):
+    """What every error response holds."""
+
+    error: ErrorDetail

@@ -133,12 +133,25 @@ def _introduce(name: str, animal: str) -> str:
     return f"{name} is {words.with_article(animal)}."
 
 
-def do_sum(rng: random.Random, held_out: bool) -> Exchange:
-    """Ask for the sum of two small numbers."""
+def _addends(rng: random.Random, held_out: bool) -> tuple[int, int]:
     while True:
         first, second = rng.randrange(MAX_ADDEND + 1), rng.randrange(MAX_ADDEND + 1)
         if words.is_held_out("sum", min(first, second), max(first, second)) == held_out:
-            break
+            return first, second
+
+
+def list_sums(rng: random.Random, held_out: bool) -> Exchange:
+    """Ask for several sums at once."""
+    pairs = [_addends(rng, held_out) for _ in range(rng.randrange(3, 11))]
+    asked = ", ".join(f"{first} + {second}" for first, second in pairs)
+    answers = (f"{first} + {second} = {first + second}" for first, second in pairs)
+    request = rng.choice((f"Add: {asked}", f"Do these sums: {asked}", asked))
+    return say(request, "\n".join(answers))
+
+
+def do_sum(rng: random.Random, held_out: bool) -> Exchange:
+    """Ask for the sum of two small numbers."""
+    first, second = _addends(rng, held_out)
     total = first + second
     if rng.random() < 0.15 and first > 1 and second > 1:
         food = rng.choice(words.FOODS)

@@ -147,6 +147,7 @@ def export(network: Network, tokenizer: Tokenizer, folder: Path) -> None:
     end_ids = end_token_ids(tokenizer)
     state = {name: tensor.bfloat16().contiguous() for name, tensor in network.state_dict().items()}
     save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
+    (folder / "model.safetensors").chmod(0o644)
     config = network.shape.config(end_ids)
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
     generation = {
@@ -166,7 +167,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=MODEL_STEPS)
     parser.add_argument("--drafter-steps", type=int, default=DRAFTER_STEPS)
     parser.add_argument("--folder", type=Path, default=MODEL_FOLDER)
-    parser.add_argument("--prompts", type=int, default=200, help="held-out prompts of each task")
+    parser.add_argument("--prompts", type=int, default=100, help="held-out prompts of each task")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     started = time.monotonic()

@@ -1,4 +1,4 @@
-"""A whole decoder-only model on one dense sequence: the oracle of every token that the engine gives.
+"""A whole decoder-only model on one dense sequence: the oracle of every token of the engine.
 
 Owns the shape of a model (`DecoderConfig`), its weights in the form that the operations take
 (`DecoderWeights`) and its table of rotary angles. Computes all positions of a sequence at once, in
@@ -15,12 +15,13 @@ from torch import Tensor
 
 from . import attention, kv, linear, norm, rope
 from .activation import silu_mul
+from .embedding import embed
 from .ops import KV_TILE, Batch, PackedLinear
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DecoderConfig:
-    """The shape of a Llama-like model; everything that its arithmetic depends on but the weights."""
+    """The shape of a Llama-like model: all that its arithmetic depends on but the weights."""
 
     vocab_size: int
     hidden_size: int
@@ -115,12 +116,12 @@ def rotary_table(inverse_frequencies: tuple[float, ...], num_positions: int) -> 
 
 
 def logits(config: DecoderConfig, weights: DecoderWeights, tokens: Tensor) -> Tensor:
-    """Return the logits after every token of one sequence: [tokens] int32 -> [tokens, vocab] dtype."""
+    """Return the logits after every token of a sequence: tokens [n] int32 -> [n, vocab] dtype."""
     num_tokens = len(tokens)
     assert 0 < num_tokens <= config.max_positions, (num_tokens, config.max_positions)
     batch = _whole(num_tokens)
     cos_sin = rotary_table(config.inverse_frequencies, num_tokens)
-    residual = torch.nn.functional.embedding(tokens.long(), weights.embedding)
+    residual = embed(tokens, weights.embedding)
     for layer, window in zip(weights.layers, config.windows, strict=True):
         hidden = norm.rms_norm(residual, layer.input_norm, config.rms_eps)
         cache = kv.new_kv_cache(

@@ -1,7 +1,8 @@
 """One request at a time over the dense model: the tokens that the law promises.
 
 Recomputes the whole sequence for every token, so nothing is remembered but the tokens themselves.
-The engine must equal it bit for bit, log probabilities included. Imports torch and `reference` only.
+The engine must equal it bit for bit, log probabilities included. Imports torch and `reference`
+only.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ class Generated(NamedTuple):
 def generate(
     config: DecoderConfig, weights: DecoderWeights, prompt: list[int], wish: Wish
 ) -> Generated:
-    """Continue prompt by up to wish.max_tokens tokens, within config.max_positions tokens in all."""
+    """Continue prompt by up to wish.max_tokens tokens, up to config.max_positions tokens in all."""
     tokens = list(prompt)
     answer = Generated([], [])
     last = min(len(prompt) + wish.max_tokens, config.max_positions)

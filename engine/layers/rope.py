@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 
 class Llama3Scaling(NamedTuple):
-    """Parameters of rope type "llama3": slow waves are stretched, fast ones kept, those between blended."""
+    """Parameters of rope type "llama3"; see llama3_frequencies."""
 
     factor: float
     low_freq_factor: float

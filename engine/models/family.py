@@ -12,13 +12,13 @@ from typing import NamedTuple
 import torch
 
 from ...reference.decoder import DecoderConfig
+from ..errors import ConfigError
 from ..layers.rope import (
     Llama3Scaling,
     default_frequencies,
     linear_frequencies,
     llama3_frequencies,
 )
-from ..errors import ConfigError
 from .values import ConfigValues
 
 
@@ -95,7 +95,7 @@ def decoder_config(
         rms_eps=values.number("rms_norm_eps", 1e-6),
         inverse_frequencies=_frequencies(values, head_dim),
         windows=traits.windows,
-        max_positions=values.integer("max_position_embeddings"),
+        max_positions=values.integer("max_position_embeddings", low=16),
         dtype=dtype,
         qk_norm=traits.qk_norm,
         qkv_bias=traits.qkv_bias,
@@ -107,7 +107,7 @@ def decoder_config(
 
 
 def sliding_windows(values: ConfigValues, default_first: int) -> tuple[int, ...]:
-    """Read Qwen's windows: layer_types, or all layers from max_window_layers on, where switched on."""
+    """Read Qwen's windows: by layer_types, or all layers from max_window_layers on."""
     num_layers = values.integer("num_hidden_layers")
     window = 0
     if values.flag("use_sliding_window"):

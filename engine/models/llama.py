@@ -1,4 +1,4 @@
-"""Llama 2 and 3.x: no windows; biases on all attention or all MLP matrices where the config says so."""
+"""Llama 2 and 3.x: no windows; biases on attention or MLP matrices where the config says so."""
 
 from __future__ import annotations
 

@@ -1,0 +1,154 @@
+"""From OpenAI's bodies to what the engine takes. Pure but for long texts, tokenized in a thread."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from ..engine.errors import ParamsError
+from ..engine.params import SamplingParams
+from .decode import show
+from .errors import ApiError
+from .schema import ChatBody, CompletionBody, GenerationBody
+
+if TYPE_CHECKING:
+    from ..engine.text.prepare import Prepared, Prompt
+    from ..engine.text.tokenizer import Tokenizer
+    from .state import Engine
+
+MAX_PROMPTS = 2048
+DEFAULT_MAX_TOKENS = 16
+"""OpenAI's, for completions; a chat answer may fill the context."""
+LONG_TEXT_CHARS = 4096
+"""A longer text is tokenized in a thread (its work releases the GIL)."""
+
+PASSED = (
+    *("temperature", "top_p", "top_k", "min_p", "seed", "min_tokens", "stop", "stop_token_ids"),
+    *("ignore_eos", "include_stop_str_in_output", "skip_special_tokens"),
+)
+"""Fields that SamplingParams takes as they are."""
+
+
+class TokenPrompt(NamedTuple):
+    """A prompt in tokens; text is None where tokens were given."""
+
+    text: str | None
+    token_ids: list[int]
+
+
+def check_model(given: str | None, served: str) -> None:
+    """Refuse a model that is not served here."""
+    if given is not None and given != served:
+        raise ApiError(
+            f"The model {show(given)} does not exist here: this server has {show(served)}.",
+            status=404,
+            param="model",
+            code="model_not_found",
+        )
+
+
+def completion_params(body: CompletionBody) -> SamplingParams:
+    """ParamsError where a value is out of range."""
+    if body.echo and body.logprobs is not None:
+        raise ApiError("echo with logprobs is not supported yet: leave one out.", param="echo")
+    max_tokens = DEFAULT_MAX_TOKENS if body.max_tokens is None else body.max_tokens
+    return _params(body, max_tokens, body.logprobs)
+
+
+def chat_params(body: ChatBody) -> SamplingParams:
+    """ParamsError where a value is out of range."""
+    if body.top_logprobs is not None and not body.logprobs:
+        raise ApiError("top_logprobs needs logprobs: true.", param="top_logprobs")
+    logprobs = (body.top_logprobs or 0) if body.logprobs else None
+    renamed = {"logprobs": "top_logprobs"}
+    if body.max_completion_tokens is not None:
+        renamed["max_tokens"] = "max_completion_tokens"
+    try:
+        return _params(body, chat_max_tokens(body), logprobs)
+    except ParamsError as error:
+        name = error.param or ""
+        theirs = renamed.get(name, name)
+        raise ParamsError(str(error).replace(name, theirs), theirs or None) from None
+
+
+def chat_max_tokens(body: ChatBody) -> int | None:
+    """OpenAI's newer name before its older one."""
+    return body.max_tokens if body.max_completion_tokens is None else body.max_completion_tokens
+
+
+def _params(body: GenerationBody, max_tokens: int | None, logprobs: int | None) -> SamplingParams:
+    given = {name: value for name in PASSED if (value := getattr(body, name)) is not None}
+    return SamplingParams(max_tokens=max_tokens, logprobs=logprobs, **given)
+
+
+def split_prompts(prompt: str | list[str | int | list[int]]) -> list[str | list[int]]:
+    """The prompts of a completion: a text, token ids, or a list of either."""
+    if isinstance(prompt, str):
+        prompts: list[Any] = [prompt]
+    elif all(isinstance(one, int) for one in prompt):
+        prompts = [prompt]
+    elif all(isinstance(one, str) for one in prompt) or all(
+        isinstance(one, list) for one in prompt
+    ):
+        prompts = prompt
+    else:
+        raise ApiError(
+            "prompt is a list of several kinds: it must be all strings, all token ids, "
+            "or all lists of token ids.",
+            param="prompt",
+        )
+    if len(prompts) > MAX_PROMPTS:
+        raise ApiError(
+            f"prompt has {len(prompts)} prompts: at most {MAX_PROMPTS} are allowed.", param="prompt"
+        )
+    if not all(prompts):
+        raise ApiError("prompt is empty: it must have at least one token.", param="prompt")
+    return prompts
+
+
+async def encode(tokenizer: Tokenizer, text: str, *, add_special_tokens: bool) -> TokenPrompt:
+    """Tokenize a text without holding the loop."""
+    if len(text) < LONG_TEXT_CHARS:
+        return TokenPrompt(text, tokenizer.encode(text, add_special_tokens=add_special_tokens))
+    ids = await asyncio.to_thread(tokenizer.encode, text, add_special_tokens=add_special_tokens)
+    return TokenPrompt(text, ids)
+
+
+def check_length(name: str, num_prompt: int, max_tokens: int | None, max_model_len: int) -> None:
+    """Refuse what cannot be answered whole. `max_tokens` as the client gave it."""
+    if num_prompt >= max_model_len:
+        raise ApiError(
+            f"{name} has {num_prompt} tokens: this model takes at most {max_model_len}, "
+            "prompt and answer together.",
+            param=name,
+            code="context_length_exceeded",
+        )
+    if max_tokens is not None and num_prompt + max_tokens > max_model_len:
+        raise ApiError(
+            f"max_tokens is {max_tokens} after a prompt of {num_prompt} tokens: this model takes "
+            f"at most {max_model_len} together, so max_tokens may be at most "
+            f"{max_model_len - num_prompt} here.",
+            param="max_tokens",
+            code="context_length_exceeded",
+        )
+
+
+def prepare(
+    engine: Engine,
+    prompt: TokenPrompt,
+    params: SamplingParams,
+    body: GenerationBody,
+    *,
+    request_id: str,
+) -> Prepared:
+    """A request that the engine takes. ParamsError where the prompt is not valid."""
+    given: Prompt = prompt.token_ids
+    if prompt.text is not None:
+        given = {"prompt": prompt.text, "prompt_token_ids": prompt.token_ids}
+    return engine.prepare(
+        given,
+        params,
+        request_id,
+        priority=body.priority or 0,
+        cache_salt=body.cache_salt,
+    )

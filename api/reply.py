@@ -1,0 +1,256 @@
+"""From RequestOutputs to OpenAI's responses, whole and in pieces.
+
+A Reply belongs to one HTTP request and keeps what its pieces share: usage, and for each choice what was
+said already.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from msgspec import UNSET, UnsetType
+
+from ..engine.request import CompletionOutput, Logprob, RequestOutput
+from .schema import (
+    ChatChoice,
+    ChatLogprobs,
+    ChatMessage,
+    CompletionChoice,
+    CompletionLogprobs,
+    PromptTokensDetails,
+    Response,
+    TokenLogprob,
+    TopLogprob,
+    Usage,
+)
+from .state import FINGERPRINT
+
+LEAST_LOGPROB = -9999.0
+"""Written for minus infinity, which JSON cannot say (vLLM's number)."""
+
+Rows = Sequence[dict[int, Logprob]]
+
+
+class Choices(Protocol):
+    """How one kind of endpoint words its choices."""
+
+    def pieces(
+        self, index: int, output: RequestOutput
+    ) -> list[CompletionChoice] | list[ChatChoice]:
+        """What is new in an output of kind "delta"."""
+        ...
+
+    def whole(self, index: int, output: RequestOutput) -> CompletionChoice | ChatChoice:
+        """A finished output."""
+        ...
+
+
+def tell_ids(ids: tuple[int, ...], wanted: bool) -> tuple[int, ...] | UnsetType:
+    """Token ids where the client asked for them."""
+    return ids if wanted else UNSET
+
+
+def token_name(token_id: int, entry: Logprob, as_id: bool) -> str:
+    """How a token is shown beside its logprob."""
+    if as_id or entry.decoded_token is None:
+        return f"token_id:{token_id}"
+    return entry.decoded_token
+
+
+def finite(logprob: float) -> float:
+    """A logprob that JSON can say."""
+    return max(logprob, LEAST_LOGPROB)
+
+
+@dataclass(slots=True, eq=False)
+class CompletionChoices:
+    """Choices of /v1/completions, one for each prompt."""
+
+    num_top: int | None = None
+    """The request's `logprobs`."""
+    echoes: Sequence[str] = ()
+    """Texts of the prompts, where the request says echo."""
+    return_ids: bool = False
+    as_ids: bool = False
+    _offsets: dict[int, int] = field(default_factory=dict)
+    """Where the next token of each begun choice starts in its text."""
+
+    def pieces(self, index: int, output: RequestOutput) -> list[CompletionChoice]:
+        """See Choices."""
+        given = output.outputs[0]
+        begins = index not in self._offsets
+        choice = self._choice(index, output, begins)
+        silent = not (choice.text or choice.logprobs or given.finish_reason or self.return_ids)
+        if silent:
+            return []
+        return [choice]
+
+    def whole(self, index: int, output: RequestOutput) -> CompletionChoice:
+        """See Choices."""
+        return self._choice(index, output, True)
+
+    def _choice(self, index: int, output: RequestOutput, begins: bool) -> CompletionChoice:
+        given = output.outputs[0]
+        echo = self.echoes[index] if self.echoes and begins else ""
+        offset = self._offsets.setdefault(index, 0)
+        return CompletionChoice(
+            index=index,
+            text=echo + given.text,
+            logprobs=self._logprobs(index, given, offset),
+            finish_reason=given.finish_reason,
+            stop_reason=given.stop_reason,
+            seed=given.seed if given.finish_reason else UNSET,
+            token_ids=tell_ids(given.token_ids, self.return_ids),
+            prompt_token_ids=tell_ids(output.prompt_token_ids, self.return_ids and begins),
+        )
+
+    def _logprobs(
+        self, index: int, given: CompletionOutput, offset: int
+    ) -> CompletionLogprobs | None:
+        if self.num_top is None or not given.logprobs:
+            return None
+        logprobs = CompletionLogprobs([], [], [], [])
+        for row in given.logprobs:
+            names: dict[str, float] = {}
+            for token_id, entry in row.items():
+                # Unlike tokens may have one text (pieces of a character): the likelier one stays.
+                name = token_name(token_id, entry, self.as_ids)
+                names[name] = max(names.get(name, LEAST_LOGPROB), finite(entry.logprob))
+            drawn_id, drawn = next(iter(row.items()))
+            text = token_name(drawn_id, drawn, self.as_ids)
+            logprobs.tokens.append(text)
+            logprobs.token_logprobs.append(finite(drawn.logprob))
+            logprobs.top_logprobs.append(names)
+            logprobs.text_offset.append(offset)
+            offset += len(text)
+        self._offsets[index] = offset
+        return logprobs
+
+
+@dataclass(slots=True, eq=False)
+class ChatChoices:
+    """The one choice of /v1/chat/completions."""
+
+    num_top: int | None = None
+    """The request's `top_logprobs`, None without `logprobs`."""
+    return_ids: bool = False
+    as_ids: bool = False
+    _begun: bool = False
+
+    def pieces(self, index: int, output: RequestOutput) -> list[ChatChoice]:
+        """See Choices. The first piece says the role."""
+        given = output.outputs[0]
+        choices = []
+        if not self._begun:
+            self._begun = True
+            role = ChatMessage("", "assistant")
+            ids = tell_ids(output.prompt_token_ids, self.return_ids)
+            choices.append(ChatChoice(index=index, delta=role, prompt_token_ids=ids))
+        choice = self._choice(index, given, streams=True)
+        if given.text or choice.logprobs or given.finish_reason or self.return_ids:
+            choices.append(choice)
+        return choices
+
+    def whole(self, index: int, output: RequestOutput) -> ChatChoice:
+        """See Choices."""
+        return self._choice(index, output.outputs[0], streams=False)
+
+    def _choice(self, index: int, given: CompletionOutput, *, streams: bool) -> ChatChoice:
+        return ChatChoice(
+            index=index,
+            message=UNSET if streams else ChatMessage(given.text, "assistant"),
+            delta=ChatMessage(given.text) if streams else UNSET,
+            logprobs=self._logprobs(given.logprobs),
+            finish_reason=given.finish_reason,
+            stop_reason=given.stop_reason,
+            seed=given.seed if given.finish_reason else UNSET,
+            token_ids=tell_ids(given.token_ids, self.return_ids),
+        )
+
+    def _logprobs(self, rows: Rows | None) -> ChatLogprobs | None:
+        if self.num_top is None or not rows:
+            return None
+        return ChatLogprobs([self._token(row) for row in rows])
+
+    def _token(self, row: dict[int, Logprob]) -> TokenLogprob:
+        named = [
+            TopLogprob(name, finite(entry.logprob), list(name.encode()))
+            for token_id, entry in row.items()
+            for name in (token_name(token_id, entry, self.as_ids),)
+        ]
+        drawn = named[0]
+        # The row has the drawn token first, then the likeliest, of which it may be one.
+        top = sorted(named, key=lambda entry: -entry.logprob)[: self.num_top]
+        return TokenLogprob(drawn.token, drawn.logprob, drawn.bytes, top)
+
+
+@dataclass(slots=True, eq=False)
+class Reply:
+    """Everything that one HTTP request is told."""
+
+    response_id: str
+    model: str
+    created: int
+    choices: Choices
+    object: str
+    """OpenAI's name of the whole response."""
+    chunk_object: str
+    include_usage: bool = False
+    running_usage: bool = False
+    """Usage so far in every chunk."""
+    _prompt_tokens: dict[int, int] = field(default_factory=dict)
+    _cached_tokens: dict[int, int] = field(default_factory=dict)
+    _num_output_tokens: int = 0
+
+    def chunks(self, index: int, output: RequestOutput) -> list[Response]:
+        """Chunks for an output of kind "delta" of the index-th prompt."""
+        self._count(index, output)
+        usage: Usage | None | UnsetType = None if self.include_usage else UNSET
+        if self.running_usage:
+            usage = self._usage()
+        return [
+            self._response(self.chunk_object, [piece], usage)
+            for piece in self.choices.pieces(index, output)
+        ]
+
+    def end(self) -> list[Response]:
+        """The last chunk: usage, where the client asked for it."""
+        if not self.include_usage:
+            return []
+        return [self._response(self.chunk_object, [], self._usage())]
+
+    def whole(self, outputs: Sequence[RequestOutput]) -> Response:
+        """The response for finished outputs of all prompts, in order."""
+        for index, output in enumerate(outputs):
+            self._count(index, output)
+        choices = [self.choices.whole(index, output) for index, output in enumerate(outputs)]
+        return self._response(self.object, choices, self._usage())
+
+    def _count(self, index: int, output: RequestOutput) -> None:
+        self._prompt_tokens[index] = len(output.prompt_token_ids)
+        self._cached_tokens[index] = output.num_cached_tokens
+        self._num_output_tokens += len(output.outputs[0].token_ids)
+
+    def _usage(self) -> Usage:
+        num_prompt = sum(self._prompt_tokens.values())
+        num_output = self._num_output_tokens
+        cached = PromptTokensDetails(sum(self._cached_tokens.values()))
+        return Usage(num_prompt, num_output, num_prompt + num_output, cached)
+
+    def _response(
+        self,
+        name: str,
+        choices: Sequence[CompletionChoice | ChatChoice],
+        usage: Usage | None | UnsetType,
+    ) -> Response:
+        return Response(
+            id=self.response_id,
+            object=name,
+            created=self.created,
+            model=self.model,
+            system_fingerprint=FINGERPRINT,
+            choices=choices,
+            usage=usage,
+        )

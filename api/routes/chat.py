@@ -1,0 +1,83 @@
+"""POST /v1/chat/completions: one answer to a conversation.
+
+Tools are shown to the model by the chat template; what it calls comes as text.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from aiohttp import web
+
+from ..answer import answer, check_accepting
+from ..convert import (
+    TokenPrompt,
+    chat_max_tokens,
+    chat_params,
+    check_length,
+    check_model,
+    encode,
+    prepare,
+)
+from ..decode import read_body
+from ..errors import ApiError
+from ..messages import template_messages, template_tools
+from ..reply import ChatChoices, Reply
+from ..schema import ChatBody
+from ..state import STATE, Engine
+
+OWN_OPTIONS = frozenset({"messages", "tools", "add_generation_prompt", "self"})
+
+
+async def chat_completions(request: web.Request) -> web.StreamResponse:
+    """Answer a conversation."""
+    state = request.app[STATE]
+    body = await read_body(request, ChatBody)
+    engine = state.engine
+    check_accepting(state)
+    check_model(body.model, engine.model_name)
+    params = chat_params(body)
+    prompt = await _token_prompt(engine, body)
+    check_length("messages", len(prompt.token_ids), chat_max_tokens(body), engine.max_model_len)
+    response_id = f"chatcmpl-{body.request_id or state.new_id()}"
+    prepared = prepare(engine, prompt, params, body, request_id=response_id)
+    options = body.stream_options
+    reply = Reply(
+        response_id=response_id,
+        model=engine.model_name,
+        created=int(state.clock()),
+        choices=ChatChoices(
+            num_top=(body.top_logprobs or 0) if body.logprobs else None,
+            return_ids=bool(body.return_token_ids),
+            as_ids=bool(body.return_tokens_as_token_ids),
+        ),
+        object="chat.completion",
+        chunk_object="chat.completion.chunk",
+        include_usage=bool(options and options.include_usage),
+        running_usage=bool(options and options.continuous_usage_stats),
+    )
+    return await answer(request, [prepared], reply, stream=bool(body.stream))
+
+
+async def _token_prompt(engine: Engine, body: ChatBody) -> TokenPrompt:
+    text = engine.chat_prompt(
+        template_messages(body.messages),
+        tools=template_tools(body.tools, body.tool_choice),
+        add_generation_prompt=body.add_generation_prompt is not False,
+        **_template_options(body),
+    )
+    # The template writes the special tokens itself.
+    return await encode(engine.tokenizer, text, add_special_tokens=bool(body.add_special_tokens))
+
+
+def _template_options(body: ChatBody) -> dict[str, Any]:
+    options = dict(body.chat_template_kwargs or {})
+    taken = sorted(OWN_OPTIONS & options.keys())
+    if taken:
+        raise ApiError(
+            f"chat_template_kwargs has {taken[0]}, which the server sets itself.",
+            param="chat_template_kwargs",
+        )
+    if body.reasoning_effort is not None:
+        options.setdefault("reasoning_effort", body.reasoning_effort)
+    return options

@@ -1,0 +1,76 @@
+"""POST /v1/completions: one choice for each prompt, all generated at once."""
+
+from __future__ import annotations
+
+from aiohttp import web
+
+from ..answer import answer, check_accepting
+from ..convert import (
+    TokenPrompt,
+    check_length,
+    check_model,
+    completion_params,
+    encode,
+    prepare,
+    split_prompts,
+)
+from ..decode import read_body
+from ..reply import CompletionChoices, Reply
+from ..schema import CompletionBody
+from ..state import STATE, ServerState
+
+
+async def completions(request: web.Request) -> web.StreamResponse:
+    """Continue texts or tokens."""
+    state = request.app[STATE]
+    body = await read_body(request, CompletionBody)
+    engine = state.engine
+    check_accepting(state)
+    check_model(body.model, engine.model_name)
+    params = completion_params(body)
+    prompts = await _token_prompts(state, body)
+    response_id = f"cmpl-{body.request_id or state.new_id()}"
+    prepared = [
+        prepare(engine, prompt, params, body, request_id=f"{response_id}-{index}")
+        for index, prompt in enumerate(prompts)
+    ]
+    options = body.stream_options
+    reply = Reply(
+        response_id=response_id,
+        model=engine.model_name,
+        created=int(state.clock()),
+        choices=CompletionChoices(
+            num_top=body.logprobs,
+            echoes=_echoes(state, body, prompts) if body.echo else (),
+            return_ids=bool(body.return_token_ids),
+            as_ids=bool(body.return_tokens_as_token_ids),
+        ),
+        object="text_completion",
+        chunk_object="text_completion",
+        include_usage=bool(options and options.include_usage),
+        running_usage=bool(options and options.continuous_usage_stats),
+    )
+    return await answer(request, prepared, reply, stream=bool(body.stream))
+
+
+async def _token_prompts(state: ServerState, body: CompletionBody) -> list[TokenPrompt]:
+    engine = state.engine
+    special = body.add_special_tokens is not False
+    prompts = []
+    for prompt in split_prompts(body.prompt):
+        if isinstance(prompt, str):
+            tokens = await encode(engine.tokenizer, prompt, add_special_tokens=special)
+        else:
+            tokens = TokenPrompt(None, prompt)
+        check_length("prompt", len(tokens.token_ids), body.max_tokens, engine.max_model_len)
+        prompts.append(tokens)
+    return prompts
+
+
+def _echoes(state: ServerState, body: CompletionBody, prompts: list[TokenPrompt]) -> list[str]:
+    skip = body.skip_special_tokens is not False
+    decode = state.engine.tokenizer.decode
+    return [
+        decode(prompt.token_ids, skip_special_tokens=skip) if prompt.text is None else prompt.text
+        for prompt in prompts
+    ]

@@ -1,0 +1,92 @@
+"""What the server needs of an engine, and what it keeps beside it.
+
+ServerState is owned by the server; routes read it and nobody but the middleware and the drain writes.
+"""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import AsyncGenerator, Callable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+from aiohttp import web
+
+from .. import __version__
+from ..engine.config import EngineConfig
+from ..engine.metrics import EngineMetrics
+from ..engine.params import SamplingParams
+from ..engine.request import RequestOutput
+
+if TYPE_CHECKING:
+    from ..engine.text.prepare import Prepared, Prompt
+    from ..engine.text.tokenizer import Tokenizer
+
+FINGERPRINT = f"quire-{__version__}"
+
+
+class Engine(Protocol):
+    """The part of AsyncEngine that serves; tests fake it."""
+
+    config: EngineConfig
+
+    @property
+    def tokenizer(self) -> Tokenizer: ...
+    @property
+    def metrics(self) -> EngineMetrics: ...
+    @property
+    def model_name(self) -> str: ...
+    @property
+    def max_model_len(self) -> int: ...
+    @property
+    def num_unfinished(self) -> int: ...
+    @property
+    def is_running(self) -> bool: ...
+
+    def chat_prompt(self, messages: Sequence[dict[str, Any]], **options: Any) -> str: ...
+
+    def prepare(
+        self,
+        prompt: Prompt | Prepared,
+        params: SamplingParams | None = None,
+        request_id: str | None = None,
+        *,
+        priority: int = 0,
+        cache_salt: str | None = None,
+    ) -> Prepared: ...
+
+    def generate(
+        self,
+        prompt: Prompt | Prepared,
+        params: SamplingParams | None = None,
+        request_id: str | None = None,
+        *,
+        output_kind: Literal["cumulative", "delta", "final"] = "cumulative",
+    ) -> AsyncGenerator[RequestOutput, None]: ...
+
+
+def new_id() -> str:
+    """A name for a response that no other has."""
+    return uuid.uuid4().hex
+
+
+@dataclass(slots=True, eq=False)
+class ServerState:
+    """One server: its engine, its clock and names, and what it is doing."""
+
+    engine: Engine
+    clock: Callable[[], float] = time.time
+    """Seconds since 1970, for `created`."""
+    new_id: Callable[[], str] = new_id
+    draining: bool = False
+    """No new generation is begun; /health says 503."""
+    num_active: int = 0
+    """Requests being answered."""
+    created: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.created = int(self.clock())
+
+
+STATE: web.AppKey[ServerState] = web.AppKey("state", ServerState)

@@ -1,0 +1,182 @@
+"""From a checkpoint's files to a model: safetensors, single or sharded, or random weights.
+
+Streams: all headers are checked before the first tensor is read, then one tensor at a time is
+mapped, copied into place and unmapped, so that memory peaks at the weights and about one matrix
+more. Every refusal is a CheckpointError that names the file and the tensor.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from ...reference.decoder import DecoderWeights
+from ...reference.ops import Ops
+from ..config import LoadFormat
+from ..errors import CheckpointError
+from .base import DecoderModel
+from .registry import ModelConfig
+from .values import read_json
+from .weights import Part, WeightBuilder
+
+SINGLE = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+FLOATS = ("F16", "BF16", "F32", "F64")
+TOLERATED_SUFFIX = "rotary_emb.inv_freq"
+"""A buffer that old checkpoints carry; the config says the same."""
+
+
+class Stored(NamedTuple):
+    """One tensor as a file's header describes it."""
+
+    file: Path
+    shape: tuple[int, ...]
+    dtype: str
+
+
+def load_model(
+    config: ModelConfig,
+    ops: Ops,
+    load_format: LoadFormat = "auto",
+    *,
+    seed: int = 0,
+    progress: bool | None = None,
+) -> DecoderModel:
+    """Load a model that computes steps; see load_weights."""
+    weights = load_weights(config, ops, load_format, seed=seed, progress=progress)
+    return DecoderModel(config.decoder, weights, ops)
+
+
+def load_weights(
+    config: ModelConfig,
+    ops: Ops,
+    load_format: LoadFormat = "auto",
+    *,
+    seed: int = 0,
+    progress: bool | None = None,
+) -> DecoderWeights:
+    """Load the weights of a checkpoint, or fill random ones from seed where load_format is "dummy".
+
+    progress: show a bar on stderr; None: where that is a terminal. Raises CheckpointError.
+    """
+    names = config.family.names
+    builder = WeightBuilder(config.decoder, names, ops)
+    if load_format == "dummy":
+        return _fill(builder, seed)
+    stored = _scan(config.path)
+    redundant = f"{names.head}.weight" if config.decoder.tie_word_embeddings else None
+    _check(builder.parts, stored, redundant, config.path)
+    return _read(builder, stored, sys.stderr.isatty() if progress is None else progress)
+
+
+def _fill(builder: WeightBuilder, seed: int) -> DecoderWeights:
+    """Place norms of one, biases of zero, and normal matrices whose products keep their size."""
+    generator = torch.Generator().manual_seed(seed)
+    for name, part in builder.parts.items():
+        tensor = torch.empty(part.shape, dtype=torch.float32)
+        if len(part.shape) == 1:
+            tensor.fill_(0.0 if name.endswith(".bias") else 1.0)
+        else:
+            tensor.normal_(0.0, part.shape[1] ** -0.5, generator=generator)
+        builder.place(name, tensor)
+    return builder.build()
+
+
+def _read(builder: WeightBuilder, stored: Mapping[str, Stored], progress: bool) -> DecoderWeights:
+    from tqdm import tqdm
+
+    with tqdm(
+        total=len(builder.parts), desc="Loading weights", unit="tensor", disable=not progress
+    ) as bar:
+        for name in sorted(builder.parts, key=lambda name: (str(stored[name].file), name)):
+            builder.place(name, _tensor(stored[name].file, name))
+            bar.update()
+    return builder.build()
+
+
+def _tensor(file: Path, name: str) -> Tensor:
+    """Map one tensor. The file is opened for each, so that its pages leave memory with it."""
+    try:
+        with safe_open(file, framework="pt", device="cpu") as handle:
+            tensor: Tensor = handle.get_tensor(name)
+            return tensor
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{file}: tensor {name} cannot be read: {error}") from error
+
+
+def _check(
+    parts: Mapping[str, Part], stored: Mapping[str, Stored], redundant: str | None, path: Path
+) -> None:
+    """Compare what is stored with what the model needs."""
+    for name in parts:
+        if name not in stored:
+            raise CheckpointError(f"{path}: tensor {name} is missing.")
+    for name, (file, shape, dtype) in stored.items():
+        if name not in parts:
+            if name == redundant or name.endswith(TOLERATED_SUFFIX):
+                continue
+            raise CheckpointError(f"{file}: tensor {name} is unexpected: the model has none such.")
+        if shape != parts[name].shape:
+            raise CheckpointError(
+                f"{file}: tensor {name} has the shape {list(shape)}: "
+                f"it must be {list(parts[name].shape)}."
+            )
+        if dtype not in FLOATS:
+            raise CheckpointError(
+                f"{file}: tensor {name} has the dtype {dtype}: it must be one of {FLOATS}."
+            )
+
+
+def _scan(path: Path) -> dict[str, Stored]:
+    """Read the headers of all files."""
+    if (path / SINGLE).exists():
+        return _header(path / SINGLE)
+    if not (path / INDEX).exists():
+        raise CheckpointError(
+            f"{path} holds neither {SINGLE} nor {INDEX}: only safetensors can be loaded."
+        )
+    index = path / INDEX
+    weight_map = read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise CheckpointError(f"{index}: weight_map must be an object of tensor names and files.")
+    stored: dict[str, Stored] = {}
+    for shard in sorted({_shard(index, name, file) for name, file in weight_map.items()}):
+        for name, tensor in _header(path / shard).items():
+            if name in stored:
+                raise CheckpointError(f"{tensor.file}: tensor {name} is in another shard too.")
+            stored[name] = tensor
+    for name, shard in weight_map.items():
+        if name not in stored or stored[name].file.name != shard:
+            raise CheckpointError(
+                f"{path / shard}: tensor {name} is missing; {INDEX} has it there."
+            )
+    return stored
+
+
+def _shard(index: Path, name: str, file: Any) -> str:
+    """Return the shard's file name. An index may not lead out of its folder."""
+    if not isinstance(file, str) or not file.endswith(".safetensors") or Path(file).name != file:
+        raise CheckpointError(
+            f"{index}: tensor {name} is in {file!r}: it must be a .safetensors file beside it."
+        )
+    return file
+
+
+def _header(file: Path) -> dict[str, Stored]:
+    if not file.is_file():
+        raise CheckpointError(f"{file} does not exist.")
+    try:
+        with safe_open(file, framework="pt", device="cpu") as handle:
+            slices = {name: handle.get_slice(name) for name in handle.keys()}  # noqa: SIM118
+            return {
+                name: Stored(file, tuple(part.get_shape()), part.get_dtype())
+                for name, part in slices.items()
+            }
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{file} is truncated or broken: {error}") from error

@@ -1,0 +1,235 @@
+"""Text to token ids and back: the protocol, and how a checkpoint's tokenizer is found.
+
+`tokenizer.json` goes through the tokenizers library, a vocabulary in tiktoken's format through
+tiktoken; transformers is imported only for checkpoints that have neither (SentencePiece files).
+Nothing here runs code of a checkpoint. A tokenizer is immutable after loading (its tables of pieces
+fill lazily) and may be shared between threads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from ..errors import CheckpointError
+from .files import TokenizerConfig, read_tokenizer_config
+from .pieces import Pieces, choose_pieces
+from .tiktoken_tokenizer import TiktokenTokenizer, find_tiktoken_file, load_tiktoken
+
+TOKENIZER_FILE = "tokenizer.json"
+
+
+class Tokenizer(Protocol):
+    """What the rest of Quire needs of a tokenizer."""
+
+    @property
+    def vocab_size(self) -> int:
+        """One more than the highest id, added tokens included; a model may have more."""
+
+    @property
+    def bos_token_id(self) -> int | None: ...
+    @property
+    def eos_token_ids(self) -> tuple[int, ...]:
+        """The tokenizer's own; a checkpoint's generation_config.json may name others."""
+
+    @property
+    def special_ids(self) -> frozenset[int]:
+        """Tokens without text of their own: hidden where special tokens are skipped."""
+
+    @property
+    def special_tokens(self) -> Mapping[str, str]:
+        """bos_token, eos_token, ... -> its text."""
+
+    @property
+    def chat_templates(self) -> Mapping[str, str]:
+        """Chat templates by name."""
+
+    @property
+    def chat_template(self) -> str | None:
+        """The default one."""
+
+    @property
+    def pieces(self) -> Pieces | None:
+        """The text of single tokens; None where no token has one."""
+
+    def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
+        """Return the ids of a text; special tokens written in it become special tokens."""
+
+    def encode_batch(
+        self, texts: Sequence[str], *, add_special_tokens: bool = True
+    ) -> list[list[int]]:
+        """Encode many texts, in parallel where the library can."""
+
+    def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
+        """Return the text of the ids; unknown ids have none, broken UTF-8 becomes U+FFFD."""
+
+    def token_text(self, token_id: int) -> str:
+        """Return the text of one token in mid-sentence, special tokens shown, "" for an unknown id."""
+
+    def token_bytes(self, token_id: int) -> bytes:
+        """Return the bytes of one token in mid-sentence: part of a character where it is that."""
+
+
+def load_tokenizer(path: Path | str) -> Tokenizer:
+    """Load the tokenizer of a checkpoint directory, or from a tokenizer file.
+
+    Raises CheckpointError that names what is missing or broken.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise CheckpointError(f"{path} does not exist: there is no tokenizer to load.")
+    folder = path if path.is_dir() else path.parent
+    config = read_tokenizer_config(folder)
+    json_file = path if path.suffix == ".json" else path / TOKENIZER_FILE
+    if json_file.is_file():
+        return JsonTokenizer(_read_backend(json_file), config)
+    vocabulary = find_tiktoken_file(path)
+    if vocabulary is not None:
+        return load_tiktoken(vocabulary, config)
+    return _load_with_transformers(folder, config)
+
+
+class JsonTokenizer:
+    """A tokenizer of the tokenizers library."""
+
+    def __init__(self, backend: Any, config: TokenizerConfig) -> None:
+        # Padding and cutting are for training; both may be saved in the file.
+        backend.no_padding()
+        backend.no_truncation()
+        _complete(backend, config)
+        self._backend = backend
+        self._config = config
+        added = backend.get_added_tokens_decoder()
+        self.vocab_size = 1 + max(
+            (*added, backend.get_vocab_size() - 1, backend.get_vocab_size(False) - 1)
+        )
+        self.special_ids = frozenset(i for i, token in added.items() if token.special)
+        self.bos_token_id = self._special_id("bos_token")
+        eos_token_id = self._special_id("eos_token")
+        self.eos_token_ids = () if eos_token_id is None else (eos_token_id,)
+        self.pieces = choose_pieces(backend.decoder, self._token)
+
+    @property
+    def special_tokens(self) -> Mapping[str, str]:
+        return self._config.special_tokens
+
+    @property
+    def chat_templates(self) -> Mapping[str, str]:
+        return self._config.chat_templates
+
+    @property
+    def chat_template(self) -> str | None:
+        return self._config.chat_template
+
+    def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
+        ids: list[int] = self._backend.encode(text, add_special_tokens=add_special_tokens).ids
+        return ids
+
+    def encode_batch(
+        self, texts: Sequence[str], *, add_special_tokens: bool = True
+    ) -> list[list[int]]:
+        encoded = self._backend.encode_batch_fast(
+            list(texts), add_special_tokens=add_special_tokens
+        )
+        return [entry.ids for entry in encoded]
+
+    def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
+        shown = [i for i in ids if not (skip_special_tokens and i in self.special_ids)]
+        if self.pieces is not None:
+            return self.pieces.decode(shown)
+        text: str = self._backend.decode(shown, skip_special_tokens=False)
+        return text
+
+    def token_text(self, token_id: int) -> str:
+        if self.pieces is None:
+            return self.decode([token_id], skip_special_tokens=False)
+        piece = self.pieces[token_id]
+        return piece if isinstance(piece, str) else piece.decode("utf-8", "replace")
+
+    def token_bytes(self, token_id: int) -> bytes:
+        if self.pieces is None:
+            return self.token_text(token_id).encode()
+        return self.pieces.content(token_id)
+
+    def _special_id(self, name: str) -> int | None:
+        text = self._config.special_tokens.get(name)
+        token_id: int | None = None if text is None else self._backend.token_to_id(text)
+        return token_id
+
+    def _token(self, token_id: int) -> str | None:
+        # The library takes unsigned 32-bit ids only.
+        token: str | None = self._backend.id_to_token(token_id) if token_id >= 0 else None
+        return token
+
+
+def _read_backend(path: Path) -> Any:
+    from tokenizers import Tokenizer as Backend
+
+    try:
+        return Backend.from_file(str(path))
+    except Exception as error:  # the library raises nothing more precise
+        raise CheckpointError(f"{path} is not a tokenizer that can be read: {error}") from error
+
+
+def _complete(backend: Any, config: TokenizerConfig) -> None:
+    """Add what only tokenizer_config.json says, as transformers does.
+
+    Tokens are added where they get the id that the file gives them; a special token that is in no
+    vocabulary is left out, since the model has no embedding for it. add_bos_token and add_eos_token
+    replace the file's post-processor; without them it stays.
+    """
+    from tokenizers import AddedToken
+    from tokenizers.processors import TemplateProcessing
+
+    for token_id, added in sorted(config.added_tokens.items()):
+        if backend.token_to_id(added.content) is None and token_id == backend.get_vocab_size():
+            token = AddedToken(
+                added.content,
+                single_word=added.single_word,
+                lstrip=added.lstrip,
+                rstrip=added.rstrip,
+                normalized=added.normalized,
+                special=added.special,
+            )
+            backend.add_tokens([token])
+    known = {token.content for token in backend.get_added_tokens_decoder().values()}
+    for text in (*config.special_tokens.values(), *config.more_special_tokens):
+        if text not in known and backend.token_to_id(text) is not None:
+            backend.add_special_tokens([AddedToken(text, special=True, normalized=False)])
+    if config.add_bos_token is None and config.add_eos_token is None:
+        return
+    parts, specials = ["$A:0"], []
+    for name, wanted, place in (
+        ("bos_token", config.add_bos_token, 0),
+        ("eos_token", config.add_eos_token, len(parts) + 1),
+    ):
+        text = config.special_tokens.get(name, "")
+        token_id = backend.token_to_id(text) if text else None
+        if wanted and token_id is not None:
+            parts.insert(place, f"{text}:0")
+            specials.append((text, token_id))
+    backend.post_processor = TemplateProcessing(single=parts, special_tokens=specials)
+
+
+def _load_with_transformers(folder: Path, config: TokenizerConfig) -> Tokenizer:
+    """Let transformers convert a checkpoint that has no tokenizer.json."""
+    from transformers import AutoTokenizer
+
+    try:
+        loaded = AutoTokenizer.from_pretrained(
+            str(folder), trust_remote_code=False, local_files_only=True
+        )
+    except Exception as error:  # anything: the library reads many formats
+        raise CheckpointError(
+            f"{folder} has no tokenizer that can be read: neither {TOKENIZER_FILE} nor a vocabulary "
+            f"in tiktoken's format, and transformers says: {error}"
+        ) from error
+    if loaded.is_fast:
+        return JsonTokenizer(loaded.backend_tokenizer, config)
+    from .slow_tokenizer import SlowTokenizer
+
+    return SlowTokenizer(loaded, config)
+
+
+__all__ = ["JsonTokenizer", "TiktokenTokenizer", "Tokenizer", "load_tokenizer"]

@@ -1,0 +1,87 @@
+"""Tiny random checkpoints of every family, made by transformers itself: what the engine must load.
+
+Writes folders as `save_pretrained` does; imports transformers inside, for it takes seconds.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import torch
+
+Kind = Literal["llama2", "llama3", "mistral", "qwen2", "qwen3"]
+KINDS: tuple[Kind, ...] = get_args(Kind)
+
+VOCAB_SIZE = 160
+MAX_POSITIONS = 320
+SHAPE: dict[str, Any] = {
+    "vocab_size": VOCAB_SIZE,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": MAX_POSITIONS,
+    "bos_token_id": 0,
+    "eos_token_id": 1,
+    "pad_token_id": None,
+}
+LLAMA3_ROPE = {
+    "rope_type": "llama3",
+    "rope_theta": 10000.0,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 64,
+}
+OWN: dict[Kind, tuple[str, dict[str, Any]]] = {
+    "llama2": ("Llama", {}),
+    "llama3": ("Llama", {"rope_parameters": LLAMA3_ROPE, "tie_word_embeddings": True}),
+    "mistral": ("Mistral", {"sliding_window": 24, "head_dim": 32}),
+    "qwen2": (
+        "Qwen2",
+        {
+            "num_hidden_layers": 3,
+            "use_sliding_window": True,
+            "sliding_window": 40,
+            "max_window_layers": 2,
+        },
+    ),
+    "qwen3": ("Qwen3", {"head_dim": 32, "num_key_value_heads": 1, "tie_word_embeddings": True}),
+}
+
+
+def make_checkpoint(
+    kind: Kind,
+    folder: Path,
+    *,
+    seed: int = 0,
+    sharded: bool = False,
+    dtype: torch.dtype = torch.float32,
+    **changes: Any,
+) -> Path:
+    """Write a checkpoint into folder and return it. changes: fields of the config."""
+    model = make_model(kind, seed=seed, **changes).to(dtype)
+    model.save_pretrained(folder, max_shard_size="40KB" if sharded else "1GB")
+    return folder
+
+
+def make_model(kind: Kind, *, seed: int = 0, **changes: Any) -> Any:
+    """Build transformers' own model in float32, with random norms and biases too."""
+    import transformers
+
+    transformers.utils.logging.disable_progress_bar()
+    name, own = OWN[kind]
+    config = getattr(transformers, f"{name}Config")(**(SHAPE | own | changes))
+    config._attn_implementation = "eager"
+    model = getattr(transformers, f"{name}ForCausalLM")(config).eval()
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for key, parameter in model.named_parameters():
+            noise = torch.randn(parameter.shape, generator=generator)
+            if parameter.ndim == 2:
+                parameter.copy_(noise * parameter.shape[1] ** -0.5)
+            else:
+                parameter.copy_(noise * 0.2 + (0.0 if key.endswith(".bias") else 1.0))
+    return model

@@ -1,0 +1,96 @@
+"""Whole-engine runs and their oracle, for the law's tests: what was asked, what each way answered.
+
+`run` drives LLM over token ids; `expect` asks the dense oracle, one request at a time, with weights
+loaded apart from the engine. Both return the same frozen Answers, so that == compares every bit.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ..engine.llm import LLM
+from ..engine.models.loader import load_weights
+from ..engine.models.registry import read_model_config
+from ..engine.opset import choose_ops
+from ..engine.params import SamplingParams
+from ..engine.request import RequestOutput
+from ..reference.generate import Wish, generate
+
+PROMPT_LENGTHS = (1, 7, 16, 17, 33, 200)
+NUM_LOGPROBS = 3
+
+
+class Asked(NamedTuple):
+    """One request."""
+
+    prompt: tuple[int, ...]
+    params: SamplingParams
+
+
+class Answer(NamedTuple):
+    """What came back; floats compare bit for bit (no NaN occurs)."""
+
+    token_ids: tuple[int, ...]
+    sampled: tuple[float, ...]
+    """Log probability of each token."""
+    top: tuple[tuple[tuple[int, float], ...], ...]
+    """The NUM_LOGPROBS most likely of each, by rank."""
+
+
+def make_requests(
+    vocab_size: int, *, seed: int, max_tokens: int, sampled: bool, share: int = 12
+) -> list[Asked]:
+    """Prompts of PROMPT_LENGTHS; the longer ones begin alike, so that prefixes hit inside
+    blocks."""
+    rng = random.Random(seed)
+    common = [rng.randrange(vocab_size) for _ in range(share)]
+    requests = []
+    for index, length in enumerate(PROMPT_LENGTHS):
+        own = [rng.randrange(vocab_size) for _ in range(length)]
+        prompt = tuple((common[: length - 1] + own)[:length]) if index % 2 else tuple(own)
+        hot = sampled and index % 3 != 2
+        params = SamplingParams(
+            temperature=(0.7, 1.3)[index % 2] if hot else 0.0,
+            top_k=(0, 20)[index % 2] if hot else 0,
+            top_p=(0.9, 1.0)[index % 2] if hot else 1.0,
+            min_p=(0.0, 0.02)[index % 2] if hot else 0.0,
+            seed=rng.randrange(2**64),
+            max_tokens=max_tokens,
+            ignore_eos=True,
+            logprobs=NUM_LOGPROBS,
+            detokenize=False,
+        )
+        requests.append(Asked(prompt, params))
+    return requests
+
+
+def answer_of(output: RequestOutput) -> Answer:
+    """Read an Answer off a finished output."""
+    assert output.finished and output.error is None, output
+    completion = output.outputs[0]
+    assert completion.logprobs is not None
+    sampled, top = [], []
+    for token_id, row in zip(completion.token_ids, completion.logprobs, strict=True):
+        sampled.append(row[token_id].logprob)
+        ranked = sorted((one.rank or 0, token, one.logprob) for token, one in row.items())
+        best = [(token, logprob) for rank, token, logprob in ranked if rank <= NUM_LOGPROBS]
+        top.append(tuple(best[:NUM_LOGPROBS]))
+    return Answer(completion.token_ids, tuple(sampled), tuple(top))
+
+
+def run(path: Path, requests: Sequence[Asked], *, alone: bool = False, **options: Any) ->
+list[Answer]:
+    """Answer all requests at once, or one after the other in the same engine."""
+    with LLM(str(path), skip_tokenizer_init=True, **options) as llm:
+        groups = [[one] for one in requests] if alone else [list(requests)]
+        outputs = [
+            output
+            for group in groups
+            for output in llm.generate(
+                [list(one.prompt) for one in group], [one.params for one in group], use_tqdm=False
+            )
+        ]
+    return [answer_of(output) for output in outputs]

@@ -1,0 +1,156 @@
+"""Paged causal attention: the definition, in plain PyTorch.
+
+Online softmax (Milakov and Gimelshein 2018, arXiv:1805.02867) over tiles of KV_TILE keys at
+absolute positions 0..63, 64..127, ... A query is one row of arithmetic and never meets another:
+
+1. score = (sum over head_dim of q * k) * factor, factor = scale * log2(e) rounded to float32.
+2. A tile without a visible key leaves the row as it is; in the others
+   m' = max(m, visible scores), m starting at the least finite float32;
+   c = exp2(m - m'); p = exp2(score - m') for visible keys, else 0;
+   lanes = lanes * c + (((p[0:16] + p[16:32]) + p[32:48]) + p[48:64]), 16 sums of unrounded p;
+   out = out * c, then out + sum over the tile's keys of p * v, p rounded to dtype.
+3. Row sum = the 16 lanes folded by halves; result = out / row sum + 0 (no negative zero), rounded
+   once to dtype.
+
+The two inner sums ("dots") have the order of the machine's bfloat16 dot product, see
+docs/decisions/0002-attention-arithmetic.md. Both start from what is there (0, or out):
+
+* float32: elements in order, total = total + (a * b), two IEEE operations.
+* bfloat16: elements in the order 1, 0, 3, 2, 5, 4, ...; total = total + a * b exact, then rounded
+  once to float32 (a fused multiply-add); denormals of a, b and total count as zero, and a result
+  that is below the least normal number, after rounding to 24 bits, becomes zero.
+
+What a query does not see is never read: neither keys nor values of masked places (stale, NaN) nor
+later tokens of the same step reach it.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .activation import LOG2_E, exp2
+from .kv import KVCache, read_kv
+from .ops import KV_TILE, Batch
+
+LANES = 16
+LEAST_FINITE = torch.finfo(torch.float32).min
+LEAST_NORMAL = torch.finfo(torch.float32).tiny
+FLUSHED = math.nextafter(LEAST_NORMAL * (1 - 2**-25), 0.0)
+"""The greatest magnitude that a bfloat16 dot flushes: above it, sums round up to LEAST_NORMAL."""
+
+
+class _Queries(NamedTuple):
+    """Rows of a batch that have the same number of query tokens."""
+
+    tokens: Tensor
+    """[rows, queries] int64, index of each query token in the batch."""
+    kv_lens: Tensor
+    """[rows] int64, keys up to and including the row's last query."""
+    tables: Tensor
+    """[rows, max_blocks] int64."""
+
+
+def paged_attention(
+    q: Tensor, cache: KVCache, batch: Batch, *, scale: float, window: int = 0
+) -> Tensor:
+    """See Ops.paged_attention; the order of arithmetic is in the module's docstring."""
+    out = torch.empty_like(q)
+    starts = batch.query_starts.long()
+    counts = starts.diff()
+    for count in sorted(set(counts.tolist()) - {0}):
+        rows = (counts == count).nonzero().squeeze(1)
+        tokens = starts[rows, None] + torch.arange(count)
+        tables = batch.block_tables[batch.slots[rows].long()].long()
+        queries = _Queries(tokens, batch.kv_lens[rows].long(), tables)
+        _attend(q, cache, queries, scale, window, out)
+    return out
+
+
+def _attend(
+    q: Tensor, cache: KVCache, queries: _Queries, scale: float, window: int, out: Tensor
+) -> None:
+    """Attention of equally long rows: write out[queries.tokens]."""
+    count = queries.tokens.shape[1]
+    num_keys = -(-int(queries.kv_lens.max()) // KV_TILE) * KV_TILE
+    key_index = torch.arange(num_keys)
+    last = queries.kv_lens[:, None] - count + torch.arange(count)
+    see = key_index <= last[..., None]
+    if window:
+        see &= key_index > last[..., None] - window
+    blocks = (key_index // cache.block_size).clamp(max=queries.tables.shape[1] - 1)
+    held = see.any(1)
+    places = queries.tables[:, blocks] * cache.block_size + key_index % cache.block_size
+    k, v = read_kv(cache, torch.where(held, places, 0))
+    k, v = (torch.where(held[..., None, None], x.float(), 0.0) for x in (k, v))
+    if count > 1 and not bool(v.isfinite().all()):
+        # 0 * NaN: a value that one query sees must not reach another that does not. One by one.
+        for i in range(count):
+            one = _Queries(queries.tokens[:, i : i + 1], last[:, i] + 1, queries.tables)
+            _attend(q, cache, one, scale, window, out)
+        return
+    heads, head_dim = q.shape[1:]
+    kv_heads = k.shape[2]
+    q_rikgd = q[queries.tokens].float().reshape(len(k), count, kv_heads, -1, head_dim)
+    q_rkid = q_rikgd.transpose(1, 2).flatten(2, 3)
+    see = see.repeat_interleave(heads // kv_heads, dim=1).unsqueeze(1)
+    result = _softmax_values(q_rkid, k, v, see, (q.dtype, scale * LOG2_E))
+    result = result.reshape(len(k), kv_heads, count, -1, head_dim).transpose(1, 2)
+    out[queries.tokens] = result.reshape(len(k), count, heads, head_dim).to(q.dtype)
+
+
+def _softmax_values(
+    q: Tensor, k: Tensor, v: Tensor, see: Tensor, kind: tuple[torch.dtype, float]
+) -> Tensor:
+    """Float32 attention of q [rows, kv_heads, queries, head_dim] over k, v [rows, keys, kv_heads,
+    head_dim], all float32; see: [rows, 1, queries, keys] bool; kind: (dtype, factor)."""
+    dtype, factor = kind
+    scores = torch.zeros((*q.shape[:3], k.shape[1]))
+    scores = _dot(scores, q.movedim(3, 0)[..., None], k.permute(3, 0, 2, 1)[..., None, :], dtype)
+    scores = scores * factor
+    out = torch.zeros_like(q)
+    m = torch.full((*q.shape[:3], 1), LEAST_FINITE)
+    lanes = torch.zeros((*q.shape[:3], LANES))
+    for start in range(0, k.shape[1], KV_TILE):
+        tile = slice(start, start + KV_TILE)
+        seen = see[..., tile]
+        tile_scores = scores[..., tile]
+        top = torch.where(seen, tile_scores, LEAST_FINITE).amax(-1, keepdim=True)
+        new_m = torch.maximum(m, top)
+        c = exp2(m - new_m)
+        p = torch.where(seen, exp2(tile_scores - new_m), 0.0)
+        p0, p1, p2, p3 = p.reshape(*p.shape[:-1], KV_TILE // LANES, LANES).unbind(-2)
+        new_lanes = lanes * c + (((p0 + p1) + p2) + p3)
+        p_i = p.to(dtype).float().movedim(3, 0)[..., None]
+        new_out = _dot(out * c, p_i, v[:, tile].permute(1, 0, 2, 3)[..., None, :], dtype)
+        live = seen.any(-1, keepdim=True)
+        m = torch.where(live, new_m, m)
+        lanes = torch.where(live, new_lanes, lanes)
+        out = torch.where(live, new_out, out)
+    while lanes.shape[-1] > 1:
+        half = lanes.shape[-1] // 2
+        lanes = lanes[..., :half] + lanes[..., half:]
+    return out / lanes + 0.0
+
+
+def _dot(total: Tensor, a: Tensor, b: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return total + sum over i of a[i] * b[i] in the normative order; all float32."""
+    if dtype == torch.float32:
+        for a_i, b_i in zip(a, b, strict=True):
+            total = total + a_i * b_i
+        return total
+    # In float64 products are exact and sums so nearly exact (16 and 24 bits) that all is right.
+    a, b, exact = (_flush(x).double() for x in (a, b, total))
+    for pair in range(0, a.shape[0], 2):
+        for i in (pair + 1, pair):
+            exact = torch.nn.functional.hardshrink(torch.addcmul(exact, a[i], b[i]), FLUSHED)
+            exact = exact.float().double()
+    return exact.float()
+
+
+def _flush(x: Tensor) -> Tensor:
+    """Denormals count as zero."""
+    return torch.where(x.abs() < LEAST_NORMAL, 0.0, x)
