@@ -1,7 +1,7 @@
 """From prepared requests to an HTTP response, whole or as a stream.
 
-Every generation is closed when its response ends, however it ends: closing aborts it. The server cancels
-a handler whose client is gone, also while it waits.
+Every generation is closed when its response ends, however it ends: closing aborts it. The server
+cancels a handler whose client is gone, also while it waits.
 """
 
 from __future__ import annotations
@@ -116,13 +116,13 @@ async def merge(streams: Sequence[AsyncGenerator[RequestOutput, None]]) -> Async
             batch: Batch = []
             item = await ready.get()
             while True:
-                index, output = item
-                if isinstance(output, Exception):
-                    raise output
-                if output is None:
+                index, given = item
+                if isinstance(given, Exception):
+                    raise given
+                if given is None:
                     num_open -= 1
                 else:
-                    batch.append((index, output))
+                    batch.append((index, given))
                 if ready.empty():
                     break
                 item = ready.get_nowait()

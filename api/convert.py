@@ -12,8 +12,7 @@ from .errors import ApiError
 from .schema import ChatBody, CompletionBody, GenerationBody
 
 if TYPE_CHECKING:
-    from ..engine.text.prepare import Prepared, Prompt
-    from ..engine.text.tokenizer import Tokenizer
+    from ..engine.text.prepare import Prepared, PromptInput
     from .state import Engine
 
 MAX_PROMPTS = 2048
@@ -21,6 +20,9 @@ DEFAULT_MAX_TOKENS = 16
 """OpenAI's, for completions; a chat answer may fill the context."""
 LONG_TEXT_CHARS = 4096
 """A longer text is tokenized in a thread (its work releases the GIL)."""
+
+CHARS_PER_TOKEN = 64
+"""A text that is longer than this for each token of the model length is tried by its beginning."""
 
 PASSED = (
     *("temperature", "top_p", "top_k", "min_p", "seed", "min_tokens", "stop", "stop_token_ids"),
@@ -106,11 +108,18 @@ def split_prompts(prompt: str | list[str | int | list[int]]) -> list[str | list[
     return prompts
 
 
-async def encode(tokenizer: Tokenizer, text: str, *, add_special_tokens: bool) -> TokenPrompt:
-    """Tokenize a text without holding the loop."""
+async def encode(engine: Engine, text: str, *, add_special_tokens: bool) -> TokenPrompt:
+    """Tokenize a text without holding the loop; no more of it than can tell that it is too long."""
+    tokenizer = engine.tokenizer
     if len(text) < LONG_TEXT_CHARS:
         return TokenPrompt(text, tokenizer.encode(text, add_special_tokens=add_special_tokens))
-    ids = await asyncio.to_thread(tokenizer.encode, text, add_special_tokens=add_special_tokens)
+    beginning = text[: engine.max_model_len * CHARS_PER_TOKEN]
+    ids = await asyncio.to_thread(
+        tokenizer.encode, beginning, add_special_tokens=add_special_tokens
+    )
+    # A cut may split what the whole text has as one token, but no more than a few.
+    if len(beginning) < len(text) and len(ids) <= engine.max_model_len + CHARS_PER_TOKEN:
+        ids = await asyncio.to_thread(tokenizer.encode, text, add_special_tokens=add_special_tokens)
     return TokenPrompt(text, ids)
 
 
@@ -142,7 +151,7 @@ def prepare(
     request_id: str,
 ) -> Prepared:
     """A request that the engine takes. ParamsError where the prompt is not valid."""
-    given: Prompt = prompt.token_ids
+    given: PromptInput = prompt.token_ids
     if prompt.text is not None:
         given = {"prompt": prompt.text, "prompt_token_ids": prompt.token_ids}
     return engine.prepare(

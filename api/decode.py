@@ -32,11 +32,15 @@ async def read_body(request: web.Request, kind: type[Body]) -> Body:
             f"Content-Type is {request.content_type}: it must be application/json.", status=415
         )
     try:
-        if (request.content_length or 0) > MAX_BODY_BYTES:
-            raise web.HTTPRequestEntityTooLarge(MAX_BODY_BYTES, request.content_length)
+        length = request.content_length or 0
+        if length > MAX_BODY_BYTES:
+            raise web.HTTPRequestEntityTooLarge(MAX_BODY_BYTES, length)
         data = await request.read()
     except web.HTTPRequestEntityTooLarge as error:
-        raise ApiError(f"The body is above {MAX_BODY_BYTES} bytes (32 MiB).", status=413) from error
+        raise ApiError(
+            f"The body is too large: at most {MAX_BODY_BYTES} bytes (32 MiB) are allowed.",
+            status=413,
+        ) from error
     except (HttpProcessingError, web.RequestPayloadError) as error:
         raise ApiError(f"The body cannot be read: {shorten(str(error))}.") from error
     return decode(data, kind)

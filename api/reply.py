@@ -1,12 +1,12 @@
 """From RequestOutputs to OpenAI's responses, whole and in pieces.
 
-A Reply belongs to one HTTP request and keeps what its pieces share: usage, and for each choice what was
-said already.
+A Reply belongs to one HTTP request and keeps what its pieces share: usage, and for each choice
+what was said already.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -137,6 +137,8 @@ class ChatChoices:
     """The request's `top_logprobs`, None without `logprobs`."""
     return_ids: bool = False
     as_ids: bool = False
+    token_bytes: Callable[[int], bytes] | None = None
+    """The bytes of a token, which may be part of a character."""
     _begun: bool = False
 
     def pieces(self, index: int, output: RequestOutput) -> list[ChatChoice]:
@@ -175,15 +177,16 @@ class ChatChoices:
         return ChatLogprobs([self._token(row) for row in rows])
 
     def _token(self, row: dict[int, Logprob]) -> TokenLogprob:
-        named = [
-            TopLogprob(name, finite(entry.logprob), list(name.encode()))
-            for token_id, entry in row.items()
-            for name in (token_name(token_id, entry, self.as_ids),)
-        ]
+        named = [self._entry(token_id, entry) for token_id, entry in row.items()]
         drawn = named[0]
         # The row has the drawn token first, then the likeliest, of which it may be one.
         top = sorted(named, key=lambda entry: -entry.logprob)[: self.num_top]
         return TokenLogprob(drawn.token, drawn.logprob, drawn.bytes, top)
+
+    def _entry(self, token_id: int, entry: Logprob) -> TopLogprob:
+        name = token_name(token_id, entry, self.as_ids)
+        data = self.token_bytes(token_id) if self.token_bytes else name.encode()
+        return TopLogprob(name, finite(entry.logprob), list(data))
 
 
 @dataclass(slots=True, eq=False)
@@ -207,7 +210,7 @@ class Reply:
     def chunks(self, index: int, output: RequestOutput) -> list[Response]:
         """Chunks for an output of kind "delta" of the index-th prompt."""
         self._count(index, output)
-        usage: Usage | None | UnsetType = None if self.include_usage else UNSET
+        usage: Usage | UnsetType | None = None if self.include_usage else UNSET
         if self.running_usage:
             usage = self._usage()
         return [
@@ -243,7 +246,7 @@ class Reply:
         self,
         name: str,
         choices: Sequence[CompletionChoice | ChatChoice],
-        usage: Usage | None | UnsetType,
+        usage: Usage | UnsetType | None,
     ) -> Response:
         return Response(
             id=self.response_id,

@@ -1,12 +1,13 @@
 """Bodies of requests and responses, OpenAI's with vLLM's extra fields.
 
 Pure. Types are checked here, ranges by SamplingParams. A field that nobody knows is an error,
-because a misspelt parameter that is ignored gives a wrong answer; so is a known one with a value that is
-not supported. null always means "not given".
+because a misspelt parameter that is ignored gives a wrong answer; so is a known one with a value
+that is not supported. null always means "not given".
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Any
 
 from msgspec import UNSET, Meta, Struct, UnsetType
@@ -108,12 +109,13 @@ class ChatBody(GenerationBody, kw_only=True):
     tools: list[dict[str, Any]] | None = None
     tool_choice: Any = None
     add_generation_prompt: bool | None = None
+    continue_final_message: bool | None = None
+    chat_template: str | None = None
+    """The name of one of the checkpoint's templates."""
     chat_template_kwargs: dict[str, Any] | None = None
     reasoning_effort: str | None = None
 
-    continue_final_message: Only = False
     echo: Only = False
-    chat_template: Only = None
     documents: Only = None
     audio: Only = None
     modalities: Only = None
@@ -219,7 +221,7 @@ class Response(Struct, frozen=True, kw_only=True):
     created: int
     model: str
     system_fingerprint: str
-    choices: list[CompletionChoice] | list[ChatChoice]
+    choices: Sequence[CompletionChoice | ChatChoice]
     usage: Usage | UnsetType | None = UNSET
 
 
@@ -229,7 +231,6 @@ class ModelCard(Struct, frozen=True, kw_only=True):
     id: str
     created: int
     max_model_len: int
-    root: str
     object: str = "model"
     owned_by: str = "quire"
 

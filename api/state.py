@@ -1,10 +1,11 @@
 """What the server needs of an engine, and what it keeps beside it.
 
-ServerState is owned by the server; routes read it and nobody but the middleware and the drain writes.
+ServerState is owned by the server; routes read it, only the middleware and the drain write.
 """
 
 from __future__ import annotations
 
+import asyncio
 import time
 import uuid
 from collections.abc import AsyncGenerator, Callable, Sequence
@@ -14,13 +15,12 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 from aiohttp import web
 
 from .. import __version__
-from ..engine.config import EngineConfig
 from ..engine.metrics import EngineMetrics
 from ..engine.params import SamplingParams
 from ..engine.request import RequestOutput
 
 if TYPE_CHECKING:
-    from ..engine.text.prepare import Prepared, Prompt
+    from ..engine.text.prepare import Prepared, PromptInput
     from ..engine.text.tokenizer import Tokenizer
 
 FINGERPRINT = f"quire-{__version__}"
@@ -28,8 +28,6 @@ FINGERPRINT = f"quire-{__version__}"
 
 class Engine(Protocol):
     """The part of AsyncEngine that serves; tests fake it."""
-
-    config: EngineConfig
 
     @property
     def tokenizer(self) -> Tokenizer: ...
@@ -48,7 +46,7 @@ class Engine(Protocol):
 
     def prepare(
         self,
-        prompt: Prompt | Prepared,
+        prompt: PromptInput | Prepared,
         params: SamplingParams | None = None,
         request_id: str | None = None,
         *,
@@ -58,7 +56,7 @@ class Engine(Protocol):
 
     def generate(
         self,
-        prompt: Prompt | Prepared,
+        prompt: PromptInput | Prepared,
         params: SamplingParams | None = None,
         request_id: str | None = None,
         *,
@@ -83,10 +81,13 @@ class ServerState:
     """No new generation is begun; /health says 503."""
     num_active: int = 0
     """Requests being answered."""
+    idle: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set while there are none."""
     created: int = field(init=False)
 
     def __post_init__(self) -> None:
         self.created = int(self.clock())
+        self.idle.set()
 
 
 STATE: web.AppKey[ServerState] = web.AppKey("state", ServerState)

@@ -77,6 +77,8 @@ def _draw_weather(rng: random.Random) -> ToolUse:
         f"Weather in {city}?",
         f"Is it warm in {city}?",
         f"Please check the weather in {city}.",
+        f"What is the weather like in {city} right now?",
+        f"What's the weather in {city}?",
     )
     fields: list[tuple[str, Any]] = [
         (rng.choice(("temperature", "temperature", "temp", "degrees")), degrees),

@@ -22,18 +22,18 @@ from .optimizer import Muon
 from .vocabulary import VOCABULARY_SIZE, end_token_ids, save_tokenizer, token_id, train_tokenizer
 
 SEED = 20
-MODEL_SHAPE = Shape(num_layers=4)
+MODEL_SHAPE = Shape(num_layers=5)
 DRAFTER_SHAPE = Shape(num_layers=1)
-MODEL_STEPS = 2600
+MODEL_STEPS = 3000
 DRAFTER_STEPS = 900
-BATCH_TOKENS = 3072
-POOL_SIZE = 768
+BATCH_TOKENS = 2048
+POOL_SIZE = 512
 TOKENIZER_TEXTS = 12_000
 WARMUP_STEPS = 40
-MATRIX_RATE = 0.02
-EMBEDDING_RATE = 4e-3
+MATRIX_RATE = 0.016
+EMBEDDING_RATE = 3e-3
 # What others than the assistant say is mostly not predictable: few of its tokens count.
-PROMPT_SHARE = 0.15
+PROMPT_SHARE = 0.25
 
 Example = tuple[list[int], list[bool]]
 

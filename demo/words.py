@@ -17,11 +17,20 @@ NAMES = _listed(
     "Jonas Kate Lucas Maria Noah Oscar Peter Lily"
 )
 
-CITIES = _listed(
-    "Paris London Berlin Madrid Rome Vienna Prague Oslo Stockholm Helsinki Copenhagen Dublin "
-    "Lisbon Athens Warsaw Budapest Zurich Geneva Munich Hamburg Amsterdam Brussels Milan Naples "
-    "Venice Boston Chicago Denver Seattle Dallas Miami Toronto Montreal Tokyo Kyoto Osaka Seoul "
-    "Beijing Delhi Mumbai Cairo Nairobi Sydney Lima Bogota Porto Krakow Bergen Leipzig Cologne"
+CITIES = (
+    *_listed(
+        "Paris London Berlin Madrid Rome Vienna Prague Oslo Stockholm Helsinki Copenhagen "
+        "Dublin Lisbon Athens Warsaw Budapest Zurich Geneva Munich Hamburg Amsterdam Brussels "
+        "Milan Naples Venice Boston Chicago Denver Seattle Dallas Miami Toronto Montreal Tokyo "
+        "Kyoto Osaka Seoul Beijing Delhi Mumbai Cairo Nairobi Sydney Lima Bogota Porto Krakow "
+        "Bergen Leipzig Cologne"
+    ),
+    "New York",
+    "San Francisco",
+    "Los Angeles",
+    "Hong Kong",
+    "Cape Town",
+    "Mexico City",
 )
 
 ANIMALS = _listed(
@@ -115,7 +124,7 @@ def made_up_word(rng: random.Random) -> str:
 
 def pick_name(rng: random.Random) -> str:
     """Return a person's name: mostly a listed one, now and then a made-up one."""
-    return made_up_word(rng) if rng.random() < 0.2 else rng.choice(NAMES)
+    return made_up_word(rng) if rng.random() < 0.15 else rng.choice(NAMES)
 
 
 def pick_city(rng: random.Random) -> str:

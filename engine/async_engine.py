@@ -11,7 +11,8 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from datetime import datetime
 from types import TracebackType
 from typing import Any
 
@@ -23,7 +24,7 @@ from .metrics import EngineMetrics
 from .params import SamplingParams
 from .request import RequestOutput
 from .text.output import OutputKind
-from .text.prepare import Prepared, Prompt
+from .text.prepare import Prepared, Prompt, PromptDict
 from .text.tokenizer import Tokenizer
 
 logger = logging.getLogger("quire")
@@ -52,7 +53,9 @@ class AsyncEngine:
     async def start(self) -> None:
         """Load the model and begin to serve. ConfigError or CheckpointError if it cannot."""
         assert self._front is None, "the engine was started already"
-        self._front = await asyncio.to_thread(lambda: Front(build_engine(self.config)))
+        self._front = await asyncio.to_thread(
+            lambda: Front(build_engine(self.config), clock=datetime.now)
+        )
         self._accepting = True
         self._task = asyncio.create_task(self._drive(self._front), name="quire-engine")
 
@@ -125,9 +128,13 @@ class AsyncEngine:
         """Whether the driving task died; every request was told."""
         return self._error is not None
 
-    def chat_prompt(self, messages: Sequence[dict[str, Any]], **options: Any) -> str:
+    def chat_prompt(self, messages: Sequence[Mapping[str, Any]], **options: Any) -> str:
         """Render a conversation by the chat template. See Front.chat_prompt."""
         return self.front.chat_prompt(messages, **options)
+
+    def chat_input(self, messages: Sequence[Mapping[str, Any]], **options: Any) -> PromptDict:
+        """Render and tokenize a conversation: a prompt for generate."""
+        return self.front.chat_input(messages, **options)
 
     def prepare(
         self,

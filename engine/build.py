@@ -89,7 +89,8 @@ def plan_memory(config: EngineConfig, model: ModelConfig) -> tuple[int, int]:
     longest = config.max_model_len or model.max_model_len
     if longest > model.max_model_len:
         raise ConfigError(
-            f"max_model_len is {longest}: the model was made for at most {model.max_model_len} tokens."
+            f"max_model_len is {longest}: the model was made for at most "
+            f"{model.max_model_len} tokens."
         )
     per_sequence = -(-longest // config.block_size)
     num_blocks = config.num_kv_blocks
@@ -101,7 +102,8 @@ def plan_memory(config: EngineConfig, model: ModelConfig) -> tuple[int, int]:
         held = num_blocks * config.block_size
         if config.max_model_len is not None or held < 2:
             raise ConfigError(
-                f"the KV memory holds {held} tokens, and one sequence of max_model_len {longest} needs "
+                f"the KV memory holds {held} tokens, and one sequence of max_model_len "
+                f"{longest} needs "
                 f"{per_sequence} blocks of {config.block_size}: lower max_model_len or raise "
                 "num_kv_blocks or kv_cache_bytes."
             )

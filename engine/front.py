@@ -8,8 +8,9 @@ arguments.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
 from .build import EngineParts
@@ -18,8 +19,8 @@ from .metrics import EngineMetrics
 from .params import SamplingParams
 from .request import Finished, TokenEvents
 from .text.chat import ChatTemplate
-from .text.output import OutputState
-from .text.prepare import Prepared, Prompt, RequestBuilder
+from .text.output import OutputState, take_row
+from .text.prepare import Prepared, Prompt, PromptDict, RequestBuilder
 from .text.tokenizer import Tokenizer, load_tokenizer
 
 
@@ -30,13 +31,13 @@ class Open:
     state: OutputState
     arrival_s: float
     last_token_s: float | None = None
-    num_tokens: int = 0
 
 
 class Front:
     """Prepare, add, deliver, abort. Not thread-safe."""
 
-    def __init__(self, parts: EngineParts) -> None:
+    def __init__(self, parts: EngineParts, *, clock: Callable[[], datetime]) -> None:
+        """clock tells chat templates the date."""
         config = parts.config
         self.core = parts.core
         self.config = config
@@ -46,6 +47,7 @@ class Front:
             None if config.skip_tokenizer_init else load_tokenizer(parts.tokenizer_path)
         )
         self._chat_template: ChatTemplate | None = None
+        self._clock = clock
         self.metrics = EngineMetrics(self.model_name)
         self._builder = RequestBuilder(
             self._tokenizer,
@@ -93,26 +95,23 @@ class Front:
             prompt, params, name, priority=priority, arrival_s=now_s, cache_salt=cache_salt
         )
 
-    def chat_prompt(
-        self,
-        messages: Sequence[dict[str, Any]],
-        *,
-        tools: Sequence[dict[str, Any]] | None = None,
-        add_generation_prompt: bool = True,
-        **template_kwargs: Any,
-    ) -> str:
-        """Render a conversation by the checkpoint's chat template. ParamsError if it cannot."""
-        if self._chat_template is None:
-            self._chat_template = ChatTemplate.from_tokenizer(self.tokenizer)
-        return self._chat_template.render(
-            messages, tools=tools, add_generation_prompt=add_generation_prompt, **template_kwargs
-        )
+    def chat_prompt(self, messages: Sequence[Mapping[str, Any]], **options: Any) -> str:
+        """Render a conversation by the checkpoint's template; tokenize it without special tokens.
 
-    def chat_token_ids(self, messages: Sequence[dict[str, Any]], **options: Any) -> list[int]:
-        """Tokens of `chat_prompt`; the template itself writes the special tokens."""
-        return self.tokenizer.encode(
-            self.chat_prompt(messages, **options), add_special_tokens=False
-        )
+        Options are ChatTemplate.render's. ParamsError if the template refuses.
+        """
+        if self._chat_template is None:
+            tokenizer = self.tokenizer
+            self._chat_template = ChatTemplate(
+                tokenizer.chat_templates, tokenizer.special_tokens, clock=self._clock
+            )
+        return self._chat_template.render(messages, **options)
+
+    def chat_input(self, messages: Sequence[Mapping[str, Any]], **options: Any) -> PromptDict:
+        """Return chat_prompt's text and its tokens: what prepare takes."""
+        text = self.chat_prompt(messages, **options)
+        ids = self.tokenizer.encode(text, add_special_tokens=False)
+        return {"prompt": text, "prompt_token_ids": ids}
 
     def add(self, prepared: Prepared, now_s: float) -> OutputState:
         """Queue a prepared request. ParamsError if its id is open or it can never fit."""
@@ -151,11 +150,14 @@ class Front:
                 since = entry.arrival_s if entry.last_token_s is None else entry.last_token_s
                 (first if entry.last_token_s is None else later).append(now_s - since)
                 entry.last_token_s = now_s
-                entry.num_tokens += 1
-            entry.state.num_cached_tokens = cached[index]
             end = finished.get(index)
-            logprobs = events.logprobs.row(index) if events.logprobs is not None else None
-            stopped = entry.state.push(tokens[index], end, logprobs)
+            num_logprobs = entry.state.request.params.logprobs
+            logprobs = None
+            if events.logprobs is not None and num_logprobs is not None:
+                logprobs = take_row(events.logprobs, index, num_logprobs)
+            stopped = entry.state.push(
+                tokens[index], end, logprobs, num_cached_tokens=cached[index]
+            )
             if stopped and end is None:
                 self.core.abort(request_id)
             if stopped or end is not None:
@@ -169,7 +171,7 @@ class Front:
         self.metrics.observe_finished(
             entry.state.finish_reason or "abort",
             prompt_tokens=len(entry.state.request.prompt_token_ids),
-            output_tokens=entry.num_tokens,
+            output_tokens=entry.state.num_output_tokens,
             e2e_seconds=now_s - entry.arrival_s,
         )
 

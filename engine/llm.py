@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from datetime import datetime
 from types import TracebackType
 from typing import Any
 
@@ -29,7 +30,7 @@ class LLM:
         if model is not None:
             options["model"] = str(model)
         self.config = EngineConfig(**options)
-        self._front = Front(build_engine(self.config))
+        self._front = Front(build_engine(self.config), clock=datetime.now)
 
     def get_tokenizer(self) -> Tokenizer:
         """The checkpoint's tokenizer."""
@@ -91,7 +92,7 @@ class LLM:
             raise ParamsError("messages is empty: give at least one message.", "messages")
         conversations = [messages] if isinstance(messages[0], dict) else list(messages)
         prompts = [
-            self._front.chat_token_ids(
+            self._front.chat_input(
                 conversation,  # type: ignore[arg-type]  # told apart by the first element
                 tools=tools,
                 add_generation_prompt=add_generation_prompt,

@@ -1,14 +1,22 @@
-"""Tiny random checkpoints of every family, made by transformers itself: what the engine must load.
+"""Tiny random models of every family: checkpoints made by transformers itself, or weights alone.
 
-Writes folders as `save_pretrained` does; imports transformers inside, for it takes seconds.
+Folders are what `save_pretrained` writes; transformers is imported inside, for it takes seconds.
 """
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 import torch
+from torch import Tensor
+
+from ..engine.models.registry import ModelConfig
+from ..engine.models.weights import WeightBuilder
+from ..reference.decoder import DecoderWeights
+from ..reference.ops import Ops
 
 Kind = Literal["llama2", "llama3", "mistral", "qwen2", "qwen3"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
@@ -79,9 +87,35 @@ def make_model(kind: Kind, *, seed: int = 0, **changes: Any) -> Any:
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for key, parameter in model.named_parameters():
-            noise = torch.randn(parameter.shape, generator=generator)
-            if parameter.ndim == 2:
-                parameter.copy_(noise * parameter.shape[1] ** -0.5)
-            else:
-                parameter.copy_(noise * 0.2 + (0.0 if key.endswith(".bias") else 1.0))
+            parameter.copy_(_noise(key, parameter.shape, generator))
     return model
+
+
+def write_config(kind: Kind, folder: Path, **changes: Any) -> Path:
+    """Write a config.json alone, in the spelling before transformers 5; without transformers."""
+    name, own = OWN[kind]
+    fields = SHAPE | own | {"hidden_act": "silu", "torch_dtype": "float32"} | changes
+    rope = dict(fields.pop("rope_parameters", None) or {})
+    fields["rope_theta"] = rope.pop("rope_theta", 10000.0)
+    fields["rope_scaling"] = rope or None
+    fields["architectures"] = [f"{name}ForCausalLM"]
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(fields))
+    return folder
+
+
+def random_weights(config: ModelConfig, ops: Ops, seed: int = 0) -> DecoderWeights:
+    """Fill a model with random matrices, norms and biases, without any file."""
+    builder = WeightBuilder(config.decoder, config.family.names, ops)
+    generator = torch.Generator().manual_seed(seed)
+    for key, part in builder.parts.items():
+        builder.place(key, _noise(key, part.shape, generator))
+    return builder.build()
+
+
+def _noise(key: str, shape: Sequence[int], generator: torch.Generator) -> Tensor:
+    """Matrices that keep a vector's size, norms around one, biases around zero."""
+    noise = torch.randn(tuple(shape), generator=generator)
+    if len(shape) == 2:
+        return noise * shape[1] ** -0.5
+    return noise * 0.2 + (0.0 if key.endswith(".bias") else 1.0)

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from ..engine.config import DTypeName
 from ..engine.llm import LLM
 from ..engine.models.loader import load_weights
 from ..engine.models.registry import read_model_config
@@ -81,8 +82,9 @@ def answer_of(output: RequestOutput) -> Answer:
     return Answer(completion.token_ids, tuple(sampled), tuple(top))
 
 
-def run(path: Path, requests: Sequence[Asked], *, alone: bool = False, **options: Any) ->
-list[Answer]:
+def run(
+    path: Path, requests: Sequence[Asked], *, alone: bool = False, **options: Any
+) -> list[Answer]:
     """Answer all requests at once, or one after the other in the same engine."""
     with LLM(str(path), skip_tokenizer_init=True, **options) as llm:
         groups = [[one] for one in requests] if alone else [list(requests)]
@@ -94,3 +96,29 @@ list[Answer]:
             )
         ]
     return [answer_of(output) for output in outputs]
+
+
+def expect(path: Path, requests: Sequence[Asked], dtype: DTypeName) -> list[Answer]:
+    """Ask the oracle: the dense model in pure PyTorch, one request at a time, no cache at all."""
+    config = read_model_config(path, dtype)
+    weights = load_weights(config, choose_ops("cpu", "reference"), progress=False)
+    answers = []
+    for prompt, params in requests:
+        assert params.max_tokens is not None, params
+        wish = Wish(
+            max_tokens=params.max_tokens,
+            temperature=params.temperature,
+            top_k=max(0, params.top_k),
+            top_p=params.top_p,
+            min_p=params.min_p,
+            seed=(params.seed or 0) % 2**64,
+            num_logprobs=NUM_LOGPROBS,
+        )
+        given = generate(config.decoder, weights, list(prompt), wish)
+        top = tuple(
+            tuple(zip(row.top_ids[0].tolist(), row.top[0].tolist(), strict=True))
+            for row in given.logprobs
+        )
+        sampled = tuple(float(row.sampled[0]) for row in given.logprobs)
+        answers.append(Answer(tuple(given.token_ids), sampled, top))
+    return answers

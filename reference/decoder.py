@@ -8,15 +8,20 @@ and `reference` only.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from . import attention, kv, linear, norm, rope
 from .activation import silu_mul
+from .attention import paged_attention
 from .embedding import embed
+from .kv import new_kv_cache
+from .linear import linear
+from .norm import rms_norm
 from .ops import KV_TILE, Batch, PackedLinear
+from .rope import qkv_post
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,7 +59,7 @@ class DecoderConfig:
     @property
     def scale(self) -> float:
         """Factor of the attention scores."""
-        return self.head_dim**-0.5
+        return 1.0 / math.sqrt(self.head_dim)
 
     @property
     def q_size(self) -> int:
@@ -123,18 +128,18 @@ def logits(config: DecoderConfig, weights: DecoderWeights, tokens: Tensor) -> Te
     cos_sin = rotary_table(config.inverse_frequencies, num_tokens)
     residual = embed(tokens, weights.embedding)
     for layer, window in zip(weights.layers, config.windows, strict=True):
-        hidden = norm.rms_norm(residual, layer.input_norm, config.rms_eps)
-        cache = kv.new_kv_cache(
+        hidden = rms_norm(residual, layer.input_norm, config.rms_eps)
+        cache = new_kv_cache(
             1, _block_size(num_tokens), config.num_kv_heads, config.head_dim, config.dtype
         )
-        qkv = linear.linear(hidden, layer.qkv)
-        q = rope.qkv_post(qkv, batch, cos_sin, layer.qk_norms, config.rms_eps, cache)
-        seen = attention.paged_attention(q, cache, batch, scale=config.scale, window=window)
-        residual = residual + linear.linear(seen.reshape(num_tokens, config.q_size), layer.o)
-        hidden = norm.rms_norm(residual, layer.post_norm, config.rms_eps)
-        hidden = silu_mul(linear.linear(hidden, layer.gate_up))
-        residual = residual + linear.linear(hidden, layer.down)
-    return linear.linear(norm.rms_norm(residual, weights.final_norm, config.rms_eps), weights.head)
+        qkv = linear(hidden, layer.qkv)
+        q = qkv_post(qkv, batch, cos_sin, layer.qk_norms, config.rms_eps, cache)
+        seen = paged_attention(q, cache, batch, scale=config.scale, window=window)
+        residual = residual + linear(seen.reshape(num_tokens, config.q_size), layer.o)
+        hidden = rms_norm(residual, layer.post_norm, config.rms_eps)
+        hidden = silu_mul(linear(hidden, layer.gate_up))
+        residual = residual + linear(hidden, layer.down)
+    return linear(rms_norm(residual, weights.final_norm, config.rms_eps), weights.head)
 
 
 def _block_size(num_tokens: int) -> int:

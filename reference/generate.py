@@ -13,9 +13,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from . import sampling
 from .decoder import DecoderConfig, DecoderWeights, logits
 from .ops import Logprobs, SamplingRows
+from .sampling import logprobs, sample
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,8 +54,8 @@ def generate(
     while len(tokens) < last:
         row = logits(config, weights, torch.tensor(tokens, dtype=torch.int32))[-1:]
         index = len(tokens) - len(prompt)
-        drawn = sampling.sample(_masked(row, wish, index), _rows(wish, index))
-        answer.logprobs.append(sampling.logprobs(row, drawn.clamp(min=0), wish.num_logprobs))
+        drawn = sample(_masked(row, wish, index), _rows(wish, index))
+        answer.logprobs.append(logprobs(row, drawn.clamp(min=0), wish.num_logprobs))
         token = int(drawn)
         answer.token_ids.append(token)
         if token < 0 or token in wish.stop_token_ids:

@@ -26,7 +26,12 @@ from ..reply import ChatChoices, Reply
 from ..schema import ChatBody
 from ..state import STATE, Engine
 
-OWN_OPTIONS = frozenset({"messages", "tools", "add_generation_prompt", "self"})
+OWN_OPTIONS = frozenset(
+    {
+        *("self", "messages", "tools", "add_generation_prompt"),
+        *("continue_final_message", "chat_template"),
+    }
+)
 
 
 async def chat_completions(request: web.Request) -> web.StreamResponse:
@@ -50,6 +55,7 @@ async def chat_completions(request: web.Request) -> web.StreamResponse:
             num_top=(body.top_logprobs or 0) if body.logprobs else None,
             return_ids=bool(body.return_token_ids),
             as_ids=bool(body.return_tokens_as_token_ids),
+            token_bytes=engine.tokenizer.token_bytes,
         ),
         object="chat.completion",
         chunk_object="chat.completion.chunk",
@@ -64,10 +70,12 @@ async def _token_prompt(engine: Engine, body: ChatBody) -> TokenPrompt:
         template_messages(body.messages),
         tools=template_tools(body.tools, body.tool_choice),
         add_generation_prompt=body.add_generation_prompt is not False,
+        continue_final_message=bool(body.continue_final_message),
+        chat_template=body.chat_template,
         **_template_options(body),
     )
     # The template writes the special tokens itself.
-    return await encode(engine.tokenizer, text, add_special_tokens=bool(body.add_special_tokens))
+    return await encode(engine, text, add_special_tokens=bool(body.add_special_tokens))
 
 
 def _template_options(body: ChatBody) -> dict[str, Any]:

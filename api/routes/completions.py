@@ -59,7 +59,7 @@ async def _token_prompts(state: ServerState, body: CompletionBody) -> list[Token
     prompts = []
     for prompt in split_prompts(body.prompt):
         if isinstance(prompt, str):
-            tokens = await encode(engine.tokenizer, prompt, add_special_tokens=special)
+            tokens = await encode(engine, prompt, add_special_tokens=special)
         else:
             tokens = TokenPrompt(None, prompt)
         check_length("prompt", len(tokens.token_ids), body.max_tokens, engine.max_model_len)

@@ -16,7 +16,6 @@ def _card(state: ServerState) -> ModelCard:
         id=engine.model_name,
         created=state.created,
         max_model_len=engine.max_model_len,
-        root=engine.config.model,
     )
 
 

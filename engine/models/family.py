@@ -142,9 +142,11 @@ def _frequencies(values: ConfigValues, head_dim: int) -> tuple[float, ...]:
         return default_frequencies(head_dim, theta)
     scaling.demand("partial_rotary_factor", 1, 1.0)
     theta = scaling.number("rope_theta", theta)
-    key = "type" if scaling.get("rope_type") is None else "rope_type"
+    if any(isinstance(value, dict) for value in scaling.values.values()):
+        raise ConfigError(f"{scaling.source} differs between layers: it must be one for all.")
+    key = "type" if "type" in scaling.values else "rope_type"
     match scaling.get(key):
-        case "default":
+        case None | "default":
             return default_frequencies(head_dim, theta)
         case "linear":
             return linear_frequencies(head_dim, theta, scaling.number("factor"))

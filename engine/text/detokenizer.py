@@ -1,18 +1,17 @@
 """Text of a growing list of tokens, token by token: what is given out never changes afterwards.
 
-One contract, three ways: byte pieces (a table and an incremental UTF-8 decoder), text pieces (a table;
-runs of byte tokens wait for their end, because one bad byte makes every byte of its run U+FFFD) and,
-for decoders that look at their neighbours, decoding a short window again and again.
+One contract, three ways: byte pieces (a table and an incremental UTF-8 decoder), text pieces (a
+table; runs of byte tokens wait for their end, because one bad byte makes every byte of its run
+U+FFFD) and, for decoders that look at their neighbours, decoding a short window again and again.
 Nothing here knows stop strings, requests or streams.
 
-The law of this layer: the increments of an answer and a last `flush` together are the decoded text of
-prompt and answer, less what the prompt alone shows of it (their common beginning).
+The law of this layer: the increments of an answer and a last `flush` together are the decoded text
+of prompt and answer, less what the prompt alone shows of it (their common beginning).
 """
 
 from __future__ import annotations
 
 import codecs
-import os.path
 from collections.abc import Callable, Iterable, Sequence
 from typing import Protocol
 
@@ -153,7 +152,7 @@ class TextDetokenizer:
 
 
 class WindowDetokenizer:
-    """For any decoder: decodes the last tokens again with each new one, a bounded number of them."""
+    """For any decoder: decodes a bounded number of last tokens again with each new one."""
 
     __slots__ = ("_decode", "_hidden", "_num_new", "_shown", "_window")
 
@@ -195,7 +194,10 @@ def _less(text: str, shown: str) -> str:
     """Return text without the beginning that it shares with what is shown already."""
     if text.startswith(shown):
         return text[len(shown) :]
-    return text[len(os.path.commonprefix([text, shown])) :]
+    common = 0
+    while text[common : common + 1] == shown[common : common + 1] != "":
+        common += 1
+    return text[common:]
 
 
 def _last_visible(token_ids: Iterable[int], hidden: frozenset[int], count: int) -> list[int]:

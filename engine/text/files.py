@@ -1,6 +1,6 @@
 """What lies beside a tokenizer: tokenizer_config.json, special tokens and chat templates.
 
-Reads files and knows their formats; encodes and decodes nothing. Broken files raise CheckpointError.
+Reads files and knows their formats; encodes nothing. A broken file is a CheckpointError.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class TokenizerConfig(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def read_tokenizer_config(folder: Path) -> TokenizerConfig:
-    """Read the folder's tokenizer_config.json and chat templates; an absent file is an empty one."""
+    """Read the folder's tokenizer_config.json and chat templates; absent files are empty."""
     path = folder / CONFIG_FILE
     config = read_json(path) if path.is_file() else {}
     more = config.get("additional_special_tokens") or config.get("extra_special_tokens") or ()

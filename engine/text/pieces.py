@@ -1,8 +1,8 @@
-"""The text of single tokens: which tokenizers are concatenations of pieces, and what each piece is.
+"""The text of single tokens: which tokenizers are concatenations of pieces, and what each is.
 
-Owns two lazily filled tables from token id to piece. In both, a piece of type str is text on its own,
-and one of type bytes is part of something that only later tokens complete. A tokenizer whose text
-is not a concatenation of pieces (decoders that look at their neighbours) has no table.
+Owns two lazily filled tables from token id to piece. In both, a piece of type str is text on its
+own, and one of type bytes is part of something that only later tokens complete. A tokenizer whose
+text is not a concatenation of pieces (decoders that look at their neighbours) has no table.
 """
 
 from __future__ import annotations
@@ -50,10 +50,10 @@ class BytePieces(dict[int, "str | bytes"]):
 
 
 class TextPieces(dict[int, "str | bytes"]):
-    """Tokens are strings that a decoder joins one by one; a run of byte tokens becomes text as a whole.
+    """Tokens are strings that a decoder joins one by one, runs of byte tokens as a whole.
 
-    `token` gives the string of an id, None for an id outside the vocabulary; `joiner` is the decoder.
-    The first token of a text may look different from the same token further on.
+    `token` gives the string of an id, None for an unknown one; `joiner` is the decoder. The first
+    token of a text may look different from the same token further on.
     """
 
     def __init__(

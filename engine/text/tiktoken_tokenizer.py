@@ -220,7 +220,7 @@ def _choose_family(path: Path, config: TokenizerConfig) -> Family:
 def _special_ids(
     family: Family, config: TokenizerConfig, ranks: Mapping[bytes, int]
 ) -> dict[str, int]:
-    """Return the special tokens after the ranks: those of the config, or the family's, then reserved."""
+    """Return the special tokens after the ranks: the config's or family's, then reserved ones."""
     start = max(ranks.values()) + 1
     named = {i: token.content for i, token in config.added_tokens.items() if i >= start}
     if not named:

@@ -65,7 +65,7 @@ class Tokenizer(Protocol):
         """Return the text of the ids; unknown ids have none, broken UTF-8 becomes U+FFFD."""
 
     def token_text(self, token_id: int) -> str:
-        """Return the text of one token in mid-sentence, special tokens shown, "" for an unknown id."""
+        """Return the text of one token in mid-sentence, special ones shown, "" for unknown ids."""
 
     def token_bytes(self, token_id: int) -> bytes:
         """Return the bytes of one token in mid-sentence: part of a character where it is that."""
@@ -138,7 +138,8 @@ class JsonTokenizer:
         shown = [i for i in ids if not (skip_special_tokens and i in self.special_ids)]
         if self.pieces is not None:
             return self.pieces.decode(shown)
-        text: str = self._backend.decode(shown, skip_special_tokens=False)
+        known = [i for i in shown if 0 <= i < self.vocab_size]
+        text: str = self._backend.decode(known, skip_special_tokens=False)
         return text
 
     def token_text(self, token_id: int) -> str:
@@ -158,8 +159,9 @@ class JsonTokenizer:
         return token_id
 
     def _token(self, token_id: int) -> str | None:
-        # The library takes unsigned 32-bit ids only.
-        token: str | None = self._backend.id_to_token(token_id) if token_id >= 0 else None
+        if not 0 <= token_id < self.vocab_size:
+            return None  # the library takes no negative ids
+        token: str | None = self._backend.id_to_token(token_id)
         return token
 
 
@@ -199,17 +201,21 @@ def _complete(backend: Any, config: TokenizerConfig) -> None:
             backend.add_special_tokens([AddedToken(text, special=True, normalized=False)])
     if config.add_bos_token is None and config.add_eos_token is None:
         return
-    parts, specials = ["$A:0"], []
-    for name, wanted, place in (
-        ("bos_token", config.add_bos_token, 0),
-        ("eos_token", config.add_eos_token, len(parts) + 1),
-    ):
-        text = config.special_tokens.get(name, "")
-        token_id = backend.token_to_id(text) if text else None
-        if wanted and token_id is not None:
-            parts.insert(place, f"{text}:0")
-            specials.append((text, token_id))
-    backend.post_processor = TemplateProcessing(single=parts, special_tokens=specials)
+    specials: dict[str, int] = {}
+
+    def wanted(name: str, flag: bool | None) -> list[str]:
+        text = config.special_tokens.get(name)
+        token_id = None if text is None else backend.token_to_id(text)
+        if not flag or text is None or token_id is None:
+            return []
+        specials[text] = token_id
+        return [text]
+
+    bos = wanted("bos_token", config.add_bos_token)
+    eos = wanted("eos_token", config.add_eos_token)
+    backend.post_processor = TemplateProcessing(
+        single=[*bos, "$A", *eos], special_tokens=list(specials.items())
+    )
 
 
 def _load_with_transformers(folder: Path, config: TokenizerConfig) -> Tokenizer:
@@ -222,8 +228,8 @@ def _load_with_transformers(folder: Path, config: TokenizerConfig) -> Tokenizer:
         )
     except Exception as error:  # anything: the library reads many formats
         raise CheckpointError(
-            f"{folder} has no tokenizer that can be read: neither {TOKENIZER_FILE} nor a vocabulary "
-            f"in tiktoken's format, and transformers says: {error}"
+            f"{folder} has no tokenizer that can be read: neither {TOKENIZER_FILE} nor a file in "
+            f"tiktoken's format, and transformers says: {error}"
         ) from error
     if loaded.is_fast:
         return JsonTokenizer(loaded.backend_tokenizer, config)

@@ -1,0 +1,30 @@
+"""The operations on the CPU, compiled by numba. This module satisfies `reference.ops.Ops`.
+
+Twin of `reference`: the same file names, function names and signatures, and the same bits on every
+input (payloads of NaN aside). Importing it compiles the kernels, or loads them from numba's cache.
+"""
+
+from .activation import silu_mul
+from .attention import paged_attention
+from .embedding import embed
+from .kv import copy_blocks, new_kv_cache, read_kv
+from .linear import linear, pack_linear
+from .norm import add_rms_norm, rms_norm
+from .rope import qkv_post
+from .sampling import logprobs, sample
+
+__all__ = [
+    "add_rms_norm",
+    "copy_blocks",
+    "embed",
+    "linear",
+    "logprobs",
+    "new_kv_cache",
+    "pack_linear",
+    "paged_attention",
+    "qkv_post",
+    "read_kv",
+    "rms_norm",
+    "sample",
+    "silu_mul",
+]

@@ -8,12 +8,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ...reference.activation import EXP2_COEFFICIENTS, LOG2_E
+from ...reference.activation import (
+    EXP2_COEFFICIENTS,
+    LN_2,
+    LOG2_E,
+    LOG_COEFFICIENTS,
+    SQRT_HALF_BITS,
+)
 from .launch import compiled, inlined, run_ranges
-from .simd import bfloat16s, float32s, floor, from_bits, narrow, widen
+from .simd import bfloat16s, bits, float32s, floor, from_bits, narrow, widen
 
 _LOG2_E = np.float32(LOG2_E)
 _E6, _E5, _E4, _E3, _E2, _E1, _E0 = (np.float32(c) for c in EXP2_COEFFICIENTS)
+_L8, _L7, _L6, _L5, _L4, _L3, _L2, _L1, _L0 = (np.float32(c) for c in LOG_COEFFICIENTS)
+_LN_2 = np.float32(LN_2)
+_SQRT_HALF_BITS = np.int32(SQRT_HALF_BITS)
 _ONE = np.float32(1.0)
 _HALF = np.float32(0.5)
 _MIN_EXPONENT = np.float32(-126.0)
@@ -33,6 +42,39 @@ def exp2(x: Any) -> Any:
     p = p * f + _E1
     p = p * f + _E0
     return p * from_bits(np.uint32((np.int32(n) + np.int32(127)) << np.int32(23)))
+
+
+@inlined
+def split_exponent(x: Any) -> Any:
+    """Return k of reference.activation.split."""
+    return np.float32((np.int32(bits(x)) - _SQRT_HALF_BITS) >> np.int32(23))
+
+
+@inlined
+def split_mantissa(x: Any) -> Any:
+    """Return m of reference.activation.split."""
+    shifted = np.int32(bits(x)) - _SQRT_HALF_BITS
+    return from_bits(np.uint32((shifted & np.int32(0x7FFFFF)) + _SQRT_HALF_BITS))
+
+
+@inlined
+def log_of_parts(k: Any, r: Any) -> Any:
+    """Twin of reference.activation.log_of_parts."""
+    p = _L8 * r + _L7
+    p = p * r + _L6
+    p = p * r + _L5
+    p = p * r + _L4
+    p = p * r + _L3
+    p = p * r + _L2
+    p = p * r + _L1
+    p = p * r + _L0
+    return k * _LN_2 + p * r
+
+
+@inlined
+def log(x: Any) -> Any:
+    """Twin of reference.activation.log."""
+    return log_of_parts(split_exponent(x), split_mantissa(x) - _ONE)
 
 
 @inlined

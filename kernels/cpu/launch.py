@@ -1,4 +1,4 @@
-"""How compiled kernels are made and run: `compiled`, `inlined`, `run_ranges`.
+"""How compiled kernels are made and run: `compiled`, `inlined`, `outlined`, `run_ranges`.
 
 Kernels take addresses and sizes as plain integers (unboxing an array costs microseconds, an integer
 nothing), release the interpreter lock and never start threads. Work is split here, over Python
@@ -65,6 +65,12 @@ def compiled(signature: str) -> Callable[[F], F]:
 def inlined(function: F) -> F:
     """Mark a helper that kernels call: always inlined, so that loops around it vectorize."""
     helper: F = njit(nogil=True, error_model="numpy", forceinline=True)(function)
+    return helper
+
+
+def outlined(function: F) -> F:
+    """Mark a helper that kernels call but that is compiled apart, once: for whole passes over a row."""
+    helper: F = njit(nogil=True, error_model="numpy")(function)
     return helper
 
 

@@ -9,18 +9,19 @@ argument of each is a tag whose type tells the elements:
   element first, denormals flushed). Only where `has_dot_instruction()`.
 * int16: bfloat16, the same results from float64 arithmetic, on any machine.
 
-One *step* is 4 bytes of a row: an element, or a pair of bfloat16. All geometry is in steps, the same
-for all tags: a part (16 keys) of keys is [steps of head_dim, 16 keys], of values [steps of 16 keys,
+One *step* is 4 bytes of a row: an element, or a pair of bfloat16. All geometry is in steps, the
+same for all tags: a part (16 keys) of keys is [steps of head_dim, 16 keys], of values [steps of 16 keys,
 head_dim]. Addresses are integers; nothing here is checked.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import llvmlite.binding
-import llvmlite.ir as ir
+from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
@@ -48,6 +49,7 @@ _ROUND_MAGIC = 12582912.0 + 127
 """1.5 * 2^23 + 127: added to a small integral float32, leaves integer + 127 in the low bits."""
 
 
+@cache
 def has_dot_instruction() -> bool:
     """Whether this machine multiplies bfloat16 pairs in one instruction."""
     return bool(llvmlite.binding.get_host_cpu_features().get("avx512bf16", False))
@@ -78,7 +80,9 @@ class _Emit:
 
     def load(self, address: Any, kind: Any = _FLOATS) -> Any:
         """Load a vector or a number."""
-        return self.b.load(self.b.inttoptr(address, kind.as_pointer()), align=2 if kind == _I16S else 4)
+        return self.b.load(
+            self.b.inttoptr(address, kind.as_pointer()), align=2 if kind == _I16S else 4
+        )
 
     def store(self, value: Any, address: Any) -> None:
         """Store a vector or a number."""
@@ -166,19 +170,157 @@ class _Emit:
         self.store(p, address)
 
 
-def _intrinsic(num_addresses: int, result: Any = types.void, *extra: Any) -> Callable[..., Any]:
-    """Make an intrinsic of (tag, num_addresses integers, extra) from emit code."""
+def _intrinsic(emit: Callable[..., None]) -> Any:
+    """Make an intrinsic of (tag, tuple of int64) from emit(emitter, *integers)."""
 
-    def decorate(emit: Callable[..., Any]) -> Any:
-        def typed(_context: Any, tag: Any, *rest: Any) -> Any:
-            def codegen(context: Any, builder: Any, _signature: Any, args: Any) -> Any:
-                value = emit(_Emit(builder, tag), *args[1:])
-                return context.get_dummy_value() if value is None else value
+    def typed(_context: Any, tag: Any, args: Any) -> Any:
+        def codegen(context: Any, builder: Any, _signature: Any, values: Any) -> Any:
+            emit(_Emit(builder, tag), *cgutils.unpack_tuple(builder, values[1]))
+            return context.get_dummy_value()
 
-            return result(tag, *([types.int64] * num_addresses), *extra), codegen
+        return types.void(tag, args), codegen
 
-        # numba reads the arity of an intrinsic from its signature.
-        names = ", ".join(f"a{i}" for i in range(num_addresses + len(extra)))
-        return intrinsic(eval(f"lambda _context, tag, {names}: typed(_context, tag)", {"typed": typed}))
+    return intrinsic(typed)
 
-    return decorate
+
+def _scores(num_rows: int) -> Callable[..., None]:
+    """Scores of num_rows x KV_TILE.
+
+    q: [num_rows, steps] steps; parts: [PARTS] addresses of keys; out: [num_rows, KV_TILE] float32.
+    """
+
+    def emit(e: _Emit, q: Any, parts: Any, out: Any, steps: Any) -> None:
+        b = e.b
+        keys = [e.load(e.address(parts, 8 * j), _I64) for j in range(PARTS)]
+        sums = [
+            [cgutils.alloca_once_value(b, e.floats(0.0)) for _ in range(PARTS)]
+            for _ in range(num_rows)
+        ]
+        row_bytes = e.times(steps, STEP_BYTES)
+        with cgutils.for_range(b, steps) as loop:
+            offset = e.times(loop.index, VECTOR_BYTES)
+            k = [e.load(e.address(part, offset), _I32S) for part in keys]
+            for i, row in enumerate(sums):
+                place = e.address(q, e.times(row_bytes, i), e.times(loop.index, STEP_BYTES))
+                left = e.splat(e.load(place, _I32))
+                for j, total in enumerate(row):
+                    b.store(e.step(b.load(total), left, k[j]), total)
+        for i, row in enumerate(sums):
+            for j, total in enumerate(row):
+                e.store(b.load(total), e.address(out, (i * PARTS + j) * VECTOR_BYTES))
+
+    return emit
+
+
+def _values(num_rows: int, num_vectors: int) -> Callable[..., None]:
+    """Add probabilities times values, steps first..last-1 of the tile, to num_rows outputs.
+
+    p: [num_rows, KV_TILE] elements; parts: [PARTS] addresses of values; out: [num_rows, head_dim]
+    float32. Columns: num_vectors * 16, from byte `column` on; row_bytes: head_dim * 4.
+    """
+
+    def emit(
+        e: _Emit, p: Any, parts: Any, out: Any, span: Any, column: Any, row_bytes: Any
+    ) -> None:
+        b = e.b
+        part_steps = 16 if e.tag == types.float32 else 8
+        p_bytes = PARTS * part_steps * STEP_BYTES
+        first, last = b.lshr(span, ir.Constant(_I64, 32)), b.and_(span, ir.Constant(_I64, 0xFFFF))
+        places = [
+            [
+                e.address(out, e.times(row_bytes, i), column, j * VECTOR_BYTES)
+                for j in range(num_vectors)
+            ]
+            for i in range(num_rows)
+        ]
+        sums = [[cgutils.alloca_once_value(b, e.load(place)) for place in row] for row in places]
+        with cgutils.for_range(b, last, start=first) as loop:
+            part = b.udiv(loop.index, ir.Constant(_I64, part_steps))
+            base = e.load(e.address(parts, e.times(part, 8)), _I64)
+            inner = b.mul(b.urem(loop.index, ir.Constant(_I64, part_steps)), row_bytes)
+            v = [
+                e.load(e.address(base, inner, column, j * VECTOR_BYTES), _I32S)
+                for j in range(num_vectors)
+            ]
+            for i, row in enumerate(sums):
+                place = e.address(p, i * p_bytes, e.times(loop.index, STEP_BYTES))
+                left = e.splat(e.load(place, _I32))
+                for j, total in enumerate(row):
+                    b.store(e.step(b.load(total), left, v[j]), total)
+        for row, row_places in zip(sums, places, strict=True):
+            for total, place in zip(row, row_places, strict=True):
+                e.store(b.load(total), place)
+
+    return emit
+
+
+def _softmax(e: _Emit, scores: Any, mask: Any, state: Any, out: Any, p: Any, head_dim: Any) -> None:
+    """One online-softmax step of one row: probabilities, new state, rescaled output.
+
+    scores: [KV_TILE] float32, before the factor; mask: bit j set where key j is visible, not 0;
+    state: float32 [16 lanes of sums, m, factor]; out: [head_dim] float32; p: [KV_TILE] elements.
+    """
+    b = e.b
+    m_place, factor_place = (e.address(state, VECTOR_BYTES + 4 * i) for i in range(2))
+    factor = e.splat(e.load(factor_place, _FLOAT))
+    hidden = e.floats(LEAST_FINITE)
+    scaled, seen = [], []
+    for j in range(PARTS):
+        bits = b.trunc(b.lshr(mask, ir.Constant(_I64, LANES * j)), _I16)
+        seen.append(b.bitcast(bits, ir.VectorType(ir.IntType(1), LANES)))
+        scaled.append(b.fmul(e.load(e.address(scores, j * VECTOR_BYTES)), factor))
+    masked = [b.select(s, x, hidden) for s, x in zip(seen, scaled, strict=True)]
+    top = e.fold(
+        e.greater(e.greater(masked[0], masked[1]), e.greater(masked[2], masked[3])), e.greater
+    )
+    m = e.load(m_place, _FLOAT)
+    new_m = e.greater(top, m)
+    e.store(new_m, m_place)
+    c = e.exp2(e.splat(b.fsub(m, new_m)))
+    m_lanes = e.splat(new_m)
+    total = None
+    for j in range(PARTS):
+        x = b.select(seen[j], e.exp2(b.fsub(scaled[j], m_lanes)), e.floats(0.0))
+        bytes_each = STEP_BYTES if e.tag == types.float32 else STEP_BYTES // 2
+        e.store_probabilities(x, e.address(p, j * LANES * bytes_each))
+        total = x if total is None else b.fadd(total, x)
+    e.store(b.fadd(b.fmul(e.load(state), c), total), state)
+    rescale = b.fcmp_unordered(
+        "une", b.extract_element(c, ir.Constant(_I32, 0)), ir.Constant(_FLOAT, 1.0)
+    )
+    vectors = b.udiv(head_dim, ir.Constant(_I64, LANES))
+    with b.if_then(rescale), cgutils.for_range(b, vectors) as loop:
+        place = e.address(out, e.times(loop.index, VECTOR_BYTES))
+        e.store(b.fmul(e.load(place), c), place)
+
+
+def _finish(e: _Emit, state: Any, out: Any, target: Any, head_dim: Any) -> None:
+    """Divide one row by the sum of its probabilities and round it into target [head_dim].
+
+    Leaves in state's first lane a number that is NaN where any element of the row is.
+    """
+    b = e.b
+    row_sum = e.splat(e.fold(e.load(state), b.fadd))
+    nans = cgutils.alloca_once_value(b, e.floats(0.0))
+    with cgutils.for_range(b, b.udiv(head_dim, ir.Constant(_I64, LANES))) as loop:
+        place = e.address(out, e.times(loop.index, VECTOR_BYTES))
+        x = b.fadd(b.fdiv(e.load(place), row_sum), e.floats(0.0))
+        b.store(b.select(b.fcmp_unordered("uno", x, x), x, b.load(nans)), nans)
+        if e.tag == types.float32:
+            e.store(x, e.address(target, e.times(loop.index, VECTOR_BYTES)))
+        else:
+            e.store(e.narrow(x), e.address(target, e.times(loop.index, VECTOR_BYTES // 2)))
+    e.store(e.fold(b.load(nans), b.fadd), state)
+
+
+scores_6 = _intrinsic(_scores(6))
+scores_3 = _intrinsic(_scores(3))
+scores_1 = _intrinsic(_scores(1))
+values_6x4 = _intrinsic(_values(6, 4))
+values_3x4 = _intrinsic(_values(3, 4))
+values_1x4 = _intrinsic(_values(1, 4))
+values_6x1 = _intrinsic(_values(6, 1))
+values_3x1 = _intrinsic(_values(3, 1))
+values_1x1 = _intrinsic(_values(1, 1))
+softmax_row = _intrinsic(_softmax)
+finish_row = _intrinsic(_finish)

@@ -1,0 +1,253 @@
+"""The command line: `quire serve`, `quire run`, `quire --version`.
+
+Prints for people; everything heavy is imported inside the commands, so that --help is fast. Exit
+codes: 2 for options that make no sense, 1 for a model or a port that cannot be had, each with one
+line.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import logging
+import math
+import signal
+import sys
+from collections.abc import Sequence
+from types import UnionType
+from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin
+
+import msgspec
+
+from .. import __version__
+from ..engine.config import EngineConfig, api_key_from_environment, log_level
+from ..engine.errors import ConfigError, QuireError
+
+if TYPE_CHECKING:
+    from .state import Engine
+
+DEMO_NAME = "demo"
+
+HELP = {
+    "tokenizer": "directory of another tokenizer",
+    "skip_tokenizer_init": "serve token ids only",
+    "dtype": "of weights, activations and KV cache",
+    "load_format": "dummy: random weights of the config's shape",
+    "backend": "reference: everything in pure PyTorch",
+    "max_model_len": "most tokens of a request, prompt and answer together",
+    "max_num_seqs": "most requests in a step",
+    "max_num_batched_tokens": "most tokens in a step",
+    "block_size": "tokens in a KV block",
+    "num_kv_blocks": "KV blocks",
+    "kv_cache_bytes": "memory for KV blocks, as 2GiB or a number",
+    "enable_prefix_caching": "keep the KV of prompts for others that begin alike",
+    "scheduling_policy": "who runs first",
+    "overlap": "steps in flight, 1 or 2",
+    "linear_segments": "segments in which row-parallel matmuls sum",
+    "num_threads": "CPU threads that compute",
+    "seed": "draws the seeds of requests that bring none",
+    "served_model_name": "name of the model in the API",
+}
+"""One line for each field of EngineConfig but `model`."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command line; return the exit code."""
+    parser = make_parser()
+    options = parser.parse_args(arguments)
+    try:
+        _set_up_logging()
+        config = _engine_config(options)
+    except ConfigError as error:
+        options.parser.error(str(error))
+    try:
+        result: int = options.command(config, options)
+        return result
+    except QuireError as error:
+        print(f"quire: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The options of all commands."""
+    parser = argparse.ArgumentParser(
+        prog="quire", description="Serve language models from paged memory.", allow_abbrev=False
+    )
+    parser.add_argument("--version", action="version", version=f"quire {__version__}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    serve = commands.add_parser("serve", help="serve a model over HTTP", allow_abbrev=False)
+    serve.set_defaults(command=_serve, parser=serve)
+    group = serve.add_argument_group("server")
+    group.add_argument("--host", default="127.0.0.1", help="address to serve on (127.0.0.1)")
+    group.add_argument("--port", type=_port, default=8000, help="0 takes a free one (8000)")
+    group.add_argument(
+        "--api-key",
+        action="append",
+        default=[],
+        metavar="KEY",
+        help="ask for this key on every path but /health; repeatable; also QUIRE_API_KEY",
+    )
+    group.add_argument(
+        "--allowed-origins",
+        action="append",
+        default=[],
+        metavar="ORIGIN",
+        help="web page that may call from a browser, or *; repeatable",
+    )
+    group.add_argument(
+        "--drain-timeout",
+        type=_seconds,
+        default=30.0,
+        metavar="SECONDS",
+        help="for running requests after SIGTERM; a second signal ends it (30)",
+    )
+    group.add_argument("--log-requests", action="store_true", help="one line for each request")
+    _add_engine_options(serve)
+
+    run = commands.add_parser("run", help="chat in the terminal", allow_abbrev=False)
+    run.set_defaults(command=_run, parser=run)
+    group = run.add_argument_group("chat")
+    group.add_argument("--system", help="what the model is told first")
+    group.add_argument("--temperature", type=float, default=0.7, help="0 is greedy (0.7)")
+    group.add_argument("--max-tokens", type=int, metavar="N", help="most tokens of an answer")
+    _add_engine_options(run)
+    return parser
+
+
+def _add_engine_options(parser: argparse.ArgumentParser) -> None:
+    """An option for every field of EngineConfig; what is not given is left to its default."""
+    parser.add_argument(
+        "model",
+        nargs="?",
+        metavar="MODEL",
+        help="a checkpoint directory, or a model's name in the hub's local cache; "
+        "nothing: the bundled demo",
+    )
+    group = parser.add_argument_group("engine")
+    for field in msgspec.structs.fields(EngineConfig):
+        if field.name == "model":
+            continue
+        kind = field.type
+        if isinstance(kind, UnionType):
+            kind = next(one for one in get_args(kind) if one is not type(None))
+        text = HELP[field.name]
+        if field.default is not None:
+            text += f" ({field.default})"
+        settings: dict[str, Any] = {"default": argparse.SUPPRESS, "help": text}
+        if kind is bool:
+            settings["action"] = argparse.BooleanOptionalAction
+        elif get_origin(kind) is Literal:
+            settings["choices"] = get_args(kind)
+        else:
+            settings["type"] = _bytes if field.name == "kv_cache_bytes" else kind
+            settings["metavar"] = "N" if kind is int else "NAME"
+        group.add_argument("--" + field.name.replace("_", "-"), **settings)
+
+
+def _engine_config(options: argparse.Namespace) -> EngineConfig:
+    given = {
+        field: getattr(options, field)
+        for field in EngineConfig.__struct_fields__
+        if getattr(options, field, None) is not None
+    }
+    if "model" not in given:
+        given.setdefault("served_model_name", DEMO_NAME)
+    return EngineConfig(**given)
+
+
+def _port(text: str) -> int:
+    port = int(text)
+    if not 0 <= port <= 65535:
+        raise argparse.ArgumentTypeError(f"{text} is not a port: it must be from 0 to 65535")
+    return port
+
+
+def _seconds(text: str) -> float:
+    seconds = float(text)
+    if not (math.isfinite(seconds) and seconds >= 0):
+        raise argparse.ArgumentTypeError(f"{text} must be a number of seconds from 0 up")
+    return seconds
+
+
+def _bytes(text: str) -> int:
+    number = text.strip().lower().removesuffix("b").removesuffix("i")
+    power = {"k": 10, "m": 20, "g": 30, "t": 40}.get(number[-1:], 0)
+    try:
+        return int(float(number[:-1] if power else number) * 2**power)
+    except (ValueError, OverflowError):
+        message = f"{text} is not a size: write 2GiB, 512MiB or 1000000"
+        raise argparse.ArgumentTypeError(message) from None
+
+
+def _set_up_logging() -> None:
+    """Log to stderr, as QUIRE_LOG_LEVEL says. ConfigError for a level that does not exist."""
+    logger = logging.getLogger("quire")
+    level = log_level()
+    if level not in logging.getLevelNamesMapping():
+        raise ConfigError(
+            f"QUIRE_LOG_LEVEL is {level!r}: it must be DEBUG, INFO, WARNING or ERROR."
+        )
+    logger.setLevel(level)
+    if not logger.handlers:
+        handler = logging.StreamHandler()
+        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+        logger.addHandler(handler)
+
+
+def _serve(config: EngineConfig, options: argparse.Namespace) -> int:
+    from .server import ServerOptions, serve
+
+    environment_key = api_key_from_environment()
+    keys = [*options.api_key, *([environment_key] if environment_key else [])]
+    if not all(key.strip() for key in keys):
+        options.parser.error("--api-key is empty: it must have at least one character.")
+    server_options = ServerOptions(
+        host=options.host,
+        port=options.port,
+        api_keys=keys,
+        allowed_origins=options.allowed_origins,
+        drain_timeout_s=options.drain_timeout,
+        log_requests=options.log_requests,
+    )
+
+    def announce(url: str, engine: Engine) -> None:
+        print(greeting(url, engine.model_name, asks_key=bool(keys)), flush=True)
+
+    # Until there is something to drain (the server then takes the signal over) Ctrl-C just ends it.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    asyncio.run(serve(config, server_options, announce))
+    return 0
+
+
+def greeting(url: str, model_name: str, *, asks_key: bool) -> str:
+    """What is printed once the server listens: its address and a line to try."""
+    body = {
+        "model": model_name,
+        "messages": [{"role": "user", "content": "Tell me a story."}],
+        "max_tokens": 100,
+    }
+    data = json.dumps(body).replace("'", "'\\''")
+    key = ' -H "Authorization: Bearer $QUIRE_API_KEY"' if asks_key else ""
+    return (
+        f"Quire {__version__} serves {model_name} at {url}\n"
+        f"Try: curl {url}/v1/chat/completions{key} -H 'Content-Type: application/json' -d '{data}'"
+    )
+
+
+def _run(config: EngineConfig, options: argparse.Namespace) -> int:
+    from ..engine.params import SamplingParams
+    from .terminal import chat
+
+    try:
+        params = SamplingParams(temperature=options.temperature, max_tokens=options.max_tokens)
+    except QuireError as error:
+        options.parser.error(str(error))
+    return chat(config, params, options.system)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,151 @@
+"""Sockets, signals and the drain: from a bound port to the last answer.
+
+The port is bound before the model is loaded, so that a taken port is known at once, and listens
+only when requests can be answered.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import socket
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+from aiohttp import web
+from msgspec import Struct
+
+from ..engine.errors import ConfigError
+from .app import create_app
+from .state import Engine, ServerState
+
+if TYPE_CHECKING:
+    from ..engine.config import EngineConfig
+
+KEEPALIVE_S = 75.0
+BACKLOG = 1024
+CUT_TIMEOUT_S = 1.0
+"""What handlers get to say goodbye after the engine has ended their requests."""
+
+
+class ServerOptions(Struct, frozen=True, kw_only=True):
+    """Where and for whom to serve."""
+
+    host: str = "127.0.0.1"
+    port: int = 8000
+    """0 takes a free one."""
+    api_keys: Sequence[str] = ()
+    """None: everybody may ask."""
+    allowed_origins: Sequence[str] = ()
+    """Web pages that may call from a browser; "*" is all."""
+    drain_timeout_s: float = 30.0
+    log_requests: bool = False
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """A socket bound to an address, not listening yet. ConfigError if it cannot be had."""
+    try:
+        family, kind, proto, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        sock = socket.socket(family, kind, proto)
+    except (OSError, UnicodeError) as error:
+        raise ConfigError(f"host {host!r} cannot be served on: {error}.") from error
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.bind(address)
+    except OSError as error:
+        sock.close()
+        raise _cannot_listen(host, port, error) from error
+    return sock
+
+
+def _cannot_listen(host: str, port: int, error: OSError) -> ConfigError:
+    return ConfigError(
+        f"port {port} on {host} cannot be used: {error.strerror}. Choose another with --port, "
+        "or 0 for any free one."
+    )
+
+
+class Server:
+    """An engine on a socket."""
+
+    def __init__(self, engine: Engine, options: ServerOptions) -> None:
+        self._options = options
+        self.state = ServerState(engine)
+        app = create_app(
+            self.state,
+            api_keys=options.api_keys,
+            allowed_origins=options.allowed_origins,
+            log_requests=options.log_requests,
+        )
+        # A handler is cancelled when its client goes: that is what aborts the request at once.
+        self._runner = web.AppRunner(
+            app,
+            handler_cancellation=True,
+            access_log=None,
+            keepalive_timeout=KEEPALIVE_S,
+            shutdown_timeout=CUT_TIMEOUT_S,
+        )
+        self.url = ""
+
+    async def start(self, sock: socket.socket) -> None:
+        """Listen, and take requests from now on. ConfigError if the port was lost."""
+        host, port = sock.getsockname()[:2]
+        await self._runner.setup()
+        try:
+            await web.SockSite(self._runner, sock, backlog=BACKLOG).start()
+        except OSError as error:
+            raise _cannot_listen(host, port, error) from error
+        shown = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+        self.url = f"http://[{shown}]:{port}" if ":" in shown else f"http://{shown}:{port}"
+
+    async def drain(self, hurry: asyncio.Event) -> None:
+        """Refuse new requests and let the running ones finish, up to the timeout or `hurry`."""
+        self.state.draining = True
+        waiting = [asyncio.create_task(one.wait()) for one in (self.state.idle, hurry)]
+        await asyncio.wait(
+            waiting,
+            timeout=self._options.drain_timeout_s,
+            return_when=asyncio.FIRST_COMPLETED,
+        )
+        for task in waiting:
+            task.cancel()
+
+    async def stop(self) -> None:
+        """Close all connections."""
+        await self._runner.cleanup()
+
+
+async def serve(
+    config: EngineConfig, options: ServerOptions, announce: Callable[[str, Engine], None]
+) -> None:
+    """Serve until SIGTERM or SIGINT, then drain; a second signal ends it at once.
+
+    Calls announce(url, engine) when requests are taken. ConfigError or CheckpointError if it cannot
+    begin.
+    """
+    with bind(options.host, options.port) as sock:
+        from ..engine.async_engine import (
+            AsyncEngine,
+        )  # torch: a taken port is known before it loads
+
+        engine = AsyncEngine(config)
+        await engine.start()
+        server = Server(engine, options)
+        stopping, hurry = asyncio.Event(), asyncio.Event()
+
+        def on_signal() -> None:
+            (hurry if stopping.is_set() else stopping).set()
+
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, on_signal)
+        try:
+            await server.start(sock)
+            announce(server.url, engine)
+            await stopping.wait()
+            await server.drain(hurry)
+        finally:
+            await engine.stop()
+            await server.stop()

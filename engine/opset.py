@@ -1,0 +1,31 @@
+"""Which implementation of the tensor operations an engine uses. Imports it only when chosen."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from .config import Backend
+from .errors import ConfigError
+
+if TYPE_CHECKING:
+    from ..reference.ops import Ops
+
+
+def choose_ops(device: str, backend: Backend) -> Ops:
+    """Return the module of operations for a device ("cpu") and a backend.
+
+    Raises ConfigError for a pair that does not exist.
+    """
+    match device, backend:
+        case "cpu", "auto" | "kernels":
+            from ..kernels import cpu
+
+            return cpu
+        case "cpu", "reference":
+            from .. import reference
+
+            return reference
+    raise ConfigError(
+        f"backend is {backend!r} on device {device!r}: the device must be 'cpu' "
+        "and the backend auto, kernels or reference."
+    )

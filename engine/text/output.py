@@ -1,0 +1,214 @@
+"""The answer of one request as it grows: tokens in, text, logprobs and RequestOutputs out.
+
+Owns the answer's text and the decision that a stop string ended it. A token costs the same however
+long the answer is, unless cumulative outputs are asked for after each.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple
+
+from ..request import (
+    CompletionOutput,
+    Finished,
+    FinishReason,
+    Logprob,
+    LogprobRows,
+    Request,
+    RequestOutput,
+)
+from .detokenizer import IncrementalDetokenizer, start_detokenizer
+from .stop import StopMatcher
+from .tokenizer import Tokenizer
+
+OutputKind = Literal["cumulative", "delta", "final"]
+"""cumulative: all so far. delta: what is new since the last output. final: all, at the end."""
+
+
+class TokenLogprobs(NamedTuple):
+    """Log probabilities of one sampled token."""
+
+    logprob: float
+    rank: int
+    top_ids: tuple[int, ...]
+    top: tuple[float, ...]
+
+
+def take_row(rows: LogprobRows, row: int, num_top: int) -> TokenLogprobs:
+    """Return one row as Python numbers, with the num_top most likely tokens."""
+    return TokenLogprobs(
+        float(rows.sampled[row]),
+        int(rows.ranks[row]),
+        tuple(rows.top_ids[row, :num_top].tolist()),
+        tuple(rows.top[row, :num_top].tolist()),
+    )
+
+
+class OutputState:
+    """One answer. Push every token of its events until `finished`, then drop the request.
+
+    The stop token that ended an answer stays in token_ids and shows no text, unless the parameters
+    include stops. What comes after a stop string is ignored: the engine may still have had tokens
+    under way.
+    """
+
+    __slots__ = (
+        "_detokenizer",
+        "_logprobs",
+        "_matcher",
+        "_prompt_text",
+        "_prompt_token_ids",
+        "_seen_texts",
+        "_seen_tokens",
+        "_sum",
+        "_texts",
+        "_token_ids",
+        "_tokenizer",
+        "error",
+        "finish_reason",
+        "num_cached_tokens",
+        "request",
+        "stop_reason",
+    )
+
+    def __init__(
+        self, request: Request, prompt_text: str | None, tokenizer: Tokenizer | None
+    ) -> None:
+        params = request.params
+        self.request = request
+        self.finish_reason: FinishReason | None = None
+        self.stop_reason: int | str | None = None
+        self.error: str | None = None
+        self.num_cached_tokens = 0
+        self._tokenizer = tokenizer
+        self._prompt_text = prompt_text
+        self._prompt_token_ids: tuple[int, ...] = tuple(request.prompt_token_ids.tolist())
+        self._token_ids: list[int] = []
+        self._texts: list[str] = []
+        """Released text, one entry a token at most."""
+        self._logprobs: list[dict[int, Logprob]] | None = None if params.logprobs is None else []
+        self._sum = 0.0
+        self._seen_tokens = 0
+        """Tokens and texts that earlier deltas gave."""
+        self._seen_texts = 0
+        self._detokenizer: IncrementalDetokenizer | None = None
+        self._matcher: StopMatcher | None = None
+        if tokenizer is not None and params.detokenize:
+            self._detokenizer = start_detokenizer(
+                tokenizer, self._prompt_token_ids, skip_special_tokens=params.skip_special_tokens
+            )
+        if params.stop:
+            assert self._detokenizer is not None, params.stop
+            include = params.include_stop_str_in_output
+            self._matcher = StopMatcher(params.stop, include=include)
+
+    @property
+    def finished(self) -> bool:
+        """Whether no more text will come."""
+        return self.finish_reason is not None
+
+    @property
+    def num_output_tokens(self) -> int:
+        """Tokens of the answer so far."""
+        return len(self._token_ids)
+
+    def push(
+        self,
+        token_id: int,
+        finished: Finished | None = None,
+        logprobs: TokenLogprobs | None = None,
+        *,
+        num_cached_tokens: int | None = None,
+    ) -> bool:
+        """Take one token (-1: none) and why it was the last, if it was.
+
+        Returns True when a stop string ended the answer and the engine does not know: abort it.
+        """
+        if self.finish_reason is not None:
+            return False
+        if num_cached_tokens is not None:
+            self.num_cached_tokens = num_cached_tokens
+        if token_id >= 0:
+            self._token_ids.append(token_id)
+            if self._logprobs is not None:
+                assert logprobs is not None, (self.request.request_id, token_id)
+                self._note(token_id, logprobs, self._logprobs)
+            if self._detokenizer is not None and self._shows(finished):
+                self._release(self._detokenizer.push(token_id))
+        if finished is None:
+            return self.finish_reason is not None
+        self._finish(finished)
+        return False
+
+    def output(self, kind: OutputKind = "cumulative") -> RequestOutput:
+        """Return the answer so far, or what is new since the last call with "delta"."""
+        token_ids, texts, logprobs = self._token_ids, self._texts, self._logprobs
+        if kind == "delta":
+            token_ids = token_ids[self._seen_tokens :]
+            texts = texts[self._seen_texts :]
+            logprobs = None if logprobs is None else logprobs[self._seen_tokens :]
+            self._seen_tokens = len(self._token_ids)
+            self._seen_texts = len(self._texts)
+        answer = CompletionOutput(
+            index=0,
+            text="".join(texts),
+            token_ids=tuple(token_ids),
+            cumulative_logprob=None if logprobs is None else self._sum,
+            logprobs=None if logprobs is None else tuple(logprobs),
+            finish_reason=self.finish_reason,
+            stop_reason=self.stop_reason,
+            seed=self.request.seed,
+        )
+        return RequestOutput(
+            request_id=self.request.request_id,
+            prompt=self._prompt_text,
+            prompt_token_ids=self._prompt_token_ids,
+            outputs=(answer,),
+            finished=self.finish_reason is not None,
+            num_cached_tokens=self.num_cached_tokens,
+            error=self.error,
+        )
+
+    def _shows(self, finished: Finished | None) -> bool:
+        """Tell whether the new token has text: a stop token has none, unless asked for."""
+        stopped = finished is not None and finished.reason == "stop"
+        return not stopped or self.request.params.include_stop_str_in_output
+
+    def _release(self, text: str) -> None:
+        """Show new text, up to a stop string."""
+        if not text:
+            return
+        if self._matcher is not None:
+            # As in vLLM: a stop string counts when a token past min_tokens completes it.
+            armed = len(self._token_ids) > self.request.params.min_tokens
+            text, stop = self._matcher.feed(text, armed=armed)
+            if stop is not None:
+                self.finish_reason, self.stop_reason = "stop", stop
+        if text:
+            self._texts.append(text)
+
+    def _finish(self, finished: Finished) -> None:
+        if self._detokenizer is not None and self.finish_reason is None:
+            self._release(self._detokenizer.flush())
+        if self.finish_reason is not None and finished.reason in ("stop", "length"):
+            return  # a stop string came first
+        if self._matcher is not None and (text := self._matcher.flush()):
+            self._texts.append(text)
+        self.finish_reason = finished.reason
+        self.stop_reason = finished.stop_reason
+        self.error = finished.message
+
+    def _note(
+        self, token_id: int, logprobs: TokenLogprobs, noted: list[dict[int, Logprob]]
+    ) -> None:
+        """Add the token's log probabilities: its own first, then the most likely."""
+        entries = {token_id: self._logprob(token_id, logprobs.logprob, logprobs.rank)}
+        for rank, (top_id, top) in enumerate(zip(logprobs.top_ids, logprobs.top, strict=True), 1):
+            if top_id not in entries:
+                entries[top_id] = self._logprob(top_id, top, rank)
+        self._sum += logprobs.logprob
+        noted.append(entries)
+
+    def _logprob(self, token_id: int, logprob: float, rank: int) -> Logprob:
+        text = None if self._tokenizer is None else self._tokenizer.token_text(token_id)
+        return Logprob(logprob, rank, text)

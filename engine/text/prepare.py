@@ -1,0 +1,202 @@
+"""From what a user gives to what the engine takes: prompts checked and tokenized, seeds drawn.
+
+The edge where a prompt is refused: every fault is a ParamsError that says what was given and what
+is allowed. Behind it, Request is trusted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple, TypedDict
+
+import numpy as np
+
+from ..errors import ParamsError
+from ..params import SamplingParams
+from ..request import IntArray, Request
+from .chat import ChatTemplate
+from .tokenizer import Tokenizer
+
+CHARS_PER_TOKEN = 64
+"""A text longer than this per token of the model length is tried by its beginning first."""
+
+SEED_BITS = 53
+"""Drawn seeds are below 2**53: JSON readers that know only doubles keep them exact."""
+
+
+class PromptDict(TypedDict, total=False):
+    """A prompt as a dict, vLLM's keys; with both, the ids are the prompt and the text is shown."""
+
+    prompt: str
+    prompt_token_ids: Sequence[int]
+
+
+Prompt = str | Sequence[int] | PromptDict
+
+
+class Prepared(NamedTuple):
+    """A request for the engine, and its prompt as text where there was one."""
+
+    request: Request
+    prompt_text: str | None
+
+
+class RequestBuilder:
+    """Builds requests for one model. `seed` decides all seeds that it draws."""
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer | None,
+        *,
+        vocab_size: int,
+        max_model_len: int,
+        eos_token_ids: Sequence[int],
+        seed: int,
+    ) -> None:
+        self._tokenizer = tokenizer
+        self._vocab_size = vocab_size
+        self._max_model_len = max_model_len
+        self._eos_token_ids = tuple(eos_token_ids)
+        self._generator = np.random.Generator(np.random.PCG64(seed))
+
+    def build(
+        self,
+        prompt: Prompt,
+        params: SamplingParams | None,
+        request_id: str,
+        *,
+        priority: int = 0,
+        arrival_s: float = 0.0,
+        cache_salt: str | None = None,
+    ) -> Prepared:
+        """Check and tokenize. Raises ParamsError that names the field."""
+        params = SamplingParams() if params is None else params
+        self._check(params, request_id, priority, cache_salt)
+        token_ids, text = self._read(prompt)
+        if params.seed is None:
+            seed = int(self._generator.integers(1 << SEED_BITS))
+        else:
+            seed = params.seed % 2**64
+        request = Request(
+            request_id=request_id,
+            prompt_token_ids=token_ids,
+            params=params,
+            seed=seed,
+            eos_token_ids=self._eos_token_ids,
+            priority=priority,
+            arrival_s=arrival_s,
+            cache_salt=cache_salt,
+        )
+        return Prepared(request, text)
+
+    def _check(
+        self, params: SamplingParams, request_id: str, priority: int, cache_salt: str | None
+    ) -> None:
+        if not isinstance(params, SamplingParams):
+            raise _wrong("params", params, "SamplingParams")
+        if not isinstance(request_id, str) or not request_id:
+            raise _wrong("request_id", request_id, "a text that is not empty")
+        int32 = isinstance(priority, int) and not isinstance(priority, bool)
+        if not int32 or not -(2**31) <= priority < 2**31:
+            raise _wrong("priority", priority, f"an integer from {-(2**31)} to {2**31 - 1}")
+        if cache_salt is not None and (not isinstance(cache_salt, str) or not cache_salt):
+            raise _wrong("cache_salt", cache_salt, "a text that is not empty")
+        for token_id in params.stop_token_ids or ():
+            if token_id >= self._vocab_size:
+                raise _wrong("stop_token_ids", token_id, f"from 0 to {self._vocab_size - 1}")
+        if params.stop and self._tokenizer is None:
+            raise _wrong("stop", params.stop, "empty: there is no tokenizer to find it")
+
+    def _read(self, prompt: Any) -> tuple[IntArray, str | None]:
+        """Return the prompt's ids, [prompt] int32, and its text."""
+        match prompt:
+            case str():
+                return self._encode(prompt), prompt
+            case {"prompt_token_ids": ids, **others} if others.keys() <= {"prompt"}:
+                text = others.get("prompt")
+                if text is not None and not isinstance(text, str):
+                    raise _wrong("prompt", text, "a text beside prompt_token_ids")
+                return self._take(ids), text
+            case {"prompt": str(text), **others} if not others:
+                return self._encode(text), text
+            case Mapping():
+                raise _wrong(
+                    "prompt", prompt, "an object with prompt (text) or prompt_token_ids, no more"
+                )
+            case _:
+                return self._take(prompt), None
+
+    def _encode(self, text: str) -> IntArray:
+        tokenizer = self._tokenizer
+        if tokenizer is None:
+            raise _wrong("prompt", text, "a list of token ids: there is no tokenizer")
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            given = text[error.start : error.start + 1]
+            raise _wrong("prompt", given, "Unicode text without lone surrogates") from None
+        beginning = self._max_model_len * CHARS_PER_TOKEN
+        if len(text) > beginning:
+            # Refuses megabytes of text without tokenizing all of them.
+            num_tokens = len(tokenizer.encode(text[:beginning]))
+            if num_tokens > self._max_model_len + CHARS_PER_TOKEN:
+                raise self._too_long(f"more than {num_tokens - CHARS_PER_TOKEN}")
+        # Tokenizers may have ids that the model has not: checked like a user's.
+        return self._take(tokenizer.encode(text))
+
+    def _take(self, ids: Any) -> IntArray:
+        """Check token ids and return them as an array."""
+        if isinstance(ids, np.ndarray):
+            if ids.ndim != 1 or ids.dtype.kind not in "iu":
+                raise _wrong("prompt", ids, "a text or a list of token ids")
+            array = ids
+        else:
+            if isinstance(ids, str | bytes) or not isinstance(ids, Sequence):
+                raise _wrong("prompt", ids, "a text or a list of token ids")
+            kinds = set(map(type, ids)) - {int}
+            if any(not issubclass(kind, np.integer) for kind in kinds):
+                i, given = next((i, g) for i, g in enumerate(ids) if type(g) in kinds)
+                raise _wrong(f"prompt[{i}]", given, "a token id, an integer")
+            array = np.array(ids, dtype=object if _huge(ids) else np.int64)
+        if not len(array):
+            raise _wrong("prompt", ids, "at least one token")
+        outside = (array < 0) | (array >= self._vocab_size)
+        if outside.any():
+            i = int(outside.argmax())
+            raise _wrong(f"prompt[{i}]", int(array[i]), f"a token id, 0 to {self._vocab_size - 1}")
+        if len(array) > self._max_model_len - 1:
+            raise self._too_long(str(len(array)))
+        return np.ascontiguousarray(array, dtype=np.int32)
+
+    def _too_long(self, num_tokens: str) -> ParamsError:
+        return ParamsError(
+            f"The prompt has {num_tokens} tokens and the model length is {self._max_model_len}: "
+            f"it must have at most {self._max_model_len - 1}, one token is left for the answer.",
+            "prompt",
+        )
+
+
+def chat_prompt(
+    template: ChatTemplate,
+    tokenizer: Tokenizer,
+    messages: Sequence[Mapping[str, Any]],
+    **options: Any,
+) -> PromptDict:
+    """Return the prompt of a chat, tokenized without special tokens: the template has written them.
+
+    `options` are those of ChatTemplate.render.
+    """
+    text = template.render(messages, **options)
+    return {"prompt": text, "prompt_token_ids": tokenizer.encode(text, add_special_tokens=False)}
+
+
+def _huge(ids: Sequence[int]) -> bool:
+    """Tell whether an id does not fit an int64."""
+    return len(ids) > 0 and not -(2**63) <= min(ids) <= max(ids) < 2**63
+
+
+def _wrong(field: str, given: Any, allowed: str) -> ParamsError:
+    shown = repr(given)
+    if len(shown) > 80:
+        shown = shown[:77] + "..."
+    return ParamsError(f"{field} is {shown}: it must be {allowed}.", field.partition("[")[0])

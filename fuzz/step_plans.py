@@ -1,0 +1,251 @@
+"""A scheduler without a policy: valid StepPlans by chance, to drive a ModelRunner alone.
+
+Sequences enter random slots, take random blocks, compute random chunks in random order, move to
+copies of their blocks, and are preempted and begun again. What comes out must not depend on it:
+`reference.generate` says what each sequence answers.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import numpy as np
+
+from ..engine.params import SamplingParams
+from ..engine.plan import Admitted, StepPlan, StepResult
+from ..reference.generate import Generated, Wish
+
+
+class Asked(NamedTuple):
+    """One request."""
+
+    prompt: tuple[int, ...]
+    params: SamplingParams
+    seed: int
+    """64 bits, unsigned."""
+
+    @property
+    def wish(self) -> Wish:
+        """The same in the oracle's words."""
+        params = self.params
+        assert params.max_tokens is not None, params
+        return Wish(
+            max_tokens=params.max_tokens,
+            temperature=params.temperature,
+            top_k=max(params.top_k, 0),
+            top_p=params.top_p,
+            min_p=params.min_p,
+            seed=self.seed,
+            min_tokens=params.min_tokens,
+            stop_token_ids=tuple(params.stop_token_ids or ()),
+            num_logprobs=params.logprobs or 0,
+        )
+
+
+class LogprobRow(NamedTuple):
+    """Log probabilities of one token, in Python numbers that compare bit for bit."""
+
+    sampled: float
+    rank: int
+    top_ids: tuple[int, ...]
+    top: tuple[float, ...]
+
+
+class Answer(NamedTuple):
+    """What one request got."""
+
+    token_ids: tuple[int, ...]
+    logprobs: tuple[LogprobRow, ...]
+    """Empty where the request asked for none."""
+
+
+def answer_of(asked: Asked, generated: Generated) -> Answer:
+    """Bring the oracle's answer into the form that compares."""
+    rows = tuple(
+        LogprobRow(
+            float(row.sampled[0]),
+            int(row.ranks[0]),
+            tuple(row.top_ids[0].tolist()),
+            tuple(row.top[0].tolist()),
+        )
+        for row in generated.logprobs
+    )
+    return Answer(tuple(generated.token_ids), rows if asked.params.logprobs is not None else ())
+
+
+@dataclass(slots=True, eq=False)
+class _Sequence:
+    asked: Asked
+    slot: int = -1
+    computed: int = 0
+    outputs: list[int] = field(default_factory=list)
+    rows: list[LogprobRow] = field(default_factory=list)
+    blocks: list[int] = field(default_factory=list)
+    done: bool = False
+
+    @property
+    def known(self) -> list[int]:
+        return [*self.asked.prompt, *self.outputs]
+
+
+@dataclass(slots=True, eq=False)
+class _Diff:
+    """A StepPlan under construction."""
+
+    admitted: list[Admitted] = field(default_factory=list)
+    released: list[int] = field(default_factory=list)
+    blocks: list[tuple[int, int, int]] = field(default_factory=list)
+    """(slot, index, block)"""
+    copies: list[tuple[int, int]] = field(default_factory=list)
+    rows: list[tuple[int, int, int, bool]] = field(default_factory=list)
+    """(slot, start, tokens, whether it samples)"""
+
+
+class PlanMaker:
+    """Makes plans for all requests until each has its answer; deterministic in rng."""
+
+    def __init__(
+        self,
+        requests: Sequence[Asked],
+        rng: random.Random,
+        *,
+        block_size: int,
+        num_blocks: int,
+        num_slots: int,
+        whole: bool = False,
+    ) -> None:
+        """whole: no chunks, no preemption, no copies."""
+        self._sequences = [_Sequence(asked) for asked in requests]
+        self._rng = rng
+        self._block_size = block_size
+        self._free_blocks = rng.sample(range(num_blocks), num_blocks)
+        self._free_slots = rng.sample(range(num_slots), num_slots)
+        self._whole = whole
+        self._step = 0
+        self._released: list[int] = []
+        self._drawing: list[_Sequence] = []
+
+    @property
+    def finished(self) -> bool:
+        """Whether every request has its answer."""
+        return all(sequence.done for sequence in self._sequences)
+
+    def answers(self) -> list[Answer]:
+        """Return them in the order of the requests."""
+        return [Answer(tuple(one.outputs), tuple(one.rows)) for one in self._sequences]
+
+    def plan(self) -> StepPlan:
+        """Make the next step, of at least one row."""
+        running = [one for one in self._sequences if one.slot >= 0]
+        if not self._whole and len(running) > 1 and self._rng.random() < 0.1:
+            self._give_back(running[-1])
+        diff = _Diff(released=self._released)
+        self._released, self._drawing = [], []
+        for sequence in self._sequences:
+            if sequence.slot < 0 and not sequence.done and self._free_slots:
+                self._admit(sequence, diff)
+        running = [one for one in self._sequences if one.slot >= 0]
+        self._rng.shuffle(running)
+        for sequence in running:
+            if self._whole or not diff.rows or self._rng.random() < 0.7:
+                self._schedule(sequence, diff)
+        self._step += 1
+        return self._build(diff)
+
+    def take(self, result: StepResult) -> None:
+        """Read the drawn tokens of the last plan."""
+        assert len(result.token_ids) == len(self._drawing), (result, len(self._drawing))
+        for index, sequence in enumerate(self._drawing):
+            token = int(result.token_ids[index])
+            params = sequence.asked.params
+            sequence.outputs.append(token)
+            if params.logprobs is not None:
+                sequence.rows.append(_row(result, index, params.logprobs))
+            stopped = token < 0 or token in (params.stop_token_ids or ())
+            if stopped or len(sequence.outputs) == params.max_tokens:
+                sequence.done = True
+                self._give_back(sequence)
+
+    def _admit(self, sequence: _Sequence, diff: _Diff) -> None:
+        needed = -(-(len(sequence.asked.prompt) + 64) // self._block_size)
+        if len(self._free_blocks) < needed:
+            return
+        sequence.slot, sequence.computed = self._free_slots.pop(), 0
+        asked = sequence.asked
+        diff.admitted.append(
+            Admitted(
+                slot=sequence.slot,
+                token_ids=np.array(sequence.known, dtype=np.int32),
+                num_prompt_tokens=len(asked.prompt),
+                params=asked.params,
+                seed=asked.seed,
+                stop_token_ids=tuple(asked.params.stop_token_ids or ()),
+            )
+        )
+
+    def _give_back(self, sequence: _Sequence) -> None:
+        self._released.append(sequence.slot)
+        self._free_slots.insert(0, sequence.slot)
+        self._free_blocks = sequence.blocks + self._free_blocks
+        sequence.slot, sequence.blocks = -1, []
+
+    def _schedule(self, sequence: _Sequence, diff: _Diff) -> None:
+        """Compute a chunk, in blocks of which one may first move to a copy."""
+        remaining = len(sequence.known) - sequence.computed
+        count = remaining if self._whole else self._rng.randint(1, remaining)
+        if not self._whole and self._rng.random() < 0.5:
+            count = remaining
+        start = sequence.computed
+        end = start + count
+        if not self._whole and sequence.blocks and self._free_blocks and self._rng.random() < 0.2:
+            self._move(sequence, diff)
+        while len(sequence.blocks) * self._block_size < end:
+            diff.blocks.append((sequence.slot, len(sequence.blocks), self._free_blocks[-1]))
+            sequence.blocks.append(self._free_blocks.pop())
+        samples = count == remaining
+        diff.rows.append((sequence.slot, start, count, samples))
+        sequence.computed = end
+        if samples:
+            self._drawing.append(sequence)
+
+    def _move(self, sequence: _Sequence, diff: _Diff) -> None:
+        """Copy one block and go on in the copy; the old one is free from the next step on."""
+        index = self._rng.randrange(len(sequence.blocks))
+        target = self._free_blocks.pop()
+        diff.copies.append((sequence.blocks[index], target))
+        diff.blocks.append((sequence.slot, index, target))
+        self._free_blocks.insert(0, sequence.blocks[index])
+        sequence.blocks[index] = target
+
+    def _build(self, diff: _Diff) -> StepPlan:
+        blocks = np.array(diff.blocks, dtype=np.int32).reshape(-1, 3)
+        copies = np.array(diff.copies, dtype=np.int32).reshape(-1, 2)
+        rows = np.array([row[:3] for row in diff.rows], dtype=np.int32).reshape(-1, 3)
+        return StepPlan(
+            step=self._step,
+            admitted=tuple(diff.admitted),
+            released=np.array(diff.released, dtype=np.int32),
+            block_slots=blocks[:, 0],
+            block_indices=blocks[:, 1],
+            block_ids=blocks[:, 2],
+            copy_sources=copies[:, 0],
+            copy_targets=copies[:, 1],
+            slots=rows[:, 0],
+            starts=rows[:, 1],
+            num_tokens=rows[:, 2],
+            samples=np.array([row[3] for row in diff.rows], dtype=np.bool_),
+        )
+
+
+def _row(result: StepResult, index: int, num_logprobs: int) -> LogprobRow:
+    rows = result.logprobs
+    assert rows is not None
+    return LogprobRow(
+        float(rows.sampled[index]),
+        int(rows.ranks[index]),
+        tuple(rows.top_ids[index, :num_logprobs].tolist()),
+        tuple(rows.top[index, :num_logprobs].tolist()),
+    )

@@ -1,0 +1,484 @@
+"""Twin of reference.sampling. Nothing is sorted: the last kept candidate of a row is found instead.
+
+A row goes through these passes, all of which vectorize: scan (greatest logit, maxima of groups of 64
+tokens, NaN); divide by T; a histogram of counts and masses over the distance from the greatest value, in
+bins of 1/32; the last kept candidate, by bisection inside one bin; noise for the groups that hold a
+kept token. A floor found from the maxima of groups spares most groups all passes but the first two.
+
+A candidate is one int64: the negated order key of its value above its id, so that integers ascend
+in the order of candidates.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ...reference.activation import LOG2_E
+from ...reference.ops import Logprobs, SamplingRows
+from ...reference.sampling import MIN_NORMAL, WEIGHT_BITS
+from .activation import exp2, log
+from .launch import compiled, inlined, outlined, run_ranges
+from .philox import GROUP, group_words, gumbel
+from .simd import (
+    INFINITY_KEY,
+    bfloat16s,
+    float32s,
+    from_order_key,
+    int32s,
+    int64s,
+    order_key,
+    widen,
+)
+
+_BINS = 1024
+_BINS_PER_NAT = np.float32(32.0)
+_LAST_BIN = np.float32(_BINS - 1)
+_NO_WEIGHT = np.float32(30.0)
+"""At this distance the weight is surely 0: exp(-30) < 2^-40."""
+_GREATEST_NOISE = np.float32(23.0)
+_LOG2_E = np.float32(LOG2_E)
+_SCALE = np.float32(2.0**WEIGHT_BITS)
+_UNSCALE = np.float32(2.0**-WEIGHT_BITS)
+_MIN_NORMAL = np.float32(MIN_NORMAL)
+_INFINITY = np.float32(np.inf)
+_NAN = np.float32(np.nan)
+_ONE = np.float32(1.0)
+_ZERO = np.float32(0.0)
+_ID_MASK = 0xFFFFFFFF
+_LOWEST_KEY = np.int32(-INFINITY_KEY)
+_HIGHEST_KEY = np.int32(INFINITY_KEY)
+_UNDECIDED = -2
+
+
+@inlined
+def _weight(distance: Any) -> Any:
+    """Twin of reference.sampling.weights."""
+    return np.int64(exp2(distance * _LOG2_E) * _SCALE)
+
+
+@inlined
+def _candidate(x: Any, token: Any) -> Any:
+    return (-np.int64(order_key(x)) << 32) | np.int64(token)
+
+
+@inlined
+def _value(candidate: Any) -> Any:
+    return from_order_key(np.int32(-(candidate >> 32)))
+
+
+@outlined
+def _scan(logits: Any, maxima: Any) -> Any:
+    """Fill the greatest order key of each group; return the greatest of all, and if the row is good."""
+    vocab = len(logits)
+    greatest, least, smallest = _LOWEST_KEY, _HIGHEST_KEY, _HIGHEST_KEY
+    for group in range(vocab // GROUP):
+        start = group * GROUP
+        high, low, small = _LOWEST_KEY, _HIGHEST_KEY, _HIGHEST_KEY
+        for i in range(GROUP):
+            key = order_key(widen(logits[start + i]))
+            high, low, small = max(high, key), min(low, key), min(small, abs(key))
+        maxima[group] = high
+        greatest, least, smallest = max(greatest, high), min(least, low), min(smallest, small)
+    if vocab % GROUP:
+        high = _LOWEST_KEY
+        for i in range(vocab - vocab % GROUP, vocab):
+            key = order_key(widen(logits[i]))
+            high, least, smallest = max(high, key), min(least, key), min(smallest, abs(key))
+        maxima[vocab // GROUP] = high
+        greatest = max(greatest, high)
+    is_number = greatest <= _HIGHEST_KEY and least >= _LOWEST_KEY
+    return greatest, is_number and smallest < _HIGHEST_KEY
+
+
+@outlined
+def _first(logits: Any, maxima: Any, key: Any) -> int:
+    """Return the first token whose order key is `key`, the greatest of all."""
+    group = 0
+    while maxima[group] != key:
+        group += 1
+    token = group * GROUP
+    while order_key(widen(logits[token])) != key:
+        token += 1
+    return token
+
+
+@outlined
+def _divide(logits: Any, temperature: Any, x: Any, maxima: Any) -> None:
+    """Fill x = logits / temperature, padded with -inf to whole groups, and the maxima of groups."""
+    vocab = len(logits)
+    for i in range(vocab):
+        x[i] = widen(logits[i]) / temperature
+    for i in range(vocab, len(x)):
+        x[i] = -_INFINITY
+    for group in range(len(maxima)):
+        high = _LOWEST_KEY
+        for i in range(GROUP):
+            high = max(high, order_key(x[group * GROUP + i]))
+        maxima[group] = high
+
+
+@outlined
+def _kth_greatest(keys: Any, k: int) -> Any:
+    """Return the k-th greatest of keys, by bisection of the range of values. 1 <= k <= len(keys)."""
+    low, high = np.int64(_LOWEST_KEY), np.int64(_HIGHEST_KEY)
+    while low < high:
+        middle = (low + high + 1) >> 1
+        bound = np.int32(middle)
+        count = 0
+        for i in range(len(keys)):
+            count += 1 if keys[i] >= bound else 0
+        if count >= k:
+            low = middle
+        else:
+            high = middle - 1
+    return np.int32(low)
+
+
+@inlined
+def _bin(x: Any, floor: Any, top: Any) -> Any:
+    """Return the bin of a value's distance from the top; _BINS below the floor."""
+    place = (top - x) * _BINS_PER_NAT
+    place = place if place < _LAST_BIN else _LAST_BIN
+    return np.int32(place) if x >= floor else np.int32(_BINS)
+
+
+@outlined
+def _fill_bins(x: Any, maxima: Any, bounds: Any, bins: Any) -> None:
+    """Count candidates and sum masses: bins int64[2, _BINS + 1]. bounds: (floor, top)."""
+    floor, top = bounds
+    for place in range(_BINS + 1):
+        bins[0, place] = bins[1, place] = 0
+    masses = np.empty(GROUP, np.int64)
+    places = np.empty(GROUP, np.int32)
+    floor_key = order_key(floor)
+    for group in range(len(maxima)):
+        if maxima[group] < floor_key:
+            continue
+        for i in range(GROUP):
+            value = x[group * GROUP + i]
+            masses[i] = _weight(value - top)
+            places[i] = _bin(value, floor, top)
+        for i in range(GROUP):
+            bins[0, places[i]] += 1
+            bins[1, places[i]] += masses[i]
+
+
+@outlined
+def _find_bin(sums: Any, limit: int) -> tuple[int, int]:
+    """Return the bin in which the running sum reaches limit (_BINS if none), and the sum before it."""
+    before = np.int64(0)
+    for place in range(_BINS):
+        if before + sums[place] >= limit:
+            return place, before
+        before += sums[place]
+    return _BINS, before
+
+
+@outlined
+def _gather(x: Any, maxima: Any, bounds: Any, which: tuple[int, int], items: Any) -> int:
+    """Collect the candidates of one bin up to `last`, in items; return how many. which: (bin, last)."""
+    floor, top = bounds
+    place, last = which
+    count = 0
+    floor_key = order_key(floor)
+    for group in range(len(maxima)):
+        if maxima[group] < floor_key:
+            continue
+        start = group * GROUP
+        hits = np.int32(0)
+        for i in range(GROUP):
+            hits |= np.int32(_bin(x[start + i], floor, top) == place)
+        if hits == 0:
+            continue
+        for token in range(start, start + GROUP):
+            if _bin(x[token], floor, top) == place:
+                item = _candidate(x[token], token)
+                if item <= last:
+                    items[count] = item
+                    count += 1
+    return count
+
+
+@outlined
+def _mass(items: Any, bound: int, top: Any) -> int:
+    """Sum the weights of items up to bound."""
+    mass = np.int64(0)
+    for i in range(len(items)):
+        mass += _weight(_value(items[i]) - top) if items[i] <= bound else 0
+    return mass
+
+
+@outlined
+def _select(items: Any, limit: int, top: Any, by_mass: bool) -> int:
+    """Return the first item, in order, at which the running sum (of ones, or of weights) reaches limit.
+
+    Bisects the range of values and drops what is outside: at most 64 passes, for any input. Destroys
+    items. The sum of all items must reach limit.
+    """
+    low, high = items[0], items[0]
+    for i in range(len(items)):
+        low, high = min(low, items[i]), max(high, items[i])
+    count = len(items)
+    while low < high:
+        middle = (low >> 1) + (high >> 1) + (low & high & 1)
+        here = items[:count]
+        if by_mass:
+            reached = _mass(here, middle, top)
+        else:
+            reached = np.int64(0)
+            for i in range(count):
+                reached += 1 if items[i] <= middle else 0
+        lower = reached >= limit
+        if lower:
+            high = middle
+        else:
+            low = middle + 1
+            limit -= reached
+        kept = 0
+        for i in range(count):
+            item = items[i]
+            items[kept] = item
+            kept += 1 if (item <= middle) == lower else 0
+        count = kept
+    return low
+
+
+@outlined
+def _floor(maxima: Any, vocab: int, top: Any, filters: Any) -> Any:
+    """Return a value below which no candidate can be kept: exactly min_p's, or a higher one.
+
+    The k-th greatest maximum of groups is at most the k-th greatest value. What has no weight is never
+    kept by top_p.
+    """
+    min_p, top_k, top_p = filters
+    floor = -_INFINITY
+    if min_p > _ZERO:
+        floor = top + log(max(min_p, _MIN_NORMAL))
+    if 0 < top_k <= len(maxima) and top_k < vocab:
+        floor = max(floor, from_order_key(_kth_greatest(maxima, top_k)))
+    if top_p < _ONE:
+        floor = max(floor, top - _NO_WEIGHT)
+    return floor
+
+
+@outlined
+def _last_kept(x: Any, maxima: Any, vocab: int, top: Any, filters: Any) -> int:
+    """Return the last candidate that min_p, top_k and top_p keep. filters: these three."""
+    _, top_k, top_p = filters
+    bounds = (_floor(maxima, vocab, top, filters), top)
+    last = _candidate(bounds[0], _ID_MASK)
+    if (top_k <= 0 or top_k >= vocab) and top_p >= _ONE:
+        return last
+    bins = np.empty((2, _BINS + 1), np.int64)
+    items = np.empty(len(x), np.int64)
+    _fill_bins(x, maxima, bounds, bins)
+    if top_k > 0:
+        place, before = _find_bin(bins[0], top_k)
+        if place < _BINS:
+            count = _gather(x, maxima, bounds, (place, last), items)
+            last = _select(items[:count], top_k - before, top, False)
+            count = _gather(x, maxima, bounds, (place, last), items)
+            bins[1, place] = _mass(items[:count], last, top)
+            for later in range(place + 1, _BINS):
+                bins[1, later] = 0
+    if top_p < _ONE:
+        total = np.int64(0)
+        for place in range(_BINS):
+            total += bins[1, place]
+        limit = np.int64(np.ceil(np.float64(total) * np.float64(top_p)))
+        place, before = _find_bin(bins[1], limit)
+        count = _gather(x, maxima, bounds, (place, last), items)
+        last = _select(items[:count], limit - before, top, True)
+    return last
+
+
+@outlined
+def _draw(x: Any, maxima: Any, last: int, index: int, seed: int) -> int:
+    """Return the kept token with the greatest value plus noise, ties to the lowest id."""
+    words = np.empty(GROUP, np.uint32)
+    keys = np.empty(GROUP, np.int32)
+    last_key, last_id = np.int32(-(last >> 32)), np.int64(last & _ID_MASK)
+    best, token = _LOWEST_KEY, -1
+    for group in range(len(maxima)):
+        start = group * GROUP
+        if maxima[group] < last_key:
+            continue
+        if order_key(from_order_key(maxima[group]) + _GREATEST_NOISE) <= best:
+            continue
+        group_words(words, group, index, seed)
+        kept_in_group = np.int32(min(max(last_id - start, -1), GROUP))
+        high = _LOWEST_KEY
+        for i in range(GROUP):
+            value = x[start + i]
+            key = order_key(value)
+            kept = (key > last_key) | ((key == last_key) & (np.int32(i) <= kept_in_group))
+            score = order_key(value + gumbel(words[i])) if kept else _LOWEST_KEY
+            keys[i] = score
+            high = max(high, score)
+        if high > best:
+            best, token = high, start
+            while keys[token - start] != high:
+                token += 1
+    return token
+
+
+@outlined
+def _open_row(logits: Any, temperature: Any, maxima: Any, x: Any) -> Any:
+    """Decide the row if it is bad or greedy, else fill x and its maxima.
+
+    Returns (token, greatest x); token is _UNDECIDED where candidates and noise must tell.
+    """
+    key, good = _scan(logits, maxima)
+    top = from_order_key(key) / temperature
+    if not good:
+        return -1, top
+    if temperature == _ZERO or abs(order_key(top)) >= _HIGHEST_KEY:
+        return _first(logits, maxima, key), top
+    _divide(logits, temperature, x, maxima)
+    return _UNDECIDED, top
+
+
+@compiled("void(UniTuple(int64, 12), int64, int64)")
+def _sample(args: tuple[int, ...], start: int, end: int) -> None:
+    logits, stride, is_half, vocab, rows = args[:5]
+    groups = (vocab + GROUP - 1) // GROUP
+    maxima, x = np.empty(groups, np.int32), np.empty(groups * GROUP, np.float32)
+    temperature, top_k = float32s(args[5], rows), int32s(args[6], rows)
+    top_p, min_p = float32s(args[7], rows), float32s(args[8], rows)
+    seeds, indices, out = int64s(args[9], rows), int32s(args[10], rows), int32s(args[11], rows)
+    for r in range(start, end):
+        if is_half:
+            halves = bfloat16s(logits + r * stride * 2, vocab)
+            token, top = _open_row(halves, temperature[r], maxima, x)
+        else:
+            floats = float32s(logits + r * stride * 4, vocab)
+            token, top = _open_row(floats, temperature[r], maxima, x)
+        if token == _UNDECIDED:
+            last = _last_kept(x, maxima, vocab, top, (min_p[r], top_k[r], top_p[r]))
+            token = _draw(x, maxima, last, indices[r], seeds[r])
+        out[r] = token
+
+
+def sample(logits: Tensor, rows: SamplingRows) -> Tensor:
+    """Twin of reference.sampling.sample."""
+    num_rows, vocab = logits.shape
+    dtypes = (torch.float32, torch.int32, torch.float32, torch.float32, torch.int64, torch.int32)
+    for field, dtype in zip(rows, dtypes, strict=True):
+        assert field.shape == (num_rows,) and field.dtype == dtype, (field.shape, field.dtype)
+    if logits.stride(1) != 1:
+        logits = logits.contiguous()
+    fields = [field.contiguous() for field in rows]
+    out = torch.empty(num_rows, dtype=torch.int32)
+    is_half = int(logits.dtype == torch.bfloat16)
+    addresses = [field.data_ptr() for field in (*fields, out)]
+    args = (logits.data_ptr(), logits.stride(0), is_half, vocab, num_rows, *addresses)
+
+    def call(start: int, end: int) -> None:
+        _sample(args, start, end)
+
+    run_ranges(call, num_rows, num_rows * vocab)
+    return out
+
+
+@outlined
+def _insert(items: Any, count: int, item: int) -> int:
+    """Insert item into the ascending first `count` items, dropping the last if full; return the count."""
+    if count == len(items):
+        if item >= items[count - 1]:
+            return count
+        count -= 1
+    place = count
+    while place > 0 and items[place - 1] > item:
+        items[place] = items[place - 1]
+        place -= 1
+    items[place] = item
+    return count + 1
+
+
+@outlined
+def _find_top(x: Any, maxima: Any, items: Any) -> None:
+    """Fill items with the first candidates of the row, in order."""
+    k = len(items)
+    floor = _kth_greatest(maxima, k) if k <= len(maxima) else _LOWEST_KEY
+    count = 0
+    for group in range(len(maxima)):
+        if maxima[group] >= floor:
+            for token in range(group * GROUP, min((group + 1) * GROUP, len(x))):
+                if order_key(x[token]) >= floor:
+                    count = _insert(items, count, _candidate(x[token], token))
+
+
+@outlined
+def _logprobs_row(x: Any, token: int, scratch: Any, top_ids: Any, values: Any) -> Any:
+    """Twin of reference.sampling._logprobs_row; fills top_ids and values, returns (sampled, rank)."""
+    maxima, items = scratch
+    key, good = _scan(x, maxima)
+    if not good:
+        for i in range(len(items)):
+            top_ids[i], values[i] = -1, _NAN
+        return _NAN, 0
+    top = from_order_key(key)
+    log_total = _NAN
+    if key < _HIGHEST_KEY:
+        total = np.int64(0)
+        for i in range(len(x)):
+            total += _weight(x[i] - top)
+        log_total = log(np.float32(total) * _UNSCALE)
+    if len(items) > 0:
+        _find_top(x, maxima, items)
+        for i in range(len(items)):
+            top_ids[i] = items[i] & _ID_MASK
+            values[i] = (_value(items[i]) - top) - log_total
+    if token < 0 or token >= len(x):
+        return _NAN, 0
+    rank = 1
+    for i in range(len(x)):
+        rank += 1 if x[i] > x[token] else 0
+    return (x[token] - top) - log_total, rank
+
+
+@compiled("void(UniTuple(int64, 11), int64, int64)")
+def _logprobs(args: tuple[int, ...], start: int, end: int) -> None:
+    logits, stride, is_half, vocab, rows, k = args[:6]
+    scratch = (np.empty((vocab + GROUP - 1) // GROUP, np.int32), np.empty(k, np.int64))
+    widened = np.empty(vocab if is_half else 0, np.float32)
+    tokens, sampled, ranks = int32s(args[6], rows), float32s(args[7], rows), int32s(args[8], rows)
+    for r in range(start, end):
+        top_ids, top = int32s(args[9] + r * k * 4, k), float32s(args[10] + r * k * 4, k)
+        x = widened
+        if is_half:
+            halves = bfloat16s(logits + r * stride * 2, vocab)
+            for i in range(vocab):
+                widened[i] = widen(halves[i])
+        else:
+            x = float32s(logits + r * stride * 4, vocab)
+        sampled[r], ranks[r] = _logprobs_row(x, tokens[r], scratch, top_ids, top)
+
+
+def logprobs(logits: Tensor, tokens: Tensor, k: int) -> Logprobs:
+    """Twin of reference.sampling.logprobs."""
+    num_rows, vocab = logits.shape
+    assert 0 <= k <= vocab, (k, vocab)
+    assert tokens.shape == (num_rows,) and tokens.dtype == torch.int32, (tokens.shape, tokens.dtype)
+    if logits.stride(1) != 1:
+        logits = logits.contiguous()
+    tokens = tokens.contiguous()
+    result = Logprobs(
+        sampled=torch.empty(num_rows),
+        ranks=torch.empty(num_rows, dtype=torch.int32),
+        top_ids=torch.empty((num_rows, k), dtype=torch.int32),
+        top=torch.empty((num_rows, k)),
+    )
+    is_half = int(logits.dtype == torch.bfloat16)
+    addresses = [field.data_ptr() for field in (tokens, *result)]
+    args = (logits.data_ptr(), logits.stride(0), is_half, vocab, num_rows, k, *addresses)
+
+    def call(start: int, end: int) -> None:
+        _logprobs(args, start, end)
+
+    run_ranges(call, num_rows, num_rows * vocab)
+    return result

@@ -1,0 +1,26 @@
+"""One checkpoint of every family, written by transformers once a session."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+from quire.fuzz.checkpoints import KINDS, Kind, make_model
+
+
+class Made(NamedTuple):
+    """A checkpoint and transformers' own model of it (float32)."""
+
+    kind: Kind
+    path: Path
+    model: Any
+
+
+@pytest.fixture(scope="session", params=KINDS)
+def made(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Made:
+    kind: Kind = request.param
+    model = make_model(kind)
+    path = tmp_path_factory.mktemp(kind)
+    model.save_pretrained(path)
+    return Made(kind, path, model)

@@ -1,0 +1,89 @@
+"""The law: a request's tokens and log probabilities are functions of the request alone, bit for bit.
+
+Every run below must equal the dense oracle, which knows no batch, no block, no chunk and no cache.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from quire.engine.config import DTypeName
+from quire.fuzz.checkpoints import KINDS, VOCAB_SIZE, make_checkpoint
+from quire.fuzz.engine_runs import Answer, Asked, expect, make_requests, run
+
+MAX_TOKENS = 10
+
+WAYS: dict[str, dict[str, Any]] = {
+    "together": {},
+    "alone": {"alone": True},
+    "one slot": {"max_num_seqs": 1},
+    "overlap 2": {"overlap": 2},
+    "small chunks": {"max_num_batched_tokens": 7},
+    "chunks of one": {"max_num_batched_tokens": 1, "enable_prefix_caching": False},
+    "block size 1": {"block_size": 1},
+    "block size 8, no cache": {"block_size": 8, "enable_prefix_caching": False},
+    "few blocks": {"block_size": 16, "num_kv_blocks": 15, "max_model_len": 230},
+    "few blocks of 1, overlap 2": {
+        "block_size": 1,
+        "num_kv_blocks": 216,
+        "max_model_len": 216,
+        "overlap": 2,
+        "max_num_batched_tokens": 24,
+    },
+    "two threads": {"num_threads": 2},
+    "reference": {"backend": "reference", "block_size": 8, "max_num_batched_tokens": 64},
+    "priority": {"scheduling_policy": "priority", "max_num_batched_tokens": 33},
+}
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny random Qwen3."""
+    return make_checkpoint("qwen3", tmp_path_factory.mktemp("qwen3"))
+
+
+@pytest.fixture(scope="module", params=["float32", "bfloat16"])
+def case(
+    request: pytest.FixtureRequest, checkpoint: Path
+) -> tuple[DTypeName, list[Asked], list[Answer]]:
+    """Requests (greedy and sampled) and what the oracle answers, in each dtype."""
+    dtype: DTypeName = request.param
+    asked = make_requests(VOCAB_SIZE, seed=1, max_tokens=MAX_TOKENS, sampled=True)
+    return dtype, asked, expect(checkpoint, asked, dtype)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_every_way_gives_the_oracles_bits(
+    way: str, checkpoint: Path, case: tuple[DTypeName, list[Asked], list[Answer]]
+) -> None:
+    dtype, asked, expected = case
+    options = {"num_threads": 1, "num_kv_blocks": 64, **WAYS[way]}
+    if options.get("block_size") == 1 and "num_kv_blocks" not in WAYS[way]:
+        options["num_kv_blocks"] = 512
+    options.setdefault("max_model_len", 256)
+    assert run(checkpoint, asked, dtype=dtype, **options) == expected
+
+
+def test_warm_cache_gives_the_oracles_bits(
+    checkpoint: Path, case: tuple[DTypeName, list[Asked], list[Answer]]
+) -> None:
+    """The same prompts twice in one engine: the second round reads what the first wrote."""
+    dtype, asked, expected = case
+    answers = run(checkpoint, asked * 2, dtype=dtype, num_threads=1, max_num_seqs=3)
+    assert answers == expected * 2
+
+
+@pytest.mark.parametrize("family", sorted(set(KINDS) - {"qwen3"}))
+def test_other_families_keep_the_law(family: str, tmp_path: Path) -> None:
+    """Windows, biases and scaled rotations have no way of their own to break it."""
+    path = make_checkpoint(family, tmp_path)
+    asked = make_requests(VOCAB_SIZE, seed=2, max_tokens=4, sampled=True)
+    expected = expect(path, asked, "bfloat16")
+    ways: tuple[dict[str, Any], ...] = (
+        {"block_size": 8, "max_num_batched_tokens": 13, "overlap": 2},
+        {"block_size": 16, "max_num_seqs": 2},
+    )
+    for options in ways:
+        assert run(path, asked, dtype="bfloat16", num_threads=1, **options) == expected

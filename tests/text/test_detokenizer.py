@@ -1,0 +1,183 @@
+"""Increments against the library's decoding of everything, for every kind of tokenizer."""
+
+from __future__ import annotations
+
+import time
+from functools import cache
+from pathlib import Path
+
+import pytest
+import tiktoken
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from quire.engine.text.detokenizer import WINDOW_CONTEXT, WINDOW_LIMIT, start_detokenizer
+from quire.engine.text.files import TokenizerConfig
+from quire.engine.text.pieces import BytePieces, TextPieces
+from quire.engine.text.tokenizer import JsonTokenizer, Tokenizer, load_tokenizer
+from quire.fuzz.text_cases import MAKERS, TEXT, less_common, token_ids, write_tiktoken
+
+EXACT = [kind for kind in MAKERS if kind != "word-ends"]
+
+
+@cache
+def make_pair(kind: str) -> tuple[JsonTokenizer, object]:
+    backend = MAKERS[kind]()
+    return JsonTokenizer(backend, TokenizerConfig()), backend
+
+
+def run(tokenizer: Tokenizer, prompt: list[int], answer: list[int], *, skip: bool) -> str:
+    detokenizer = start_detokenizer(tokenizer, prompt, skip_special_tokens=skip)
+    return "".join(map(detokenizer.push, answer)) + detokenizer.flush()
+
+
+@pytest.mark.parametrize("kind", EXACT)
+@given(data=st.data(), skip=st.booleans())
+def test_increments_are_the_decoded_whole(kind: str, data: st.DataObject, skip: bool) -> None:
+    tokenizer, backend = make_pair(kind)
+    prompt = data.draw(token_ids(tokenizer, max_size=8), "prompt")
+    answer = data.draw(token_ids(tokenizer), "answer")
+    shown = backend.decode(prompt, skip_special_tokens=skip)
+    whole = backend.decode(prompt + answer, skip_special_tokens=skip)
+    assert run(tokenizer, prompt, answer, skip=skip) == less_common(whole, shown)
+
+
+@pytest.mark.parametrize("kind", EXACT)
+@given(data=st.data(), skip=st.booleans())
+def test_decode_equals_the_library(kind: str, data: st.DataObject, skip: bool) -> None:
+    tokenizer, backend = make_pair(kind)
+    ids = data.draw(token_ids(tokenizer))
+    assert tokenizer.decode(ids, skip_special_tokens=skip) == backend.decode(
+        ids, skip_special_tokens=skip
+    )
+
+
+@pytest.mark.parametrize("kind", MAKERS)
+@given(data=st.data())
+def test_shown_text_is_never_taken_back(kind: str, data: st.DataObject) -> None:
+    """Whatever follows, the text so far is a beginning of the final text."""
+    tokenizer, _ = make_pair(kind)
+    text = data.draw(st.sampled_from(TEXT))
+    start = data.draw(st.integers(0, len(text)))
+    prompt = tokenizer.encode(text[:start])
+    answer = tokenizer.encode(text[start:])
+    cut = data.draw(st.integers(0, len(answer)))
+    other = answer[:cut] + data.draw(token_ids(tokenizer, max_size=6))
+    detokenizer = start_detokenizer(tokenizer, prompt)
+    so_far = "".join(map(detokenizer.push, answer[:cut]))
+    assert run(tokenizer, prompt, answer, skip=True).startswith(so_far)
+    assert run(tokenizer, prompt, other, skip=True).startswith(so_far)
+
+
+@given(ids=st.lists(st.integers(1, 600), max_size=40), cut=st.integers(0, 40))
+def test_window_gives_the_whole_for_decoders_that_look_ahead(ids: list[int], cut: int) -> None:
+    tokenizer, backend = make_pair("word-ends")
+    assert tokenizer.pieces is None
+    known = [i for i in ids if i < tokenizer.vocab_size and i not in tokenizer.special_ids]
+    prompt, answer = known[:cut], known[cut:]
+    given_text = run(tokenizer, prompt, answer, skip=True)
+    assert backend.decode(prompt) + given_text == backend.decode(known)
+
+
+def test_window_is_bounded_when_text_never_becomes_certain() -> None:
+    lengths: list[int] = []
+
+    class Endless:
+        pieces = None
+        special_ids = frozenset[int]()
+
+        def decode(self, ids: list[int], *, skip_special_tokens: bool = True) -> str:
+            lengths.append(len(ids))
+            return "\ufffd" * len(ids)
+
+    detokenizer = start_detokenizer(Endless(), [])
+    text = "".join(map(detokenizer.push, range(500))) + detokenizer.flush()
+    assert text == "\ufffd" * 500
+    assert max(lengths) <= WINDOW_CONTEXT + WINDOW_LIMIT
+
+
+def test_kinds_choose_their_tables() -> None:
+    kinds = {kind: type(make_pair(kind)[0].pieces) for kind in MAKERS}
+    assert kinds.pop("byte-level") is BytePieces
+    assert kinds.pop("word-ends") is type(None)
+    assert set(kinds.values()) == {TextPieces}
+
+
+def test_character_split_over_prompt_and_answer_is_shown_once() -> None:
+    tokenizer, _ = make_pair("byte-level")
+    first, second, third = (tokenizer.encode(chr(c))[0] for c in (0, 1, 2))
+    by_byte = {tokenizer.token_bytes(i): i for i in range(tokenizer.vocab_size)}
+    first, second, third = (by_byte[bytes((b,))] for b in "你".encode())
+    assert run(tokenizer, [first, second], [third], skip=True) == "你"
+    assert run(tokenizer, [first], [second, third], skip=True) == "你"
+    x = tokenizer.encode("x")
+    assert run(tokenizer, [first, second], x, skip=True) == "x"
+    assert run(tokenizer, [first, second], [], skip=True) == ""
+    assert run(tokenizer, [first], [first], skip=True) == "\ufffd"
+
+
+def test_byte_fallback_run_waits_for_its_end() -> None:
+    tokenizer, backend = make_pair("sentencepiece")
+    good = [backend.token_to_id(f"<0x{byte:02X}>") for byte in "你".encode()]
+    bad = backend.token_to_id("<0xFF>")
+    word = backend.token_to_id("▁the") or backend.token_to_id("▁")
+    detokenizer = start_detokenizer(tokenizer, tokenizer.encode("x"))
+    assert [detokenizer.push(i) for i in (*good, word)][:3] == ["", "", ""]
+    assert run(tokenizer, [word], [*good, word], skip=True).startswith("你 ")
+    assert run(tokenizer, [word], [*good, bad], skip=True) == "\ufffd" * 4
+
+
+def test_first_word_of_an_answer_keeps_its_space() -> None:
+    tokenizer, _ = make_pair("sentencepiece")
+    prompt = tokenizer.encode("The door.")
+    word = tokenizer.encode("she")
+    assert run(tokenizer, prompt, word, skip=True) == " she"
+    assert run(tokenizer, [], word, skip=True) == "she"
+    begin = sorted(tokenizer.special_ids)[:1]
+    assert run(tokenizer, begin, word, skip=True) == "she"
+
+
+@pytest.fixture(scope="module")
+def tiktoken_pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Tokenizer, tiktoken.Encoding]:
+    path: Path = tmp_path_factory.mktemp("tiktoken") / "tokenizer.model"
+    write_tiktoken(path)
+    tokenizer = load_tokenizer(path)
+    return tokenizer, tokenizer._encoding  # type: ignore[attr-defined]  # the oracle inside
+
+
+@given(data=st.data())
+def test_tiktoken_increments_are_the_decoded_whole(
+    tiktoken_pair: tuple[Tokenizer, tiktoken.Encoding], data: st.DataObject
+) -> None:
+    tokenizer, encoding = tiktoken_pair
+    known = token_ids(tokenizer).map(lambda ids: [i for i in ids if i < tokenizer.vocab_size])
+    prompt, answer = data.draw(known, "prompt"), data.draw(known, "answer")
+    shown, whole = encoding.decode(prompt), encoding.decode(prompt + answer)
+    assert run(tokenizer, prompt, answer, skip=False) == less_common(whole, shown)
+
+
+@example(ids=[0x100, 5, 0x110000])
+@given(ids=st.lists(st.integers(0, 2**31 - 1), max_size=10))
+def test_ids_outside_the_vocabulary_have_no_text(ids: list[int]) -> None:
+    for kind in MAKERS:
+        tokenizer, _ = make_pair(kind)
+        outside = [i + tokenizer.vocab_size for i in ids if i + tokenizer.vocab_size < 2**31]
+        assert run(tokenizer, outside, outside, skip=True) == ""
+        assert all(tokenizer.token_text(i) == "" for i in outside)
+
+
+@pytest.mark.parametrize("kind", ["byte-level", "sentencepiece", "wordpiece"])
+def test_a_token_costs_the_same_in_long_answers(kind: str) -> None:
+    """Linear within a wide margin: 16 times the tokens in far less than 16 * 16 the time."""
+    tokenizer, _ = make_pair(kind)
+    answer = tokenizer.encode(TEXT[2]) * 20
+
+    def seconds(times: int) -> float:
+        start = time.perf_counter()
+        run(tokenizer, [], answer * times, skip=True)
+        return time.perf_counter() - start
+
+    seconds(1)
+    short = min(seconds(1) for _ in range(3))
+    long = min(seconds(16) for _ in range(3))
+    assert long < 64 * short, (short, long)
