@@ -112,22 +112,22 @@ async def merge(streams: Sequence[AsyncGenerator[RequestOutput, None]]) -> Async
     ]
     try:
         num_open = len(pumps)
-        while num_open:
+        failure: Exception | None = None
+        while num_open and failure is None:
             batch: Batch = []
-            item = await ready.get()
-            while True:
-                index, given = item
-                if isinstance(given, Exception):
-                    raise given
-                if given is None:
-                    num_open -= 1
-                else:
+            items = [await ready.get()]
+            while not ready.empty():
+                items.append(ready.get_nowait())
+            for index, given in items:
+                if isinstance(given, RequestOutput):
                     batch.append((index, given))
-                if ready.empty():
-                    break
-                item = ready.get_nowait()
+                else:
+                    num_open -= 1
+                    failure = failure or given
             if batch:
                 yield batch
+        if failure is not None:
+            raise failure
     finally:
         for pump in pumps:
             pump.cancel()

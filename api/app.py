@@ -39,8 +39,7 @@ def create_app(
         middlewares.append(preflight_middleware)
     if api_keys:
         middlewares.append(auth_middleware(api_keys))
-    # aiohttp refuses a body that reaches the limit; ours may be as long as it.
-    app = web.Application(middlewares=middlewares, client_max_size=MAX_BODY_BYTES + 1)
+    app = web.Application(middlewares=middlewares, client_max_size=MAX_BODY_BYTES)
     app[STATE] = state
     if allowed_origins:
         _allow_origins(app, allowed_origins)

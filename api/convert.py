@@ -12,7 +12,7 @@ from .errors import ApiError
 from .schema import ChatBody, CompletionBody, GenerationBody
 
 if TYPE_CHECKING:
-    from ..engine.text.prepare import Prepared, PromptInput
+    from ..engine.text.prepare import Prepared, Prompt
     from .state import Engine
 
 MAX_PROMPTS = 2048
@@ -62,20 +62,21 @@ def chat_params(body: ChatBody) -> SamplingParams:
     if body.top_logprobs is not None and not body.logprobs:
         raise ApiError("top_logprobs needs logprobs: true.", param="top_logprobs")
     logprobs = (body.top_logprobs or 0) if body.logprobs else None
-    renamed = {"logprobs": "top_logprobs"}
-    if body.max_completion_tokens is not None:
-        renamed["max_tokens"] = "max_completion_tokens"
+    limit_name, max_tokens = chat_limit(body)
+    renamed = {"logprobs": "top_logprobs", "max_tokens": limit_name}
     try:
-        return _params(body, chat_max_tokens(body), logprobs)
+        return _params(body, max_tokens, logprobs)
     except ParamsError as error:
         name = error.param or ""
         theirs = renamed.get(name, name)
         raise ParamsError(str(error).replace(name, theirs), theirs or None) from None
 
 
-def chat_max_tokens(body: ChatBody) -> int | None:
-    """OpenAI's newer name before its older one."""
-    return body.max_tokens if body.max_completion_tokens is None else body.max_completion_tokens
+def chat_limit(body: ChatBody) -> tuple[str, int | None]:
+    """The most tokens to generate, by OpenAI's newer name before its older one."""
+    if body.max_completion_tokens is not None:
+        return "max_completion_tokens", body.max_completion_tokens
+    return "max_tokens", body.max_tokens
 
 
 def _params(body: GenerationBody, max_tokens: int | None, logprobs: int | None) -> SamplingParams:
@@ -123,21 +124,29 @@ async def encode(engine: Engine, text: str, *, add_special_tokens: bool) -> Toke
     return TokenPrompt(text, ids)
 
 
-def check_length(name: str, num_prompt: int, max_tokens: int | None, max_model_len: int) -> None:
-    """Refuse what cannot be answered whole. `max_tokens` as the client gave it."""
-    if num_prompt >= max_model_len:
+def check_length(
+    prompt: tuple[str, int], limit: tuple[str, int | None], max_model_len: int
+) -> None:
+    """Refuse what cannot be answered whole.
+
+    prompt: its field and number of tokens; limit: the field of the most tokens to generate, and its
+    value as the client gave it.
+    """
+    name, num_prompt = prompt
+    limit_name, max_tokens = limit
+    room = max_model_len - num_prompt
+    if room < 1:
         raise ApiError(
             f"{name} has {num_prompt} tokens: this model takes at most {max_model_len}, "
             "prompt and answer together.",
             param=name,
             code="context_length_exceeded",
         )
-    if max_tokens is not None and num_prompt + max_tokens > max_model_len:
+    if max_tokens is not None and max_tokens > room:
         raise ApiError(
-            f"max_tokens is {max_tokens} after a prompt of {num_prompt} tokens: this model takes "
-            f"at most {max_model_len} together, so max_tokens may be at most "
-            f"{max_model_len - num_prompt} here.",
-            param="max_tokens",
+            f"{limit_name} is {max_tokens} after a prompt of {num_prompt} tokens: this model "
+            f"takes at most {max_model_len} together, so at most {room} here.",
+            param=limit_name,
             code="context_length_exceeded",
         )
 
@@ -151,7 +160,7 @@ def prepare(
     request_id: str,
 ) -> Prepared:
     """A request that the engine takes. ParamsError where the prompt is not valid."""
-    given: PromptInput = prompt.token_ids
+    given: Prompt = prompt.token_ids
     if prompt.text is not None:
         given = {"prompt": prompt.text, "prompt_token_ids": prompt.token_ids}
     return engine.prepare(

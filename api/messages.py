@@ -30,8 +30,22 @@ def _message(message: Message, name: str) -> Message:
             f"{name}.content is missing: it must be a string or a list of text parts.",
             param="messages",
         )
+    calls = message.get("tool_calls") or ()
+    for index, call in enumerate(calls if isinstance(calls, list) else ()):
+        if not _is_function(call):
+            raise ApiError(
+                f"{name}.tool_calls[{index}] is {show(call)}: it must be "
+                '{"type": "function", "function": {"name": ..., "arguments": ...}}.',
+                param="messages",
+            )
     # What templates know is "system"; newer clients say "developer" for the same.
     return {**message, "role": "system" if role == "developer" else role}
+
+
+def _is_function(item: Any) -> bool:
+    """Whether a tool or a call names its function."""
+    function = item.get("function") if isinstance(item, dict) else None
+    return isinstance(function, dict) and isinstance(function.get("name"), str)
 
 
 def template_tools(
@@ -39,8 +53,7 @@ def template_tools(
 ) -> list[dict[str, Any]] | None:
     """Tools for a template, None where the model shall not see any."""
     for index, tool in enumerate(tools or ()):
-        function = tool.get("function")
-        if not isinstance(function, dict) or not isinstance(function.get("name"), str):
+        if not _is_function(tool):
             raise ApiError(
                 f"tools[{index}] is {show(tool)}: it must be "
                 '{"type": "function", "function": {"name": ...}}.',

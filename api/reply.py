@@ -147,7 +147,7 @@ class ChatChoices:
         choices = []
         if not self._begun:
             self._begun = True
-            role = ChatMessage("", "assistant")
+            role = ChatMessage(role="assistant", content="")
             ids = tell_ids(output.prompt_token_ids, self.return_ids)
             choices.append(ChatChoice(index=index, delta=role, prompt_token_ids=ids))
         choice = self._choice(index, given, streams=True)
@@ -162,8 +162,8 @@ class ChatChoices:
     def _choice(self, index: int, given: CompletionOutput, *, streams: bool) -> ChatChoice:
         return ChatChoice(
             index=index,
-            message=UNSET if streams else ChatMessage(given.text, "assistant"),
-            delta=ChatMessage(given.text) if streams else UNSET,
+            message=UNSET if streams else ChatMessage(role="assistant", content=given.text),
+            delta=ChatMessage(content=given.text) if streams else UNSET,
             logprobs=self._logprobs(given.logprobs),
             finish_reason=given.finish_reason,
             stop_reason=given.stop_reason,

@@ -192,11 +192,11 @@ class ChatLogprobs(Struct, frozen=True):
     refusal: None = None
 
 
-class ChatMessage(Struct, frozen=True, omit_defaults=True):
+class ChatMessage(Struct, frozen=True, kw_only=True):
     """An answer, or (without role) a piece of it."""
 
+    role: str | UnsetType = UNSET
     content: str
-    role: str | None = None
 
 
 class ChatChoice(Struct, frozen=True, kw_only=True):

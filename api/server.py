@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 KEEPALIVE_S = 75.0
 BACKLOG = 1024
-CUT_TIMEOUT_S = 1.0
+CUT_TIMEOUT_S = 0.5
 """What handlers get to say goodbye after the engine has ended their requests."""
 
 

@@ -20,7 +20,7 @@ from ..engine.params import SamplingParams
 from ..engine.request import RequestOutput
 
 if TYPE_CHECKING:
-    from ..engine.text.prepare import Prepared, PromptInput
+    from ..engine.text.prepare import Prepared, Prompt
     from ..engine.text.tokenizer import Tokenizer
 
 FINGERPRINT = f"quire-{__version__}"
@@ -46,7 +46,7 @@ class Engine(Protocol):
 
     def prepare(
         self,
-        prompt: PromptInput | Prepared,
+        prompt: Prompt | Prepared,
         params: SamplingParams | None = None,
         request_id: str | None = None,
         *,
@@ -56,7 +56,7 @@ class Engine(Protocol):
 
     def generate(
         self,
-        prompt: PromptInput | Prepared,
+        prompt: Prompt | Prepared,
         params: SamplingParams | None = None,
         request_id: str | None = None,
         *,

@@ -25,7 +25,7 @@ class Shape:
 
     num_layers: int
     hidden_size: int = 256
-    intermediate_size: int = 512
+    intermediate_size: int = 704
     num_heads: int = 4
     num_key_value_heads: int = 2
     head_dim: int = 64

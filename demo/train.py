@@ -5,24 +5,27 @@ from __future__ import annotations
 import argparse
 import json
 import random
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import save_file
 from tokenizers import Tokenizer
 from torch import Tensor
 from torch.nn import functional
 
 from .corpus import END_OF_TEXT, TURN_END, TURN_START, training_texts
-from .evaluate import DRAFTER_FOLDER, MODEL_FOLDER, evaluate
+from .evaluate import DRAFTER_FOLDER, MODEL_FOLDER, evaluate, load_network
 from .network import Network, Shape
 from .optimizer import Muon
 from .vocabulary import VOCABULARY_SIZE, end_token_ids, save_tokenizer, token_id, train_tokenizer
 
 SEED = 20
-MODEL_SHAPE = Shape(num_layers=5)
+MODEL_SHAPE = Shape(num_layers=4)
 DRAFTER_SHAPE = Shape(num_layers=1)
 MODEL_STEPS = 3000
 DRAFTER_STEPS = 900
@@ -30,6 +33,10 @@ BATCH_TOKENS = 2048
 POOL_SIZE = 512
 TOKENIZER_TEXTS = 12_000
 WARMUP_STEPS = 40
+DECAY_SHARE = 0.5
+# Going on from an exported model, the learning rates are this much of what they are at first.
+CONTINUED_RATE = 0.6
+CHECKPOINT_EVERY = 100
 MATRIX_RATE = 0.016
 EMBEDDING_RATE = 3e-3
 # What others than the assistant say is mostly not predictable: few of its tokens count.
@@ -100,11 +107,18 @@ def loss_of(network: Network, token_ids: Tensor, counted: Tensor) -> Tensor:
 
 
 def train_network(
-    shape: Shape, tokenizer: Tokenizer, num_steps: int, seed: int, folder: Path
-) -> Network:
-    """Train a network of the given shape and export it to a folder."""
-    torch.manual_seed(seed)
-    network = Network(shape)
+    network: Network,
+    tokenizer: Tokenizer,
+    num_steps: int,
+    seed: int,
+    folder: Path,
+    kept: Path,
+    rate_scale: float = 1.0,
+) -> None:
+    """Train a network and export it to a folder.
+
+    What is needed to go on after a break lies in `kept`; going on gives the same network.
+    """
     matrices = [parameter for parameter in network.model.layers.parameters() if parameter.ndim == 2]
     chosen = {id(parameter) for parameter in matrices}
     others = [parameter for parameter in network.parameters() if id(parameter) not in chosen]
@@ -112,12 +126,14 @@ def train_network(
         Muon(matrices, lr=MATRIX_RATE, decay=0.01),
         torch.optim.AdamW(others, lr=EMBEDDING_RATE, betas=(0.9, 0.98), weight_decay=0.0),
     ]
-    base_rates = [optimizer.param_groups[0]["lr"] for optimizer in optimizers]
+    base_rates = [rate_scale * optimizer.param_groups[0]["lr"] for optimizer in optimizers]
     batches = make_batches(tokenizer, seed)
     padding = token_id(tokenizer, END_OF_TEXT)
-    num_tokens, recent, started = 0, 0.0, time.monotonic()
-    for step in range(num_steps):
-        factor = min(1.0, (step + 1) / WARMUP_STEPS, 1.2 * (1 - step / num_steps))
+    num_done = restore(network, optimizers, kept)
+    num_tokens = sum(int(next(batches)[0].ne(padding).sum()) for _ in range(num_done))
+    tokens_before, recent, started = num_tokens, 0.0, time.monotonic()
+    for step in range(num_done, num_steps):
+        factor = min(1.0, (step + 1) / WARMUP_STEPS, (1 - step / num_steps) / DECAY_SHARE)
         for optimizer, rate in zip(optimizers, base_rates, strict=True):
             optimizer.param_groups[0]["lr"] = rate * factor
         token_ids, counted = next(batches)
@@ -132,13 +148,58 @@ def train_network(
             seconds = time.monotonic() - started
             print(
                 f"step {step + 1}/{num_steps}  loss {recent / 50:.4f}  tokens {num_tokens:,}  "
-                f"{num_tokens / seconds:,.0f}/s  {seconds:.0f} s",
+                f"{(num_tokens - tokens_before) / seconds:,.0f}/s  {seconds:.0f} s",
                 flush=True,
             )
             recent = 0.0
-        if (step + 1) % 500 == 0 or step + 1 == num_steps:
-            export(network, tokenizer, folder)
-    return network
+        if (step + 1) % CHECKPOINT_EVERY == 0:
+            keep(network, optimizers, step + 1, kept)
+    export(network, tokenizer, folder)
+    kept.unlink(missing_ok=True)
+
+
+def _states(
+    network: Network, optimizers: list[torch.optim.Optimizer]
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield each parameter's name with its optimizer state."""
+    for name, parameter in network.named_parameters():
+        for optimizer in optimizers:
+            if parameter in optimizer.state:
+                yield name, optimizer.state[parameter]
+
+
+def keep(
+    network: Network, optimizers: list[torch.optim.Optimizer], num_done: int, kept: Path
+) -> None:
+    """Write down parameters and optimizers after a number of steps."""
+    tensors = {f"parameter:{name}": tensor for name, tensor in network.state_dict().items()}
+    for name, state in _states(network, optimizers):
+        tensors |= {f"{field}:{name}": torch.as_tensor(value) for field, value in state.items()}
+    fresh = kept.with_suffix(".new")
+    save_file(tensors, fresh, metadata={"num_done": str(num_done)})
+    fresh.replace(kept)
+
+
+def restore(network: Network, optimizers: list[torch.optim.Optimizer], kept: Path) -> int:
+    """Load what was kept, if anything was, and return the number of steps done."""
+    if not kept.exists():
+        return 0
+    with safe_open(kept, "pt") as source:
+        num_done = int(source.metadata()["num_done"])
+        tensors = {key: source.get_tensor(key) for key in source.keys()}  # noqa: SIM118
+    owners = dict(network.named_parameters())
+    chosen = {
+        id(parameter): optimizer
+        for optimizer in optimizers
+        for parameter in optimizer.param_groups[0]["params"]
+    }
+    for key, tensor in tensors.items():
+        field, name = key.split(":")
+        if field == "parameter":
+            owners[name].data.copy_(tensor)
+        else:
+            chosen[id(owners[name])].state[owners[name]][field] = tensor
+    return num_done
 
 
 def export(network: Network, tokenizer: Tokenizer, folder: Path) -> None:
@@ -167,11 +228,16 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=MODEL_STEPS)
     parser.add_argument("--drafter-steps", type=int, default=DRAFTER_STEPS)
     parser.add_argument("--folder", type=Path, default=MODEL_FOLDER)
+    parser.add_argument("--start", type=Path, help="go on from this exported model")
+    parser.add_argument("--kept", type=Path, default=Path(tempfile.gettempdir()))
     parser.add_argument("--prompts", type=int, default=100, help="held-out prompts of each task")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     started = time.monotonic()
-    tokenizer = train_tokenizer(training_texts(arguments.seed, TOKENIZER_TEXTS))
+    if arguments.start:
+        tokenizer = Tokenizer.from_file(str(arguments.start / "tokenizer.json"))
+    else:
+        tokenizer = train_tokenizer(training_texts(arguments.seed, TOKENIZER_TEXTS))
     assert tokenizer.get_vocab_size() == VOCABULARY_SIZE, tokenizer.get_vocab_size()
     drafter_folder = arguments.folder / DRAFTER_FOLDER.relative_to(MODEL_FOLDER)
     plans = (
@@ -180,7 +246,12 @@ def main() -> None:
     )
     for shape, num_steps, folder in plans:
         if num_steps:
-            network = train_network(shape, tokenizer, num_steps, arguments.seed, folder)
+            kept = arguments.kept / f"quire-demo-{shape.num_layers}-{arguments.seed}.safetensors"
+            torch.manual_seed(arguments.seed)
+            network, rate_scale = Network(shape), 1.0
+            if arguments.start and shape == MODEL_SHAPE:
+                network, rate_scale = load_network(arguments.start).train(), CONTINUED_RATE
+            train_network(network, tokenizer, num_steps, arguments.seed, folder, kept, rate_scale)
             print(f"{folder}: {network.num_parameters:,} parameters")
     trained = time.monotonic() - started
     evaluate(arguments.folder, arguments.prompts)

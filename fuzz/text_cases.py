@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -19,13 +19,17 @@ from tokenizers.trainers import BpeTrainer, UnigramTrainer, WordPieceTrainer
 TEXT = (
     "The miller's daughter opened the door. 'Who is there?' she asked, and nobody answered.",
     "Zwölf Boxkämpfer jagen Viktor quer über den großen Sylter Deich! 12 + 30 = 42.",
-    "Привет, мир. 你好，世界。こんにちは 👋🏽 naïve café — “quoted” … \t\n  indented\n\n",
+    "Привет, мир. 你好，世界。こんにちは 👋🏽 naïve café — “quoted” … \t\n  indented\n\n",  # noqa: RUF001
     '<tool_call>{"name": "add", "arguments": {"a": 1, "b": 2}}</tool_call>',
 )
 SPECIAL = ("<s>", "</s>", "<|im_end|>")
 
 
-def make_byte_level(*, vocab_size: int = 400) -> Tokenizer:
+ODD = ("<tool_call>", "Ġé", " two words ", "你好", "é")
+"""Added tokens: not written in the alphabet of bytes, but some look as if they were."""
+
+
+def make_byte_level(*, vocab_size: int = 400, odd: Sequence[str] = ODD) -> Tokenizer:
     """Byte-level BPE (GPT-2, Llama 3, Qwen), with odd added tokens."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -38,8 +42,6 @@ def make_byte_level(*, vocab_size: int = 400) -> Tokenizer:
         show_progress=False,
     )
     tokenizer.train_from_iterator(TEXT, trainer)
-    # Added tokens are not written in the alphabet of bytes, but some look as if they were.
-    odd = ("<tool_call>", "Ġé", " two words ", "你好", "é")
     tokenizer.add_tokens([AddedToken(text, special=False, normalized=False) for text in odd])
     return tokenizer
 
@@ -115,7 +117,7 @@ def make_words() -> Tokenizer:
     return tokenizer
 
 
-MAKERS = {
+MAKERS: dict[str, Callable[[], Tokenizer]] = {
     "byte-level": make_byte_level,
     "sentencepiece": make_sentencepiece,
     "sentencepiece-unstripped": lambda: make_sentencepiece(strip=False),
@@ -164,7 +166,7 @@ class Cut(NamedTuple):
 
 
 def cut_slowly(text: str, stops: Sequence[str], *, include: bool, unarmed: int = 0) -> Cut:
-    """Find the stop string that ends first, trying every end; ends in text[:unarmed] do not count."""
+    """Find the stop string that ends first, trying every end past text[:unarmed]."""
     for end in range(unarmed + 1, len(text) + 1):
         found = [stop for stop in stops if text[:end].endswith(stop)]
         if found:

@@ -1,4 +1,4 @@
-"""Elementwise functions: exp2 and log, the two polynomials that all of Quire shares, and gated SiLU.
+"""Elementwise functions: exp2 and log, polynomials that all of Quire shares, and gated SiLU.
 
 Every step is one IEEE float32 operation, so that any implementation which keeps the order of these
 lines has the same bits: torch's own exp and log differ between vector body and tail, and between
@@ -41,8 +41,9 @@ LOG_COEFFICIENTS = (
 def exp2(x: Tensor) -> Tensor:
     """Return 2 ** x for float32 x <= 127 of any shape, relative error below 3e-7.
 
-    x is clamped to -126 from below (the least normal result); n = floor(x + 0.5), f = x - n; Horner's
-    rule with separate multiplies and adds; times 2^n through the exponent bits. NaN stays NaN.
+    x is clamped to -126 from below (the least normal result); n = floor(x + 0.5), f = x - n;
+    Horner's rule with separate multiplies and adds; times 2^n through the exponent bits. NaN stays
+    NaN.
     """
     x = torch.maximum(x, x.new_tensor(-126.0))
     n = torch.floor(x + 0.5)
@@ -57,8 +58,8 @@ def exp2(x: Tensor) -> Tensor:
 def log(x: Tensor) -> Tensor:
     """Return the natural logarithm of normal, positive, finite float32 x of any shape.
 
-    x = 2^k * m with m in [sqrt(1/2), sqrt(2)), r = m - 1; then `log_of_parts`. Relative error below 3e-7,
-    near x = 1 too.
+    x = 2^k * m with m in [sqrt(1/2), sqrt(2)), r = m - 1; then `log_of_parts`. Relative error below
+    3e-7, near x = 1 too.
     """
     k, m = split(x)
     return log_of_parts(k, m - 1.0)
@@ -72,7 +73,7 @@ def split(x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def log_of_parts(k: Tensor, r: Tensor) -> Tensor:
-    """Return k * log(2) + log(1 + r): Horner's rule for log(1 + r) / r, times r, plus k * log(2)."""
+    """Return k * log(2) + log(1 + r): Horner's rule for log(1 + r) / r; k * log(2) + p * r."""
     p = torch.full_like(r, LOG_COEFFICIENTS[0])
     for coefficient in LOG_COEFFICIENTS[1:]:
         p = p * r + coefficient
@@ -80,7 +81,7 @@ def log_of_parts(k: Tensor, r: Tensor) -> Tensor:
 
 
 def silu_mul(gate_up: Tensor) -> Tensor:
-    """See Ops.silu_mul: t = -gate * log2(e); gate / (1 + exp2(clamped t)); times up; one rounding."""
+    """See Ops.silu_mul: t = -gate * log2(e); gate / (1 + exp2(min(t, 126))) * up; one rounding."""
     gate, up = gate_up.float().chunk(2, dim=-1)
     t = (-gate) * LOG2_E
     t = torch.minimum(t, t.new_tensor(126.0))

@@ -1,9 +1,9 @@
 """Matrix multiplication by packed weights: the one reduction that Quire leaves to a library.
 
 oneDNN's packed linear keeps the bits of a row at every number of rows from two on, whatever stands
-beside it and on any number of threads (measured, not documented: hence `self_test`); a single row takes
-another path, so single rows are padded to two. Where oneDNN is absent or the self-test fails, pack
-with `padded=16`: F.linear on rows padded to a multiple of 16.
+beside it and on any number of threads (measured, not documented: hence `self_test`); a single row
+takes another path, so single rows are padded to two. Where oneDNN is absent or the self-test fails,
+pack with `padded=16`: F.linear on rows padded to a multiple of 16.
 
 Shared by both CPU implementations; `kernels.cpu` re-exports it.
 """
@@ -28,15 +28,16 @@ def pack_linear(
     width, rest = divmod(in_features, segments)
     if rest or (segments > 1 and width % 16):
         raise ValueError(
-            f"{in_features} input features do not make {segments} equal segments of a multiple of 16."
+            f"{in_features} input features do not make {segments} equal segments, "
+            "each a multiple of 16."
         )
     if padded not in (2, PADDED_FALLBACK):
         raise ValueError(f"padded is {padded}: it must be 2 or {PADDED_FALLBACK}.")
     if not _has_packed_matmul(weight.dtype):
         padded = PADDED_FALLBACK
     parts = [
-        part.detach().clone(memory_format=torch.contiguous_format)
-        for part in weight.split(width, dim=1)
+        weight[:, start : start + width].detach().clone(memory_format=torch.contiguous_format)
+        for start in range(0, in_features, width)
     ]
     if padded != PADDED_FALLBACK:
         parts = [torch.ops.mkldnn._reorder_linear_weight(part, None) for part in parts]
@@ -51,7 +52,7 @@ def pack_linear(
 
 def _has_packed_matmul(dtype: torch.dtype) -> bool:
     """Whether this build and this processor multiply packed weights of dtype."""
-    if not torch.backends.mkldnn.is_available():
+    if not torch._C._has_mkldnn:
         return False
     return dtype != torch.bfloat16 or bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
@@ -78,7 +79,7 @@ def linear(x: Tensor, weight: PackedLinear) -> Tensor:
 
 
 def _pad_rows(x: Tensor, padded: int) -> Tensor:
-    """Bring a single row to two, or the rows to a multiple of 16. What fills them is of no effect."""
+    """Bring a single row to two, or the rows to a multiple of 16; the filling has no effect."""
     rows = len(x)
     if padded != PADDED_FALLBACK:
         return torch.cat((x, x)) if rows == 1 else x

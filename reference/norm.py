@@ -15,7 +15,7 @@ def sum_squares(x: Tensor) -> Tensor:
     """
     width = x.shape[-1]
     assert x.dtype == torch.float32 and width % LANES == 0, (x.dtype, width)
-    squares = (x * x).unflatten(-1, (width // LANES, LANES))
+    squares = (x * x).reshape(*x.shape[:-1], width // LANES, LANES)
     lanes = torch.zeros_like(squares[..., 0, :])
     for step in range(width // LANES):
         lanes = lanes + squares[..., step, :]

@@ -1,7 +1,8 @@
 """Noise without state: Philox4x32-10 (Salmon et al. 2011, doi:10.1145/2063384.2063405).
 
-The 32 bits of (seed, index, token) are word `token % 4` of the block with key (low, high word of seed)
-and counter (token // 4, index, 0, 0). Integers only, held in int64 since torch has no uint32 products.
+The 32 bits of (seed, index, token) are word `token % 4` of the block with key (low, high word of
+seed) and counter (token // 4, index, 0, 0). Integers only, held in int64 since torch has no uint32
+products.
 """
 
 from __future__ import annotations
@@ -48,9 +49,9 @@ def token_words(seed: int, index: int, tokens: Tensor) -> Tensor:
 def gumbel(words: Tensor) -> Tensor:
     """Turn 32-bit words (int64) into float32 Gumbel noise -log(E), E = -log(1 - v) exponential.
 
-    v = (word + 1/2) / 2^32. The nearer end is used, so that both tails keep their relative accuracy:
-    t = (float32(min(word, ~word)) + 1/2) / 2^32 is v below one half and 1 - v above. Finite for all
-    words: from -3.14 to 22.88.
+    v = (word + 1/2) / 2^32. The nearer end is used, so that both tails keep their relative
+    accuracy: t = (float32(min(word, ~word)) + 1/2) / 2^32 is v below one half and 1 - v above.
+    Finite for all words: from -3.14 to 22.88.
     """
     low = words < 2**31
     t = (torch.where(low, words, WORD - words).to(torch.int32).float() + 0.5) * 2.0**-32

@@ -3,14 +3,15 @@
 Definition, for one row of float32 values l (widened), temperature T, noise g of `reference.philox`:
 
 * A NaN in the row, or no finite value: -1.
-* T = 0, or max(l / T) infinite (an infinite logit, or T so small that l / T overflows): the first of the
-  greatest l.
-* Else x = l / T (one float32 division), in the order of candidates: x descending, ties by lowest id. Each
-  filter keeps a prefix of what the one before it kept:
+* T = 0, or max(l / T) infinite (an infinite logit, or T so small that l / T overflows): the first
+  of the greatest l.
+* Else x = l / T (one float32 division), in the order of candidates: x descending, ties by lowest
+  id. Each filter keeps a prefix of what the one before it kept:
   min_p > 0: those with x >= max(x) + log(max(min_p, 2^-126)), in float32;
   top_k > 0: the first top_k;
-  top_p < 1: those before which the kept mass is below ceil(float64(total) * float64(top_p)), where mass is
-  the int64 sum of `weights` (so that no order of addition exists) and total that of all that were kept.
+  top_p < 1: those before which the kept mass is below ceil(float64(total) * float64(top_p)), where
+  mass is the int64 sum of `weights` (so that no order of addition exists) and total that of all
+  that were kept.
 * The token is the kept one with the greatest x + g (one float32 addition), ties to the lowest id.
 
 A whole row is sorted here; kernels find the last kept candidate without.
@@ -21,7 +22,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .activation import LN_2, LOG2_E, exp2, log
+from .activation import LOG2_E, exp2, log
 from .ops import Logprobs, SamplingRows
 from .philox import gumbel, token_words
 
@@ -104,7 +105,9 @@ def _logprobs_row(logits: Tensor, token: int, k: int) -> tuple[float, int, Tenso
 
 
 def log_probabilities(logits: Tensor) -> Tensor:
-    """Return the log probabilities of one row, [vocab] float32 -> the same, or NaN if max is infinite."""
+    """Return the log probabilities of one row, [vocab] float32 -> the same, or NaN if max is
+    infinite.
+    """
     top = logits.max()
     if not bool(top.isfinite()):
         return torch.full_like(logits, float("nan"))

@@ -1,4 +1,5 @@
-"""The law: a request's tokens and log probabilities are functions of the request alone, bit for bit.
+"""The law: a request's tokens and log probabilities are functions of the request alone, bit for
+bit.
 
 Every run below must equal the dense oracle, which knows no batch, no block, no chunk and no cache.
 """
@@ -13,7 +14,7 @@ from quire.engine.config import DTypeName
 from quire.fuzz.checkpoints import KINDS, VOCAB_SIZE, make_checkpoint
 from quire.fuzz.engine_runs import Answer, Asked, expect, make_requests, run
 
-MAX_TOKENS = 10
+MAX_TOKENS = 6
 
 WAYS: dict[str, dict[str, Any]] = {
     "together": {},

@@ -12,7 +12,7 @@ from aiohttp import web
 from ..answer import answer, check_accepting
 from ..convert import (
     TokenPrompt,
-    chat_max_tokens,
+    chat_limit,
     chat_params,
     check_length,
     check_model,
@@ -43,7 +43,7 @@ async def chat_completions(request: web.Request) -> web.StreamResponse:
     check_model(body.model, engine.model_name)
     params = chat_params(body)
     prompt = await _token_prompt(engine, body)
-    check_length("messages", len(prompt.token_ids), chat_max_tokens(body), engine.max_model_len)
+    check_length(("messages", len(prompt.token_ids)), chat_limit(body), engine.max_model_len)
     response_id = f"chatcmpl-{body.request_id or state.new_id()}"
     prepared = prepare(engine, prompt, params, body, request_id=response_id)
     options = body.stream_options

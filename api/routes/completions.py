@@ -62,7 +62,8 @@ async def _token_prompts(state: ServerState, body: CompletionBody) -> list[Token
             tokens = await encode(engine, prompt, add_special_tokens=special)
         else:
             tokens = TokenPrompt(None, prompt)
-        check_length("prompt", len(tokens.token_ids), body.max_tokens, engine.max_model_len)
+        limit = ("max_tokens", body.max_tokens)
+        check_length(("prompt", len(tokens.token_ids)), limit, engine.max_model_len)
         prompts.append(tokens)
     return prompts
 

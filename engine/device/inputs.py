@@ -32,7 +32,7 @@ class StepInputs(NamedTuple):
 
 
 def build_inputs(plan: StepPlan, table: DeviceTable) -> StepInputs:
-    """Lay the tokens of a plan's rows one after another. The table has the plan's diff already."""
+    """Lay the tokens of the rows one after another. The table has the plan's diff already."""
     ends = np.cumsum(plan.num_tokens, dtype=np.int32)
     kv_lens = plan.starts + plan.num_tokens
     assert plan.num_tokens.min() > 0, plan.num_tokens
@@ -43,23 +43,16 @@ def build_inputs(plan: StepPlan, table: DeviceTable) -> StepInputs:
     else:
         token_slots = np.repeat(plan.slots, plan.num_tokens)
         token_positions = np.repeat(kv_lens - ends, plan.num_tokens) + np.arange(total)
-    slots, positions = to_tensor(token_slots), to_tensor(token_positions)
     batch = Batch(
-        positions=positions,
-        places=_places(table, slots, positions),
+        positions=to_tensor(token_positions),
+        places=table.places_of(token_slots, token_positions),
         query_starts=to_tensor(np.concatenate((_FIRST, ends))),
         kv_lens=to_tensor(kv_lens),
-        slots=slots if total == len(ends) else to_tensor(plan.slots),
+        slots=to_tensor(plan.slots),
         block_tables=table.block_tables,
     )
-    return StepInputs(table.tokens[slots, positions], batch, _tail(plan, batch, ends))
-
-
-def _places(table: DeviceTable, slots: Tensor, positions: Tensor) -> Tensor:
-    """Where the tokens' keys and values go: [tokens] int64."""
-    indices = torch.div(positions, table.block_size, rounding_mode="floor")
-    blocks = table.block_tables[slots, indices].long()
-    return blocks * table.block_size + (positions - indices * table.block_size)
+    tokens = table.tokens_at(token_slots, token_positions)
+    return StepInputs(tokens, batch, _tail(plan, batch, ends))
 
 
 def _tail(plan: StepPlan, batch: Batch, ends: IntArray) -> Tail | None:

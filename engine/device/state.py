@@ -34,8 +34,18 @@ class DeviceTable:
             assert num_tokens <= self.max_model_len, (admitted.slot, num_tokens, self.max_model_len)
             self.tokens[admitted.slot, :num_tokens] = to_tensor(admitted.token_ids)
         if len(plan.block_ids):
-            lines = to_tensor(plan.block_slots), to_tensor(plan.block_indices)
-            self.block_tables.index_put_(lines, to_tensor(plan.block_ids))
+            entries = _flat(self.block_tables, plan.block_slots, plan.block_indices)
+            self.block_tables.put_(entries, to_tensor(plan.block_ids))
+
+    def tokens_at(self, slots: IntArray, positions: IntArray) -> Tensor:
+        """Return the tokens [n] int32 at positions [n] of slots [n]."""
+        return self.tokens.take(_flat(self.tokens, slots, positions))
+
+    def places_of(self, slots: IntArray, positions: IntArray) -> Tensor:
+        """Return where keys and values at positions [n] of slots [n] go: [n] int64."""
+        indices = positions // self.block_size
+        blocks = self.block_tables.take(_flat(self.block_tables, slots, indices))
+        return blocks.long() * self.block_size + to_tensor(positions - indices * self.block_size)
 
     def write(self, slots: IntArray, positions: IntArray, tokens: Tensor) -> None:
         """Write drawn tokens [n] int32 at positions of slots.
@@ -43,9 +53,14 @@ class DeviceTable:
         A -1 (logits that were not finite) is written as 0: a step planned ahead may read it before
         the control plane ends that sequence.
         """
-        self.tokens.index_put_((to_tensor(slots), to_tensor(positions)), tokens.clamp(min=0))
+        self.tokens.put_(_flat(self.tokens, slots, positions), tokens.clamp(min=0))
 
 
 def to_tensor(array: IntArray) -> Tensor:
-    """Copy to an int32 tensor; a plan's arrays may be read-only, which torch dislikes to share."""
-    return torch.tensor(np.ascontiguousarray(array, dtype=np.int32))
+    """Copy to an int32 tensor; a plan's arrays may be read-only, which torch refuses to share."""
+    return torch.from_numpy(array.astype(np.int32))
+
+
+def _flat(table: Tensor, lines: IntArray, columns: IntArray) -> Tensor:
+    """Indices [n] int64 into a table as if it were one line."""
+    return torch.from_numpy(lines.astype(np.int64) * table.shape[1] + columns)

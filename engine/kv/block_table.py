@@ -14,50 +14,63 @@ from .block_pool import IdArray
 class BlockTable:
     """Block ids by slot; block i of a slot holds its positions [i, i + 1) * block_size."""
 
-    __slots__ = ("block_size", "capacity", "ids")
+    __slots__ = ("block_size", "capacity", "ids", "lengths")
 
     def __init__(self, num_slots: int, block_size: int) -> None:
         self.block_size = block_size
         self.ids = np.zeros((num_slots, 8), np.int32)
         """[slots, width] read-only for others."""
+        self.lengths = np.zeros(num_slots, np.intp)
+        """[slots] blocks of each. Read-only for others."""
         self.capacity = np.zeros(num_slots, np.intp)
         """[slots] positions that the blocks of a slot can hold. Read-only for others."""
+
+    @property
+    def width(self) -> int:
+        """Blocks that a slot can have at present."""
+        return self.ids.shape[1]
 
     def append(self, slots: IdArray, counts: IdArray, ids: IdArray) -> tuple[IdArray, IdArray]:
         """Append `counts` blocks to each of `slots` (no slot twice), taken from `ids` in order.
 
         Returns (slots, indices), [ids] each: the places where ids now are.
         """
-        indices = self.capacity[slots] // self.block_size
-        if len(slots) != len(ids):
-            ends = counts.cumsum()
-            within = np.arange(len(ids)) - np.repeat(ends - counts, counts)
-            slots, indices = np.repeat(slots, counts), np.repeat(indices, counts) + within
-        self.reserve(int(indices.max()) + 1)
-        self.ids[slots, indices] = ids
-        # Of equal slots the last index is the highest, and the last assignment stays.
-        self.capacity[slots] = (indices + 1) * self.block_size
-        return slots, indices
+        lengths = self.lengths[slots]
+        places = spread(slots, lengths, counts, len(ids))
+        self.reserve(max(places[1].tolist()) + 1)
+        self.ids[places] = ids
+        lengths = lengths + counts
+        self.lengths[slots] = lengths
+        self.capacity[slots] = lengths * self.block_size
+        return places
 
     def fill(self, slot: int, ids: IdArray) -> None:
         """Give an empty slot its blocks."""
-        assert self.capacity[slot] == 0, (slot, self.capacity[slot])
+        assert self.lengths[slot] == 0, (slot, self.lengths[slot])
         self.reserve(len(ids))
         self.ids[slot, : len(ids)] = ids
+        self.lengths[slot] = len(ids)
         self.capacity[slot] = len(ids) * self.block_size
 
     def row(self, slot: int) -> IdArray:
         """Give a copy of a slot's block ids."""
-        count = self.capacity[slot] // self.block_size
-        return self.ids[slot, :count].astype(np.intp)
+        return self.ids[slot, : self.lengths[slot]].astype(np.intp)
 
     def clear(self, slot: int) -> None:
         """Empty a slot."""
-        self.capacity[slot] = 0
+        self.lengths[slot] = self.capacity[slot] = 0
 
     def reserve(self, width: int) -> None:
         """Make room for `width` blocks a slot."""
         self.ids = widened(self.ids, width)
+
+
+def spread(slots: IdArray, firsts: IdArray, counts: IdArray, total: int) -> tuple[IdArray, IdArray]:
+    """Write out, for each slot, `counts` consecutive indices from `firsts`: [total] each."""
+    if total == len(slots):
+        return slots, firsts
+    within = np.arange(total) - np.repeat(counts.cumsum() - counts, counts)
+    return np.repeat(slots, counts), np.repeat(firsts, counts) + within
 
 
 def widened(array: NDArray[np.int32], width: int) -> NDArray[np.int32]:

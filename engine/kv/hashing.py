@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from xxhash import xxh3_128_digest
 
 KEY_BYTES = 16
+TOKEN_BYTES = 4
 
 
 class BlockHasher:
@@ -45,7 +46,7 @@ class BlockHasher:
         start, end = len(keys) * size, len(token_ids) // size * size
         data = token_ids[start:end].tobytes()
         key = keys[-1] if keys else root
-        seed, width = self._seed, size * token_ids.itemsize
+        seed, width = self._seed, TOKEN_BYTES * size
         for offset in range(0, len(data), width):
             key = xxh3_128_digest(key + data[offset : offset + width], seed)
             keys.append(key)

@@ -11,6 +11,7 @@ from .planner import Grant
 from .sequence import Hit, Sequence
 
 _INT = np.int32
+_NONE = np.zeros(0, _INT)
 
 
 class PlanDiff:
@@ -67,16 +68,18 @@ class PlanDiff:
             block_slots, block_indices, block_ids = (np.concatenate(c) for c in columns)
             again = {admitted.slot for admitted in self._admitted}
             released = [slot for slot in released if slot not in again]
-        copies = np.array(self._copies, _INT).reshape(-1, 2)
+        sources = targets = _NONE
+        if self._copies:
+            sources, targets = np.array(self._copies, _INT).T
         return StepPlan(
             step=step,
             admitted=tuple(self._admitted),
-            released=np.array(released, _INT),
+            released=np.array(released, _INT) if released else _NONE,
             block_slots=block_slots.astype(_INT),
             block_indices=block_indices.astype(_INT),
             block_ids=block_ids.astype(_INT),
-            copy_sources=copies[:, 0],
-            copy_targets=copies[:, 1],
+            copy_sources=sources,
+            copy_targets=targets,
             slots=slots.astype(_INT),
             starts=starts.astype(_INT),
             num_tokens=num_tokens.astype(_INT),

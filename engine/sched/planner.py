@@ -16,65 +16,53 @@ Only sequences with nothing in flight can be preempted; if none is, the plan wai
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections import deque
+from dataclasses import dataclass, field
 from itertools import islice
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
-from msgspec import Struct
 from numpy.typing import NDArray
 
-from ..kv.block_pool import BlockPool, IdArray
-from ..kv.block_table import BlockTable
+from ..kv.block_pool import IdArray
 from ..kv.prefix_index import UPCOMING, PrefixIndex
+from .limits import SchedulerLimits
+from .memory import NO_IDS, SlotMemory
 from .queues import RankedQueue
 from .sequence import NO_HIT, Hit, Sequence
-from .table import Rows, SlotTable
-
-
-class SchedulerLimits(Struct, frozen=True):
-    """What the scheduler may use."""
-
-    max_num_seqs: int
-    max_num_batched_tokens: int
-    max_model_len: int
-    block_size: int
-    num_blocks: int
-    enable_prefix_caching: bool = True
-    policy: Literal["fcfs", "priority"] = "fcfs"
-    overlap: int = 1
-    """Steps in flight: 1 or 2."""
+from .table import Rows
 
 
 @dataclass(slots=True, eq=False)
 class State:
     """All that the scheduler owns, as the planner sees it."""
 
-    table: SlotTable
-    blocks: BlockTable
-    pool: BlockPool
-    index: PrefixIndex
+    memory: SlotMemory
     waiting: RankedQueue
     rows: Rows
     """Running, in policy order; without draining ones."""
-    free_slots: list[int]
-    holders: list[Sequence]
+    holders: list[Sequence] = field(default_factory=list)
     """Waiting forks that hold blocks."""
-    num_in_flight: int = 0
-    retired_step: int = 0
-    """All steps up to it have been retired."""
+    in_flight: deque[IdArray] = field(default_factory=deque)
+    """Slots of each step in flight, the oldest first."""
 
 
 class Grant(NamedTuple):
-    """What the running sequences do; all arrays [rows] but the last two."""
+    """What the running sequences do."""
 
     slots: IdArray
+    """[rows]"""
     starts: IdArray
+    """[rows]"""
     ends: IdArray
+    """[rows]"""
+    num_tokens: int
     openers: IdArray
-    """[openers] indices of rows that need new blocks,"""
+    """[openers] slots that need new blocks,"""
     num_opened: IdArray
-    """[openers] and how many."""
+    """[openers] how many,"""
+    num_blocks: int
+    """and in all."""
 
 
 class Admission(NamedTuple):
@@ -101,7 +89,7 @@ class Decision(NamedTuple):
     """Blocks to take in all."""
 
 
-class Memory(NamedTuple):
+class Supply(NamedTuple):
     """The pool as it will be once victims and holders have given their blocks back."""
 
     references: NDArray[np.int32]
@@ -111,56 +99,54 @@ class Memory(NamedTuple):
 
 def plan_step(state: State, limits: SchedulerLimits) -> Decision | None:
     """Decide the next step; None: nothing can be launched before a result or a request comes."""
-    slots = state.rows.slots
+    pool, slots = state.memory.pool, state.rows.slots
     victims: list[int] = []
-    memory = Memory(state.pool.references, state.pool.num_free, False)
-    while True:
-        grant = _grant(state, slots, limits)
-        num_blocks = int(grant.num_opened.sum()) if len(grant.openers) else 0
-        if num_blocks <= memory.num_free:
-            break
-        if state.holders and not memory.drop_held:
-            memory = _memory(state, victims, True)
-            continue
-        victim = _victim(state, slots)
-        if victim < 0:
-            assert state.num_in_flight, (num_blocks, memory.num_free, slots)
-            return None
-        victims.append(victim)
-        slots = slots[slots != victim]
-        memory = _memory(state, victims, bool(state.holders))
+    supply = Supply(pool.references, pool.num_free, False)
+    grant = _grant(state.memory, slots, limits)
+    while grant.num_blocks > supply.num_free:
+        if not state.holders or supply.drop_held:
+            victim = _victim(state, slots)
+            if victim < 0:
+                assert state.in_flight, (grant, supply.num_free)
+                return None
+            victims.append(victim)
+            slots = slots[slots != victim]
+            grant = _grant(state.memory, slots, limits)
+        supply = _supply(state, victims, drop_held=bool(state.holders))
     admissions: list[Admission] = []
     if len(state.waiting) and not victims:
-        admissions = _admit(state, limits, grant, memory)
-        idle = not (admissions or len(slots) or state.num_in_flight)
-        if idle and state.holders and not memory.drop_held:
-            memory = _memory(state, victims, True)
-            admissions = _admit(state, limits, grant, memory)
-        for admission in admissions:
-            num_blocks += admission.num_blocks
+        admissions = _admit(state, limits, grant, supply)
+        stuck = not (admissions or len(slots) or state.in_flight)
+        if stuck and state.holders and not supply.drop_held:
+            supply = _supply(state, victims, drop_held=True)
+            admissions = _admit(state, limits, grant, supply)
     if not (admissions or len(grant.slots)):
-        assert state.num_in_flight or not (len(slots) or len(state.waiting)), "nothing can proceed"
+        idle = not (len(slots) or len(state.waiting))
+        assert state.in_flight or idle, "nothing can proceed"
         return None
-    return Decision(grant, admissions, victims, memory.drop_held, num_blocks)
+    num_blocks = grant.num_blocks + sum(admission.num_blocks for admission in admissions)
+    return Decision(grant, admissions, victims, supply.drop_held, num_blocks)
 
 
-def _grant(state: State, slots: IdArray, limits: SchedulerLimits) -> Grant:
+def _grant(memory: SlotMemory, slots: IdArray, limits: SchedulerLimits) -> Grant:
     """Give the running sequences in `slots` their tokens of the budget."""
-    table, size = state.table, limits.block_size
+    table, size, budget = memory.table, limits.block_size, limits.max_num_batched_tokens
     starts = table.submitted[slots]
     wanted = np.minimum(table.target[slots], table.limit[slots]) - starts
-    if int(wanted.sum()) > limits.max_num_batched_tokens:
-        wanted = _cut(wanted, limits.max_num_batched_tokens)
-    if np.count_nonzero(wanted) < len(wanted):
-        computing = wanted.nonzero()[0]
+    num_tokens = int(wanted.sum())
+    if num_tokens > budget:
+        wanted, num_tokens = _cut(wanted, budget), budget
+    computing = wanted.nonzero()[0]
+    if len(computing) < len(slots):
         slots, starts, wanted = slots[computing], starts[computing], wanted[computing]
     ends = starts + wanted
-    capacity = state.blocks.capacity[slots]
-    openers = (ends > capacity).nonzero()[0]
-    num_opened = openers
-    if len(openers):
-        num_opened = (ends[openers] - capacity[openers] + (size - 1)) // size
-    return Grant(slots, starts, ends, openers, num_opened)
+    capacity = memory.blocks.capacity[slots]
+    rows = (ends > capacity).nonzero()[0]
+    if len(rows) == 0:
+        return Grant(slots, starts, ends, num_tokens, NO_IDS, NO_IDS, 0)
+    num_opened = (ends[rows] - capacity[rows] + (size - 1)) // size
+    num_blocks = sum(num_opened.tolist())
+    return Grant(slots, starts, ends, num_tokens, slots[rows], num_opened, num_blocks)
 
 
 def _cut(wanted: IdArray, budget: int) -> IdArray:
@@ -175,57 +161,54 @@ def _cut(wanted: IdArray, budget: int) -> IdArray:
 
 def _victim(state: State, slots: IdArray) -> int:
     """Choose whom to preempt among `slots` (policy order), never the first; -1 if nobody can be."""
-    table = state.table
-    others = slots[1:]
-    idle = others[table.last_step[others] <= state.retired_step]
+    table = state.memory.table
+    idle = slots[1:]
+    for busy in state.in_flight:
+        idle = idle[~np.isin(idle, busy)]
     if len(idle) == 0:
         return -1
     # The last key is the most important: least urgent, fewest tokens lost, latest.
-    age = np.arange(len(idle))
-    order = np.lexsort((-age, table.submitted[idle], -table.priority[idle]))
+    place = np.arange(len(idle))
+    order = np.lexsort((-place, table.submitted[idle], -table.priority[idle]))
     return int(idle[order[0]])
 
 
-def _memory(state: State, victims: list[int], drop_held: bool) -> Memory:
+def _supply(state: State, victims: list[int], *, drop_held: bool) -> Supply:
     """Count the references that remain once the victims and, maybe, the holders let go."""
-    references = state.pool.references.copy()
+    references = state.memory.pool.references.copy()
     for victim in victims:
-        references[state.blocks.row(victim)] -= 1
+        references[state.memory.blocks.row(victim)] -= 1
     if drop_held:
         for holder in state.holders:
-            held = holder.held
-            assert held is not None, holder.request.request_id
-            references[held.blocks] -= 1
-            if held.source >= 0:
-                references[held.source] -= 1
-    return Memory(references, int(np.count_nonzero(references == 0)), drop_held)
+            assert holder.held is not None, holder.request_id
+            references[holder.held.held()] -= 1
+    return Supply(references, int(np.count_nonzero(references == 0)), drop_held)
 
 
-def _admit(state: State, limits: SchedulerLimits, grant: Grant, memory: Memory) -> list[Admission]:
+def _admit(state: State, limits: SchedulerLimits, grant: Grant, supply: Supply) -> list[Admission]:
     """Admit from the front of the queue what fits budget, slots and blocks."""
     admissions: list[Admission] = []
     size = limits.block_size
-    budget = limits.max_num_batched_tokens - int((grant.ends - grant.starts).sum())
-    if budget <= 0 or not state.free_slots:
+    budget = limits.max_num_batched_tokens - grant.num_tokens
+    if budget <= 0 or not state.memory.free_slots:
         return admissions
-    available = memory.num_free - _reserved(state, size)
-    upcoming = _upcoming(state, grant) if limits.enable_prefix_caching else set()
+    available = supply.num_free - _reserved(state, size)
+    upcoming = _upcoming(state.memory, grant, size) if limits.enable_prefix_caching else set()
     touched: set[int] = set()
-    for sequence in state.waiting.first(len(state.free_slots)):
+    for sequence in state.waiting.first(len(state.memory.free_slots)):
         # Some room for the others to grow, else the newcomer would be preempted at once.
         spare = limits.num_blocks // 100 if admissions or len(state.rows.slots) else 0
         room = available - spare
         if room < 0:
             break
-        held = None if memory.drop_held else sequence.held
-        hit = held or _lookup(state.index, sequence, upcoming, limits)
+        held = None if supply.drop_held else sequence.held
+        hit = held or _lookup(state.memory.index, sequence, upcoming, limits)
         total = -(-len(sequence.token_ids) // size)
-        woken = _woken(hit, memory.references, touched)
+        woken = _woken(hit, supply.references, touched)
         if total - len(hit.blocks) + len(woken) > room and hit.source in woken:
             # The copy's source needs one block more than computing its tokens does.
             hit = Hit(hit.blocks, -1, len(hit.blocks) * size)
-            woken.discard(hit.source)
-            woken = _woken(hit, memory.references, touched)
+            woken = _woken(hit, supply.references, touched)
         need = total - len(hit.blocks) + len(woken)
         if need > room:
             break
@@ -244,22 +227,22 @@ def _admit(state: State, limits: SchedulerLimits, grant: Grant, memory: Memory) 
 
 def _reserved(state: State, size: int) -> int:
     """Blocks that the running sequences still need for their known tokens, this step's included."""
-    table, slots = state.table, state.rows.slots
+    table, slots = state.memory.table, state.rows.slots
     known = np.minimum(table.target[slots], table.limit[slots])
-    missing = known - state.blocks.capacity[slots]
+    missing = known - state.memory.blocks.capacity[slots]
     return int(((missing.clip(0) + (size - 1)) // size).sum())
 
 
-def _upcoming(state: State, grant: Grant) -> set[bytes]:
-    """Keys that the running rows will publish in this step, as far as they are hashed already."""
-    table, size = state.table, state.index.block_size
-    ready = np.minimum(grant.ends, table.known[grant.slots])
-    next_full = table.next_full[grant.slots]
+def _upcoming(memory: SlotMemory, grant: Grant, size: int) -> set[bytes]:
+    """Keys that the running rows will publish in this step: those of known tokens, in chunks."""
+    table = memory.table
     keys: set[bytes] = set()
-    for row in (ready >= next_full).nonzero()[0].tolist():
-        first = int(next_full[row]) // size - 1
-        sequence = table.sequence(int(grant.slots[row]))
-        keys.update(islice(sequence.keys, first, int(ready[row]) // size))
+    if grant.num_tokens == len(grant.slots):
+        return keys
+    for row in (grant.ends - grant.starts > 1).nonzero()[0].tolist():
+        slot = int(grant.slots[row])
+        last = int(min(grant.ends[row], table.known[slot])) // size
+        keys.update(islice(table.sequence(slot).keys, int(table.num_published[slot]), last))
     return keys
 
 
@@ -272,16 +255,16 @@ def _lookup(
     size, most = limits.block_size, len(sequence.token_ids) - 1
     blocks = index.find(islice(sequence.keys, most // size), upcoming)
     start = len(blocks) * size
-    parent = sequence.keys[len(blocks) - 1] if blocks else sequence.root
-    source, length = index.partial(parent, sequence.token_ids[start : min(start + size, most)])
+    if start == most or (blocks and blocks[-1] == UPCOMING):
+        return Hit(blocks, -1, start)
+    rest = sequence.token_ids[start : min(start + size, most)]
+    source, length = index.partial(sequence.root, blocks[-1] if blocks else None, rest)
     return Hit(blocks, source, start + length)
 
 
 def _woken(hit: Hit, references: NDArray[np.int32], touched: set[int]) -> set[int]:
     """Free blocks that a hit takes from the free ones, beyond those `touched` before it."""
-    wanted = [block for block in hit.blocks if block != UPCOMING]
-    if hit.source >= 0:
-        wanted.append(hit.source)
+    wanted = hit.held()
     if not wanted:
         return set()
     ids = np.array(wanted, np.intp)

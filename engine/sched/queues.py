@@ -41,7 +41,7 @@ class RankedQueue:
     def remove(self, sequence: Sequence) -> None:
         """Take out a sequence, which must be there."""
         place = bisect_left(self._sequences, sequence.rank, key=_rank)
-        assert self._sequences[place] is sequence, sequence.request.request_id
+        assert self._sequences[place] is sequence, sequence.request_id
         del self._sequences[place]
 
     def remove_first(self, count: int) -> None:

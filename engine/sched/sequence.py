@@ -5,7 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+import numpy as np
+
+from ..errors import ParamsError
 from ..request import IntArray, Request
+from .limits import SchedulerLimits
 
 
 class Hit(NamedTuple):
@@ -16,6 +20,11 @@ class Hit(NamedTuple):
     source: int
     """Block to copy for the tokens after them, or -1."""
     num_tokens: int
+
+    def held(self) -> list[int]:
+        """List the blocks that exist already: all to be referenced, the source once it is used."""
+        blocks = [block for block in self.blocks if block >= 0]
+        return blocks if self.source < 0 else [*blocks, self.source]
 
 
 NO_HIT = Hit([], -1, 0)
@@ -29,11 +38,13 @@ class Sequence:
     rank: tuple[int, int]
     """(priority, arrival number): the lowest runs first."""
     root: bytes
+    """Parent key of the first block."""
     max_len: int
     """Prompt and outputs never become longer."""
     token_ids: IntArray
     """Prompt and outputs as of the last time in the queue."""
     stop_ids: tuple[int, ...]
+    """All token ids that may end it."""
     keys: list[bytes] = field(default_factory=list)
     """Of the full blocks hashed so far."""
     slot: int = -1
@@ -42,3 +53,45 @@ class Sequence:
     """Hit tokens of the first admission; None before."""
     held: Hit | None = None
     """A fork's share of its parent, referenced while it waits."""
+
+    @property
+    def request_id(self) -> str:
+        """The request's id."""
+        return self.request.request_id
+
+
+def make_sequence(
+    request: Request, limits: SchedulerLimits, *, root: bytes, arrival: int
+) -> Sequence:
+    """Check a request against the limits: ParamsError if it could never fit."""
+    params = request.params
+    length = len(request.prompt_token_ids)
+    if length == 0:
+        raise ParamsError("The prompt is empty: it must have at least one token.", "prompt")
+    if length + 1 > limits.max_model_len:
+        raise ParamsError(
+            f"The prompt has {length} tokens: with one more to generate it must not exceed "
+            f"the model length of {limits.max_model_len}.",
+            "prompt",
+        )
+    if not -(2**63) < request.priority < 2**63:
+        raise ParamsError(f"priority is {request.priority}: it must fit 64 bits.", "priority")
+    max_len = limits.max_model_len
+    if params.max_tokens is not None:
+        max_len = min(max_len, length + params.max_tokens)
+    most = limits.num_blocks * limits.block_size + 1
+    if max_len > most:
+        raise ParamsError(
+            f"The request may grow to {max_len} tokens and the KV memory holds {most}: "
+            "it must have a shorter prompt or a smaller max_tokens.",
+            "max_tokens",
+        )
+    eos = () if params.ignore_eos else request.eos_token_ids
+    return Sequence(
+        request=request,
+        rank=(request.priority if limits.policy == "priority" else 0, arrival),
+        root=root,
+        max_len=max_len,
+        token_ids=np.ascontiguousarray(request.prompt_token_ids, dtype=np.int32),
+        stop_ids=(*eos, *(params.stop_token_ids or ())),
+    )

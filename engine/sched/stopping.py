@@ -47,7 +47,7 @@ class StopFilter:
 
     def suspects(self, token_ids: IntArray) -> NDArray[np.bool_]:
         """Tell which of token_ids [n] may end a sequence; -1 always does."""
-        return self._marks[token_ids & _MASK]
+        return self._marks.take(token_ids.astype(np.uint16))
 
 
 def judge(sequence: Sequence, token_id: int, num_tokens: int) -> Verdict | None:

@@ -1,6 +1,6 @@
 """Running sequences as arrays: a field is one array over slots, so that a step is a few vector ops.
 
-Owns what changes in every step. Written by Scheduler only; the planner reads it.
+Owns what changes in every step. Written by Scheduler and its SlotMemory; the planner reads it.
 """
 
 from __future__ import annotations
@@ -29,10 +29,9 @@ class SlotTable:
     __slots__ = (
         "draining",
         "known",
-        "last_step",
         "limit",
-        "next_full",
         "num_cached",
+        "num_published",
         "priority",
         "request_ids",
         "sequences",
@@ -41,11 +40,11 @@ class SlotTable:
         "tokens",
     )
 
-    def __init__(self, num_slots: int) -> None:
+    def __init__(self, num_slots: int, width: int) -> None:
         def counts() -> IdArray:
             return np.zeros(num_slots, np.intp)
 
-        self.tokens = np.zeros((num_slots, 64), np.int32)
+        self.tokens = np.zeros((num_slots, width), np.int32)
         """Known tokens; the width grows."""
         self.known = counts()
         """Prompt and outputs that have arrived here."""
@@ -55,10 +54,8 @@ class SlotTable:
         """Tokens whose KV is written by the plans submitted so far."""
         self.limit = counts()
         """submitted never goes beyond: one less than the longest length (the last is not fed)."""
-        self.next_full = counts()
-        """Length at which the next block is to be published."""
-        self.last_step = counts()
-        """The newest step that computes the slot."""
+        self.num_published = counts()
+        """Blocks, from the first, that have a key of this sequence (hits included)."""
         self.priority = counts()
         self.num_cached = np.zeros(num_slots, np.int32)
         self.draining = np.zeros(num_slots, np.bool_)

@@ -22,6 +22,9 @@ WINDOW_CONTEXT = 8
 WINDOW_LIMIT = 32
 """New tokens after which a window gives out its text even if it ends in U+FFFD."""
 
+MAX_CHARACTER = 4
+"""Bytes, and so tokens, of the longest UTF-8 character."""
+
 REPLACEMENT = "\ufffd"
 
 
@@ -184,8 +187,12 @@ class WindowDetokenizer:
 
     def _slide(self, text: str) -> str:
         new = _less(text, self._shown)
-        self._window = self._window[-WINDOW_CONTEXT:]
-        self._shown = self._decode(self._window)
+        for length in range(WINDOW_CONTEXT, WINDOW_CONTEXT + MAX_CHARACTER):
+            window = self._window[-length:]
+            self._shown = self._decode(window)
+            if not self._shown.startswith(REPLACEMENT):
+                break  # the window begins with a character, not in the middle of one
+        self._window = window
         self._num_new = 0
         return new
 

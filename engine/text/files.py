@@ -35,7 +35,7 @@ class TokenizerConfig(msgspec.Struct, frozen=True, kw_only=True):
     more_special_tokens: tuple[str, ...] = ()
     added_tokens: dict[int, AddedText] = {}
     add_bos_token: bool | None = None
-    """None: as the tokenizer's own post-processor does."""
+    """Counts where the tokenizer's own post-processor adds nothing."""
     add_eos_token: bool | None = None
     chat_templates: dict[str, str] = {}
     tokenizer_class: str = ""

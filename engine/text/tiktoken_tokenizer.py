@@ -180,6 +180,8 @@ class TiktokenTokenizer:
 def _looks_right(path: Path) -> bool:
     with path.open("rb") as file:
         line = file.readline(4096)
+    if not line:
+        raise CheckpointError(f"{path} is empty.")
     try:
         _parse_line(line)
     except ValueError:

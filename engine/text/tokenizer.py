@@ -179,7 +179,8 @@ def _complete(backend: Any, config: TokenizerConfig) -> None:
 
     Tokens are added where they get the id that the file gives them; a special token that is in no
     vocabulary is left out, since the model has no embedding for it. add_bos_token and add_eos_token
-    replace the file's post-processor; without them it stays.
+    count where tokenizer.json itself adds nothing: transformers 4 let them win everywhere,
+    transformers 5 ignores them, and DeepSeek's distilled models need them.
     """
     from tokenizers import AddedToken
     from tokenizers.processors import TemplateProcessing
@@ -199,7 +200,7 @@ def _complete(backend: Any, config: TokenizerConfig) -> None:
     for text in (*config.special_tokens.values(), *config.more_special_tokens):
         if text not in known and backend.token_to_id(text) is not None:
             backend.add_special_tokens([AddedToken(text, special=True, normalized=False)])
-    if config.add_bos_token is None and config.add_eos_token is None:
+    if backend.num_special_tokens_to_add(False):
         return
     specials: dict[str, int] = {}
 
@@ -213,6 +214,8 @@ def _complete(backend: Any, config: TokenizerConfig) -> None:
 
     bos = wanted("bos_token", config.add_bos_token)
     eos = wanted("eos_token", config.add_eos_token)
+    if not specials:
+        return
     backend.post_processor = TemplateProcessing(
         single=[*bos, "$A", *eos], special_tokens=list(specials.items())
     )

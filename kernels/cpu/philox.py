@@ -1,4 +1,4 @@
-"""Twin of reference.philox, for a group of 64 neighbouring tokens: 16 counters of four words each."""
+"""Twin of reference.philox, for groups of 64 tokens: 16 counters of four words each."""
 
 from __future__ import annotations
 

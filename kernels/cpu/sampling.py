@@ -1,9 +1,10 @@
 """Twin of reference.sampling. Nothing is sorted: the last kept candidate of a row is found instead.
 
-A row goes through these passes, all of which vectorize: scan (greatest logit, maxima of groups of 64
-tokens, NaN); divide by T; a histogram of counts and masses over the distance from the greatest value, in
-bins of 1/32; the last kept candidate, by bisection inside one bin; noise for the groups that hold a
-kept token. A floor found from the maxima of groups spares most groups all passes but the first two.
+A row goes through these passes, all of which vectorize: scan (greatest logit, maxima of groups of
+64 tokens, NaN); divide by T; a histogram of counts and masses over the distance from the greatest
+value, in bins of 1/32; the last kept candidate, by bisection inside one bin; noise for the groups
+that hold a kept token. A floor found from the maxima of groups spares most groups all passes but
+the first two.
 
 A candidate is one int64: the negated order key of its value above its id, so that integers ascend
 in the order of candidates.
@@ -72,7 +73,7 @@ def _value(candidate: Any) -> Any:
 
 @outlined
 def _scan(logits: Any, maxima: Any) -> Any:
-    """Fill the greatest order key of each group; return the greatest of all, and if the row is good."""
+    """Fill the greatest order key of each group; return (the greatest, whether the row is good)."""
     vocab = len(logits)
     greatest, least, smallest = _LOWEST_KEY, _HIGHEST_KEY, _HIGHEST_KEY
     for group in range(vocab // GROUP):
@@ -123,7 +124,7 @@ def _divide(logits: Any, temperature: Any, x: Any, maxima: Any) -> None:
 
 @outlined
 def _kth_greatest(keys: Any, k: int) -> Any:
-    """Return the k-th greatest of keys, by bisection of the range of values. 1 <= k <= len(keys)."""
+    """Return the k-th greatest of keys, 1 <= k <= len(keys), by bisection of the values."""
     low, high = np.int64(_LOWEST_KEY), np.int64(_HIGHEST_KEY)
     while low < high:
         middle = (low + high + 1) >> 1
@@ -168,8 +169,8 @@ def _fill_bins(x: Any, maxima: Any, bounds: Any, bins: Any) -> None:
 
 
 @outlined
-def _find_bin(sums: Any, limit: int) -> tuple[int, int]:
-    """Return the bin in which the running sum reaches limit (_BINS if none), and the sum before it."""
+def _find_bin(sums: Any, limit: Any) -> Any:
+    """Return (bin in which the running sum reaches limit, or _BINS; the sum before it)."""
     before = np.int64(0)
     for place in range(_BINS):
         if before + sums[place] >= limit:
@@ -180,7 +181,7 @@ def _find_bin(sums: Any, limit: int) -> tuple[int, int]:
 
 @outlined
 def _gather(x: Any, maxima: Any, bounds: Any, which: tuple[int, int], items: Any) -> int:
-    """Collect the candidates of one bin up to `last`, in items; return how many. which: (bin, last)."""
+    """Collect in items the candidates of `which`: a bin, up to a last one. Return how many."""
     floor, top = bounds
     place, last = which
     count = 0
@@ -204,7 +205,7 @@ def _gather(x: Any, maxima: Any, bounds: Any, which: tuple[int, int], items: Any
 
 
 @outlined
-def _mass(items: Any, bound: int, top: Any) -> int:
+def _mass(items: Any, bound: Any, top: Any) -> Any:
     """Sum the weights of items up to bound."""
     mass = np.int64(0)
     for i in range(len(items)):
@@ -213,11 +214,11 @@ def _mass(items: Any, bound: int, top: Any) -> int:
 
 
 @outlined
-def _select(items: Any, limit: int, top: Any, by_mass: bool) -> int:
-    """Return the first item, in order, at which the running sum (of ones, or of weights) reaches limit.
+def _select(items: Any, limit: Any, top: Any, by_mass: bool) -> Any:
+    """Return the first item, in order, at which a running sum reaches limit.
 
-    Bisects the range of values and drops what is outside: at most 64 passes, for any input. Destroys
-    items. The sum of all items must reach limit.
+    The sum is of weights, or of ones; that of all items must reach limit. Bisects the range of
+    values and drops what is outside: at most 64 passes, for any input. Destroys items.
     """
     low, high = items[0], items[0]
     for i in range(len(items)):
@@ -251,8 +252,8 @@ def _select(items: Any, limit: int, top: Any, by_mass: bool) -> int:
 def _floor(maxima: Any, vocab: int, top: Any, filters: Any) -> Any:
     """Return a value below which no candidate can be kept: exactly min_p's, or a higher one.
 
-    The k-th greatest maximum of groups is at most the k-th greatest value. What has no weight is never
-    kept by top_p.
+    The k-th greatest maximum of groups is at most the k-th greatest value. What has no weight is
+    never kept by top_p.
     """
     min_p, top_k, top_p = filters
     floor = -_INFINITY
@@ -266,7 +267,7 @@ def _floor(maxima: Any, vocab: int, top: Any, filters: Any) -> Any:
 
 
 @outlined
-def _last_kept(x: Any, maxima: Any, vocab: int, top: Any, filters: Any) -> int:
+def _last_kept(x: Any, maxima: Any, vocab: int, top: Any, filters: Any) -> Any:
     """Return the last candidate that min_p, top_k and top_p keep. filters: these three."""
     _, top_k, top_p = filters
     bounds = (_floor(maxima, vocab, top, filters), top)
@@ -301,7 +302,8 @@ def _draw(x: Any, maxima: Any, last: int, index: int, seed: int) -> int:
     """Return the kept token with the greatest value plus noise, ties to the lowest id."""
     words = np.empty(GROUP, np.uint32)
     keys = np.empty(GROUP, np.int32)
-    last_key, last_id = np.int32(-(last >> 32)), np.int64(last & _ID_MASK)
+    last_key = np.int32(-(last >> 32))
+    last_id: Any = np.int64(last & _ID_MASK)
     best, token = _LOWEST_KEY, -1
     for group in range(len(maxima)):
         start = group * GROUP
@@ -386,7 +388,7 @@ def sample(logits: Tensor, rows: SamplingRows) -> Tensor:
 
 @outlined
 def _insert(items: Any, count: int, item: int) -> int:
-    """Insert item into the ascending first `count` items, dropping the last if full; return the count."""
+    """Insert item into the first `count` items, ascending; drop the last if full. Return count."""
     if count == len(items):
         if item >= items[count - 1]:
             return count
@@ -414,7 +416,7 @@ def _find_top(x: Any, maxima: Any, items: Any) -> None:
 
 @outlined
 def _logprobs_row(x: Any, token: int, scratch: Any, top_ids: Any, values: Any) -> Any:
-    """Twin of reference.sampling._logprobs_row; fills top_ids and values, returns (sampled, rank)."""
+    """Fill top_ids and values, return (sampled, rank). Twin of reference.sampling._logprobs_row."""
     maxima, items = scratch
     key, good = _scan(x, maxima)
     if not good:

@@ -7,15 +7,21 @@ vectors. On narrower machines LLVM splits the vectors, with the same result in e
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
-import llvmlite.ir as ir
+import numba
+import numba.extending
 import numpy as np
-from numba import carray, types
-from numba.core import cgutils
-from numba.extending import intrinsic
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils as _cgutils
 
 from .launch import inlined
+
+# numba's own types come and go with its versions; nothing of it is typed here.
+_numba: Any = numba
+cgutils: Any = _cgutils
 
 LANES = 16
 INFINITY_KEY = 0x7F800000
@@ -26,7 +32,12 @@ _I32 = ir.IntType(32)
 _I64 = ir.IntType(64)
 
 
-@intrinsic  # type: ignore[untyped-decorator]  # numba has no types
+def intrinsic(typed: Callable[..., Any]) -> Any:
+    """Make a function that emits instructions; callers leave out the context."""
+    return numba.extending.intrinsic(typed)
+
+
+@intrinsic
 def _pointer(_context: Any, address: Any) -> Any:
     """Turn an integer into a pointer."""
 
@@ -36,7 +47,7 @@ def _pointer(_context: Any, address: Any) -> Any:
     return types.voidptr(types.intp), codegen
 
 
-@intrinsic  # type: ignore[untyped-decorator]  # numba has no types
+@intrinsic
 def bits(_context: Any, x: Any) -> Any:
     """Return the bits of a float32 as uint32."""
 
@@ -46,7 +57,7 @@ def bits(_context: Any, x: Any) -> Any:
     return types.uint32(types.float32), codegen
 
 
-@intrinsic  # type: ignore[untyped-decorator]  # numba has no types
+@intrinsic
 def from_bits(_context: Any, x: Any) -> Any:
     """Return the float32 that has the bits of a uint32."""
 
@@ -56,7 +67,7 @@ def from_bits(_context: Any, x: Any) -> Any:
     return types.float32(types.uint32), codegen
 
 
-@intrinsic  # type: ignore[untyped-decorator]  # numba has no types
+@intrinsic
 def widen(_context: Any, x: Any) -> Any:
     """Return a stored value as float32: from the bits of a bfloat16 (uint16), or float32 itself."""
 
@@ -71,7 +82,7 @@ def widen(_context: Any, x: Any) -> Any:
     return types.float32(x), codegen
 
 
-@intrinsic  # type: ignore[untyped-decorator]  # numba has no types
+@intrinsic
 def floor(_context: Any, x: Any) -> Any:
     """Return the floor of a float32 (one instruction; np.floor would call the C library)."""
 
@@ -84,12 +95,13 @@ def floor(_context: Any, x: Any) -> Any:
     return types.float32(types.float32), codegen
 
 
-@intrinsic  # type: ignore[untyped-decorator]  # numba has no types
+@intrinsic
 def order_key(_context: Any, x: Any) -> Any:
     """Return an int32 that orders as the float32 does; both zeros give 0.
 
-    Infinities give +-INFINITY_KEY, NaN keys lie beyond. Sign and magnitude to two's complement. Written
-    in instructions since numba widens int32 arithmetic to int64, which halves the speed of a scan.
+    Infinities give +-INFINITY_KEY, NaN keys lie beyond. Sign and magnitude to two's complement.
+    Written in instructions since numba widens int32 arithmetic to int64, which halves the speed of
+    a scan.
     """
 
     def codegen(_context: Any, builder: Any, _signature: Any, args: Any) -> Any:
@@ -101,7 +113,7 @@ def order_key(_context: Any, x: Any) -> Any:
     return types.int32(types.float32), codegen
 
 
-@intrinsic  # type: ignore[untyped-decorator]  # numba has no types
+@intrinsic
 def from_order_key(_context: Any, key: Any) -> Any:
     """Return the float32 of an order key (never negative zero)."""
 
@@ -114,7 +126,7 @@ def from_order_key(_context: Any, key: Any) -> Any:
     return types.float32(types.int32), codegen
 
 
-@intrinsic  # type: ignore[untyped-decorator]  # numba has no types
+@intrinsic
 def sum_squares(_context: Any, address: Any, width: Any) -> Any:
     """Return the 16-lane sum of x*x of float32[width] at an address; width is a multiple of 16.
 
@@ -144,25 +156,25 @@ def sum_squares(_context: Any, address: Any, width: Any) -> Any:
 @inlined
 def float32s(address: int, count: int) -> Any:
     """View memory as float32[count]."""
-    return carray(_pointer(address), count, np.float32)
+    return _numba.carray(_pointer(address), count, np.float32)
 
 
 @inlined
 def bfloat16s(address: int, count: int) -> Any:
     """View memory as the bits of bfloat16[count]: uint16."""
-    return carray(_pointer(address), count, np.uint16)
+    return _numba.carray(_pointer(address), count, np.uint16)
 
 
 @inlined
 def int32s(address: int, count: int) -> Any:
     """View memory as int32[count]."""
-    return carray(_pointer(address), count, np.int32)
+    return _numba.carray(_pointer(address), count, np.int32)
 
 
 @inlined
 def int64s(address: int, count: int) -> Any:
     """View memory as int64[count]."""
-    return carray(_pointer(address), count, np.int64)
+    return _numba.carray(_pointer(address), count, np.int64)
 
 
 @inlined
@@ -170,4 +182,4 @@ def narrow(x: Any) -> Any:
     """Round a float32 to bfloat16, to nearest even; NaN stays NaN. Returns its bits, uint16."""
     u = bits(x)
     rounded = (u + np.uint32(0x7FFF) + ((u >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16)
-    return np.uint16(rounded if x == x else np.uint32(0x7FC0))
+    return np.uint16(np.uint32(0x7FC0) if np.isnan(x) else rounded)

@@ -10,8 +10,8 @@ argument of each is a tag whose type tells the elements:
 * int16: bfloat16, the same results from float64 arithmetic, on any machine.
 
 One *step* is 4 bytes of a row: an element, or a pair of bfloat16. All geometry is in steps, the
-same for all tags: a part (16 keys) of keys is [steps of head_dim, 16 keys], of values [steps of 16 keys,
-head_dim]. Addresses are integers; nothing here is checked.
+same for all tags: a part (16 keys) of keys is [steps of head_dim, 16 keys], of values [steps of 16
+keys, head_dim]. Addresses are integers; nothing here is checked.
 """
 
 from __future__ import annotations
@@ -34,8 +34,12 @@ PARTS = 4
 """Parts of 16 keys in a tile."""
 STEP_BYTES = 4
 VECTOR_BYTES = 64
-ROW_COUNTS = (6, 3, 1)
+MAX_ROWS = 6
 """Rows of a register tile: 6 x 4 vectors of sums leave room for the operands in 32 registers."""
+TOPS_OFFSET, RESCALE_OFFSET, FACTOR_OFFSET, SUMS_OFFSET = 64, 128, 192, 256
+STATE_BYTES = SUMS_OFFSET + MAX_ROWS * VECTOR_BYTES
+"""State of MAX_ROWS rows: float32 [16] running maxima, [16] and [16] scratch, the factor, and from
+SUMS_OFFSET on the 16 sums of each row."""
 
 _FLOAT = ir.FloatType()
 _I16 = ir.IntType(16)
@@ -87,6 +91,12 @@ class _Emit:
     def store(self, value: Any, address: Any) -> None:
         """Store a vector or a number."""
         self.b.store(value, self.b.inttoptr(address, value.type.as_pointer()), align=2)
+
+    def prefetch(self, address: Any) -> None:
+        """Ask for a cache line, into the second-level cache (a third faster here than the first)."""
+        pointer = self.b.inttoptr(address, ir.IntType(8).as_pointer())
+        numbers = [ir.Constant(_I32, n) for n in (0, 2, 1)]  # read, second-level cache, data
+        self.call("llvm.prefetch.p0", ir.VoidType(), pointer, *numbers)
 
     def splat(self, x: Any) -> Any:
         """Return a number in all lanes."""
@@ -186,12 +196,14 @@ def _intrinsic(emit: Callable[..., None]) -> Any:
 def _scores(num_rows: int) -> Callable[..., None]:
     """Scores of num_rows x KV_TILE.
 
-    q: [num_rows, steps] steps; parts: [PARTS] addresses of keys; out: [num_rows, KV_TILE] float32.
+    q: [num_rows, steps] steps; parts: [4, PARTS] addresses of the tile's keys, its values, the
+    next tile's keys (which are prefetched) and its values; out: [num_rows, KV_TILE] float32.
     """
 
     def emit(e: _Emit, q: Any, parts: Any, out: Any, steps: Any) -> None:
         b = e.b
         keys = [e.load(e.address(parts, 8 * j), _I64) for j in range(PARTS)]
+        coming = [e.load(e.address(parts, 8 * (2 * PARTS + j)), _I64) for j in range(PARTS)]
         sums = [
             [cgutils.alloca_once_value(b, e.floats(0.0)) for _ in range(PARTS)]
             for _ in range(num_rows)
@@ -200,6 +212,8 @@ def _scores(num_rows: int) -> Callable[..., None]:
         with cgutils.for_range(b, steps) as loop:
             offset = e.times(loop.index, VECTOR_BYTES)
             k = [e.load(e.address(part, offset), _I32S) for part in keys]
+            for part in coming:
+                e.prefetch(e.address(part, offset))
             for i, row in enumerate(sums):
                 place = e.address(q, e.times(row_bytes, i), e.times(loop.index, STEP_BYTES))
                 left = e.splat(e.load(place, _I32))
@@ -215,8 +229,9 @@ def _scores(num_rows: int) -> Callable[..., None]:
 def _values(num_rows: int, num_vectors: int) -> Callable[..., None]:
     """Add probabilities times values, steps first..last-1 of the tile, to num_rows outputs.
 
-    p: [num_rows, KV_TILE] elements; parts: [PARTS] addresses of values; out: [num_rows, head_dim]
-    float32. Columns: num_vectors * 16, from byte `column` on; row_bytes: head_dim * 4.
+    p: [num_rows, KV_TILE] elements; parts: as for scores (the next tile's values are prefetched);
+    out: [num_rows, head_dim] float32; span: first << 32 | last. Columns: num_vectors * 16, from
+    byte `column` on; row_bytes: head_dim * 4.
     """
 
     def emit(
@@ -236,12 +251,17 @@ def _values(num_rows: int, num_vectors: int) -> Callable[..., None]:
         sums = [[cgutils.alloca_once_value(b, e.load(place)) for place in row] for row in places]
         with cgutils.for_range(b, last, start=first) as loop:
             part = b.udiv(loop.index, ir.Constant(_I64, part_steps))
-            base = e.load(e.address(parts, e.times(part, 8)), _I64)
+            base, next_base = (
+                e.load(e.address(parts, e.times(part, 8), 8 * PARTS * table), _I64)
+                for table in (1, 3)
+            )
             inner = b.mul(b.urem(loop.index, ir.Constant(_I64, part_steps)), row_bytes)
             v = [
                 e.load(e.address(base, inner, column, j * VECTOR_BYTES), _I32S)
                 for j in range(num_vectors)
             ]
+            for j in range(num_vectors):
+                e.prefetch(e.address(next_base, inner, column, j * VECTOR_BYTES))
             for i, row in enumerate(sums):
                 place = e.address(p, i * p_bytes, e.times(loop.index, STEP_BYTES))
                 left = e.splat(e.load(place, _I32))
@@ -254,53 +274,73 @@ def _values(num_rows: int, num_vectors: int) -> Callable[..., None]:
     return emit
 
 
-def _softmax(e: _Emit, scores: Any, mask: Any, state: Any, out: Any, p: Any, head_dim: Any) -> None:
-    """One online-softmax step of one row: probabilities, new state, rescaled output.
+def _softmax(e: _Emit, rows: Any, scores: Any, masks: Any, state: Any, out: Any, p: Any) -> None:
+    """One step of the online softmax for rows <= 16: probabilities, new sums, rescaled outputs.
 
-    scores: [KV_TILE] float32, before the factor; mask: bit j set where key j is visible, not 0;
-    state: float32 [16 lanes of sums, m, factor]; out: [head_dim] float32; p: [KV_TILE] elements.
+    rows: number of rows << 32 | head_dim; scores: [rows, KV_TILE] float32, before the factor;
+    masks: [rows] int64, bit j set where key j is visible; a row without any is left as it is, its
+    probabilities are 0. state: see STATE_BYTES; out: [rows, head_dim] float32; p: [rows, KV_TILE].
     """
     b = e.b
-    m_place, factor_place = (e.address(state, VECTOR_BYTES + 4 * i) for i in range(2))
-    factor = e.splat(e.load(factor_place, _FLOAT))
-    hidden = e.floats(LEAST_FINITE)
+    num_rows = b.lshr(rows, ir.Constant(_I64, 32))
+    row_bytes = e.times(b.and_(rows, ir.Constant(_I64, 0xFFFF)), 4)
+    num_vectors = b.udiv(row_bytes, ir.Constant(_I64, VECTOR_BYTES))
+    element_bytes = STEP_BYTES if e.tag == types.float32 else STEP_BYTES // 2
+    factor = e.splat(e.load(e.address(state, FACTOR_OFFSET), _FLOAT))
+    tops = e.address(state, TOPS_OFFSET)
+    e.store(e.floats(LEAST_FINITE), tops)
+    with cgutils.for_range(b, num_rows) as loop:
+        scaled, seen = _scaled(e, scores, masks, loop.index, factor)
+        pairs = [b.select(s, x, e.floats(LEAST_FINITE)) for s, x in zip(seen, scaled, strict=True)]
+        top = e.fold(e.greater(e.greater(*pairs[:2]), e.greater(*pairs[2:])), e.greater)
+        e.store(top, e.address(tops, e.times(loop.index, 4)))
+    m = e.load(state)
+    new_m = e.greater(e.load(tops), m)
+    e.store(new_m, state)
+    factors = e.address(state, RESCALE_OFFSET)
+    e.store(e.exp2(b.fsub(m, new_m)), factors)
+    with cgutils.for_range(b, num_rows) as loop:
+        scaled, seen = _scaled(e, scores, masks, loop.index, factor)
+        m_row = e.splat(e.load(e.address(state, e.times(loop.index, 4)), _FLOAT))
+        row_p = e.address(p, e.times(loop.index, PARTS * LANES * element_bytes))
+        total = None
+        for j in range(PARTS):
+            x = b.select(seen[j], e.exp2(b.fsub(scaled[j], m_row)), e.floats(0.0))
+            e.store_probabilities(x, e.address(row_p, j * LANES * element_bytes))
+            total = x if total is None else b.fadd(total, x)
+        c_row = e.load(e.address(factors, e.times(loop.index, 4)), _FLOAT)
+        c = e.splat(c_row)
+        sums = e.address(state, SUMS_OFFSET, e.times(loop.index, VECTOR_BYTES))
+        e.store(b.fadd(b.fmul(e.load(sums), c), total), sums)
+        row_out = e.address(out, b.mul(loop.index, row_bytes))
+        changed = b.fcmp_unordered("une", c_row, ir.Constant(_FLOAT, 1.0))
+        with b.if_then(changed), cgutils.for_range(b, num_vectors) as column:
+            place = e.address(row_out, e.times(column.index, VECTOR_BYTES))
+            e.store(b.fmul(e.load(place), c), place)
+
+
+def _scaled(
+    e: _Emit, scores: Any, masks: Any, row: Any, factor: Any
+) -> tuple[list[Any], list[Any]]:
+    """Scores of a row times the factor, and which are visible: PARTS vectors each."""
+    b = e.b
+    mask = e.load(e.address(masks, e.times(row, 8)), _I64)
+    base = e.address(scores, e.times(row, PARTS * VECTOR_BYTES))
     scaled, seen = [], []
     for j in range(PARTS):
+        scaled.append(b.fmul(e.load(e.address(base, j * VECTOR_BYTES)), factor))
         bits = b.trunc(b.lshr(mask, ir.Constant(_I64, LANES * j)), _I16)
         seen.append(b.bitcast(bits, ir.VectorType(ir.IntType(1), LANES)))
-        scaled.append(b.fmul(e.load(e.address(scores, j * VECTOR_BYTES)), factor))
-    masked = [b.select(s, x, hidden) for s, x in zip(seen, scaled, strict=True)]
-    top = e.fold(
-        e.greater(e.greater(masked[0], masked[1]), e.greater(masked[2], masked[3])), e.greater
-    )
-    m = e.load(m_place, _FLOAT)
-    new_m = e.greater(top, m)
-    e.store(new_m, m_place)
-    c = e.exp2(e.splat(b.fsub(m, new_m)))
-    m_lanes = e.splat(new_m)
-    total = None
-    for j in range(PARTS):
-        x = b.select(seen[j], e.exp2(b.fsub(scaled[j], m_lanes)), e.floats(0.0))
-        bytes_each = STEP_BYTES if e.tag == types.float32 else STEP_BYTES // 2
-        e.store_probabilities(x, e.address(p, j * LANES * bytes_each))
-        total = x if total is None else b.fadd(total, x)
-    e.store(b.fadd(b.fmul(e.load(state), c), total), state)
-    rescale = b.fcmp_unordered(
-        "une", b.extract_element(c, ir.Constant(_I32, 0)), ir.Constant(_FLOAT, 1.0)
-    )
-    vectors = b.udiv(head_dim, ir.Constant(_I64, LANES))
-    with b.if_then(rescale), cgutils.for_range(b, vectors) as loop:
-        place = e.address(out, e.times(loop.index, VECTOR_BYTES))
-        e.store(b.fmul(e.load(place), c), place)
+    return scaled, seen
 
 
-def _finish(e: _Emit, state: Any, out: Any, target: Any, head_dim: Any) -> None:
+def _finish(e: _Emit, sums: Any, out: Any, target: Any, head_dim: Any) -> None:
     """Divide one row by the sum of its probabilities and round it into target [head_dim].
 
-    Leaves in state's first lane a number that is NaN where any element of the row is.
+    Leaves in sums[0] a number that is NaN where any element of the row is.
     """
     b = e.b
-    row_sum = e.splat(e.fold(e.load(state), b.fadd))
+    row_sum = e.splat(e.fold(e.load(sums), b.fadd))
     nans = cgutils.alloca_once_value(b, e.floats(0.0))
     with cgutils.for_range(b, b.udiv(head_dim, ir.Constant(_I64, LANES))) as loop:
         place = e.address(out, e.times(loop.index, VECTOR_BYTES))
@@ -310,7 +350,7 @@ def _finish(e: _Emit, state: Any, out: Any, target: Any, head_dim: Any) -> None:
             e.store(x, e.address(target, e.times(loop.index, VECTOR_BYTES)))
         else:
             e.store(e.narrow(x), e.address(target, e.times(loop.index, VECTOR_BYTES // 2)))
-    e.store(e.fold(b.load(nans), b.fadd), state)
+    e.store(e.fold(b.load(nans), b.fadd), sums)
 
 
 scores_6 = _intrinsic(_scores(6))
@@ -322,5 +362,5 @@ values_1x4 = _intrinsic(_values(1, 4))
 values_6x1 = _intrinsic(_values(6, 1))
 values_3x1 = _intrinsic(_values(3, 1))
 values_1x1 = _intrinsic(_values(1, 1))
-softmax_row = _intrinsic(_softmax)
+softmax_rows = _intrinsic(_softmax)
 finish_row = _intrinsic(_finish)

@@ -256,7 +256,7 @@ print(status("VmHWM") - before)
 def test_memory_peaks_at_the_weights_and_a_tensor(tmp_path: Path) -> None:
     """101 MB of weights, the greatest matrix 8 MB (staged, then packed): 118 MB measured.
 
-    The allocator is told to give every freed matrix back at once, as it does by itself from 32 MB on.
+    The allocator is told to give freed matrices back at once, as it does by itself from 32 MB on.
     """
     shape = {"hidden_size": 512, "intermediate_size": 2048, "num_hidden_layers": 6}
     changes = shape | {"head_dim": 64, "num_attention_heads": 8, "num_key_value_heads": 8}

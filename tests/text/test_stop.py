@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
-
 from quire.engine.text.stop import StopMatcher
 from quire.fuzz.text_cases import Cut, cut_slowly, deltas, stop_strings
 

@@ -1,0 +1,24 @@
+"""What the scheduler may use: a frozen struct, no behaviour."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from msgspec import Struct
+
+
+class SchedulerLimits(Struct, frozen=True):
+    """Bounds and options, fixed for the scheduler's life."""
+
+    max_num_seqs: int
+    """Slots."""
+    max_num_batched_tokens: int
+    """Tokens a step."""
+    max_model_len: int
+    """Prompt and outputs of a sequence."""
+    block_size: int
+    num_blocks: int
+    enable_prefix_caching: bool = True
+    policy: Literal["fcfs", "priority"] = "fcfs"
+    overlap: int = 1
+    """Steps in flight: 1 or 2."""

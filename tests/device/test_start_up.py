@@ -1,0 +1,80 @@
+"""What happens before the first step: the self-test of the matmul, and how much memory to take."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING
+
+import pytest
+import torch
+from quire import reference
+from quire.engine.device import selftest
+from quire.engine.device.memory import (
+    MAX_DEFAULT_BYTES,
+    bytes_per_block,
+    default_cache_bytes,
+    num_blocks_within,
+)
+from quire.reference.linear import PADDED_FALLBACK
+
+if TYPE_CHECKING:
+    from conftest import MakeTiny
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_this_machine_passes(dtype: torch.dtype) -> None:
+    weights = [torch.randn(n, k, dtype=dtype) for n, k in ((96, 64), (96, 64), (48, 128))]
+    linears = [reference.pack_linear(weight, None) for weight in weights]
+    assert selftest.check_linears(linears, reference) == []
+    assert all(linear.padded == 2 for linear in linears)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("segments", [1, 2])
+def test_failing_shapes_are_repacked_and_logged(
+    dtype: torch.dtype,
+    segments: int,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    weights = [torch.randn(n, k).to(dtype) for n, k in ((96, 64), (96, 64), (48, 128))]
+    bias = torch.randn(96).to(dtype)
+    linears = [
+        reference.pack_linear(weight, bias if len(weight) == 96 else None, segments=segments)
+        for weight in weights
+    ]
+    monkeypatch.setattr(selftest, "self_test", lambda linear, seed: linear.in_features != 64)
+    with caplog.at_level(logging.WARNING, logger="quire"):
+        assert selftest.check_linears(linears, reference) == [(64, 96)]
+    assert [linear.padded for linear in linears] == [PADDED_FALLBACK, PADDED_FALLBACK, 2]
+    assert "64 -> 96" in caplog.text
+    x = torch.randn(5, 64).to(dtype)
+    wanted = x.double() @ weights[1].double().T + bias.double()
+    error = (reference.linear(x, linears[1]).double() - wanted).norm() / wanted.norm()
+    assert error < (1e-6 if dtype == torch.float32 else 1e-2)
+
+
+def test_bytes_per_block_are_those_of_the_cache(make_tiny: MakeTiny) -> None:
+    for backend in ("reference", "kernels"):
+        tiny = make_tiny("qwen3", "bfloat16", backend)
+        caches = tiny.model.new_caches(12, 16)
+        tensors = [
+            value
+            for cache in caches
+            for value in (getattr(cache, name) for name in type(cache).__slots__)
+            if isinstance(value, torch.Tensor)
+        ]
+        total = sum(tensor.numel() * tensor.itemsize for tensor in tensors)
+        assert total == 12 * bytes_per_block(tiny.config, 16), backend
+
+
+def test_blocks_within_round_down(make_tiny: MakeTiny) -> None:
+    config = make_tiny("qwen3", "bfloat16", "reference").config
+    one = bytes_per_block(config, 16)
+    assert one == 2 * 2 * 16 * 1 * 32 * 2
+    sizes = (one - 1, one, 5 * one + 7)
+    assert [num_blocks_within(config, 16, size) for size in sizes] == [0, 1, 5]
+
+
+def test_default_cache_is_bounded() -> None:
+    assert 0 < default_cache_bytes() <= MAX_DEFAULT_BYTES

@@ -1,0 +1,80 @@
+"""The worker thread: order, exceptions, threads, end."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+
+import pytest
+import torch
+from quire.engine.executor.base import Executor
+from quire.engine.executor.inline import InlineExecutor
+
+
+class FakeRunner:
+    """Records the plans that it is given."""
+
+    def __init__(self, action: Callable[[int], object] = lambda plan: plan) -> None:
+        self.seen: list[int] = []
+        self.action = action
+
+    def execute(self, plan: int) -> object:
+        self.seen.append(plan)
+        return self.action(plan)
+
+
+def make_executor(runner: FakeRunner, num_threads: int | None = None) -> InlineExecutor:
+    return InlineExecutor(runner, num_threads)  # type: ignore[arg-type]  # a fake
+
+
+def test_plans_run_in_order_on_one_other_thread() -> None:
+    runner = FakeRunner(lambda plan: threading.get_ident())
+    executor: Executor = make_executor(runner)
+    futures = [executor.submit(plan) for plan in range(50)]  # type: ignore[arg-type]
+    idents = {future.result() for future in futures}
+    executor.close()
+    assert runner.seen == list(range(50))
+    assert len(idents) == 1
+    assert threading.get_ident() not in idents
+
+
+def test_submit_returns_before_the_step_ends() -> None:
+    gate = threading.Event()
+    executor = make_executor(FakeRunner(lambda plan: gate.wait(5)))
+    future = executor.submit(1)  # type: ignore[arg-type]
+    assert not future.done()
+    gate.set()
+    assert future.result()
+    executor.close()
+
+
+def test_exception_travels_and_the_next_plan_runs() -> None:
+    def action(plan: int) -> int:
+        if plan == 1:
+            raise AssertionError("plan 1")
+        return plan
+
+    executor = make_executor(FakeRunner(action))
+    first, second = (executor.submit(plan) for plan in (1, 2))  # type: ignore[arg-type]
+    with pytest.raises(AssertionError, match="plan 1"):
+        first.result()
+    assert second.result() == 2
+    executor.close()
+
+
+def test_close_finishes_what_is_queued_and_may_be_called_twice() -> None:
+    runner = FakeRunner()
+    executor = make_executor(runner)
+    future = executor.submit(7)  # type: ignore[arg-type]
+    executor.close()
+    executor.close()
+    assert future.done()
+    with pytest.raises(RuntimeError):
+        executor.submit(8)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("num_threads", [1, 2])
+def test_threads_are_set_in_the_worker(num_threads: int) -> None:
+    executor = make_executor(FakeRunner(lambda plan: torch.get_num_threads()), num_threads)
+    assert executor.submit(0).result() == num_threads  # type: ignore[arg-type]
+    executor.close()

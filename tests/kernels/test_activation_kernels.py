@@ -1,0 +1,77 @@
+"""exp2, log and gated SiLU: twins bit by bit, accuracy against float64, rows and threads."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+
+from quire import reference
+from quire.fuzz.kernel_cases import MatrixCase, assert_same_bits, matrix_cases, poisoned_memory
+from quire.kernels import cpu
+from quire.reference.activation import exp2, log
+
+
+@settings(max_examples=150)
+@given(matrix_cases)
+def test_silu_mul_twins_agree_on_every_input(case: MatrixCase) -> None:
+    gate_up = case.make(width=2 * case.width)
+    with poisoned_memory():
+        assert_same_bits(cpu.silu_mul(gate_up), reference.silu_mul(gate_up))
+
+
+@pytest.mark.parametrize("shift", [0, 1, 16256, 40001])
+def test_silu_mul_twins_agree_on_every_bfloat16(shift: int) -> None:
+    gate = torch.arange(65536).to(torch.int32).to(torch.int16).view(torch.bfloat16)
+    gate_up = torch.cat((gate, gate.roll(shift)))[None]
+    assert_same_bits(cpu.silu_mul(gate_up), reference.silu_mul(gate_up))
+
+
+def test_silu_mul_is_near_float64() -> None:
+    gate_up = torch.randn(40, 512) * 20
+    gate, up = gate_up.double().chunk(2, 1)
+    exact = torch.nn.functional.silu(gate) * up
+    assert ((reference.silu_mul(gate_up) - exact).abs() <= 4e-6 * exact.abs() + 1e-30).all()
+    half = reference.silu_mul(gate_up.bfloat16())
+    gate, up = gate_up.bfloat16().double().chunk(2, 1)
+    exact = torch.nn.functional.silu(gate) * up
+    assert ((half - exact).abs() <= 2**-8 * exact.abs() + 1e-30).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_silu_mul_of_a_row_ignores_its_neighbours_and_threads(dtype: torch.dtype) -> None:
+    gate_up = (torch.randn(301, 4096) * 8).to(dtype)
+    whole = cpu.silu_mul(gate_up)
+    torch.set_num_threads(2)
+    assert_same_bits(cpu.silu_mul(gate_up), whole)
+    for row in (0, 150, 300):
+        assert_same_bits(cpu.silu_mul(gate_up[row : row + 1]), whole[row : row + 1])
+
+
+def test_silu_mul_reads_transposed_memory() -> None:
+    gate_up = torch.randn(64, 7).t()
+    assert_same_bits(cpu.silu_mul(gate_up), reference.silu_mul(gate_up))
+
+
+def test_exp2_is_accurate_and_exact_at_integers() -> None:
+    x = torch.linspace(-126, 126, 300_001)
+    assert (exp2(x).double() / torch.exp2(x.double()) - 1).abs().max() < 3e-7
+    n = torch.arange(-126, 128).float()
+    assert torch.equal(exp2(n).double(), torch.exp2(n.double()))
+
+
+def test_exp2_clamps_from_below_and_keeps_nan() -> None:
+    x = torch.tensor([float("-inf"), -1e30, -126.5, float("nan")])
+    least = 2.0**-126
+    assert torch.equal(exp2(x)[:3], torch.full((3,), least))
+    assert exp2(x)[3].isnan()
+
+
+def test_log_is_accurate_everywhere() -> None:
+    exponents = torch.arange(-126, 127).float()[:, None]
+    x = torch.exp2(exponents) * (1 + torch.rand(253, 2000))
+    near_one = 1 + torch.randn(100_000) * 1e-3
+    for values in (x.flatten(), near_one[near_one != 1]):
+        exact = values.double().log()
+        assert ((log(values) - exact).abs() / exact.abs()).nan_to_num(0).max() < 3e-7
+    assert log(torch.tensor([1.0])).item() == 0.0

@@ -1,0 +1,68 @@
+"""Greedy tokens equal transformers' on every family, however the engine is made to work."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from quire.fuzz.checkpoints import KINDS, VOCAB_SIZE, make_checkpoint
+from quire.fuzz.engine_runs import Asked, make_requests, run
+
+MAX_TOKENS = 8
+LOGPROB_TOLERANCE = 1e-4
+
+WAYS: dict[str, dict[str, Any]] = {
+    "alone": {"alone": True, "block_size": 16},
+    "few blocks of 16": {"block_size": 16, "num_kv_blocks": 14, "max_model_len": 216},
+    "few blocks of 1, chunks": {
+        "block_size": 1,
+        "num_kv_blocks": 216,
+        "max_model_len": 216,
+        "max_num_batched_tokens": 19,
+        "enable_prefix_caching": False,
+    },
+    "blocks of 8, chunks, overlap 2": {
+        "block_size": 8,
+        "max_num_batched_tokens": 50,
+        "max_num_seqs": 3,
+        "overlap": 2,
+    },
+}
+
+
+def ask_transformers(path: Path, asked: Asked) -> tuple[list[int], list[float]]:
+    """Generate greedily with transformers; return the tokens and their log probabilities."""
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
+    prompt = torch.tensor([asked.prompt])
+    with torch.inference_mode():
+        given = model.generate(
+            prompt,
+            attention_mask=torch.ones_like(prompt),
+            do_sample=False,
+            min_new_tokens=MAX_TOKENS,
+            max_new_tokens=MAX_TOKENS,
+            output_logits=True,
+            return_dict_in_generate=True,
+            pad_token_id=0,
+        )
+    tokens = given.sequences[0, prompt.shape[1] :].tolist()
+    logprobs = torch.log_softmax(torch.cat(given.logits).double(), -1)
+    return tokens, [float(row[token]) for row, token in zip(logprobs, tokens, strict=True)]
+
+
+@pytest.mark.parametrize("family", KINDS)
+def test_greedy_tokens_and_logprobs_equal_transformers(family: Any, tmp_path: Path) -> None:
+    # Without an end-of-sequence id transformers masks nothing to reach min_new_tokens.
+    path = make_checkpoint(family, tmp_path, eos_token_id=None)
+    asked = make_requests(VOCAB_SIZE, seed=3, max_tokens=MAX_TOKENS, sampled=False)
+    expected = [ask_transformers(path, one) for one in asked]
+    for name, options in WAYS.items():
+        answers = run(path, asked, dtype="float32", num_threads=1, **options)
+        for one, (tokens, logprobs), answer in zip(asked, expected, answers, strict=True):
+            where = name, len(one.prompt)
+            assert list(answer.token_ids) == tokens, where
+            assert answer.sampled == pytest.approx(logprobs, abs=LOGPROB_TOLERANCE), where
