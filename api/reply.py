@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
+import msgspec
 from msgspec import UNSET, UnsetType
 
 from ..engine.request import CompletionOutput, Logprob, RequestOutput
@@ -150,20 +151,25 @@ class ChatChoices:
             role = ChatMessage(role="assistant", content="")
             ids = tell_ids(output.prompt_token_ids, self.return_ids)
             choices.append(ChatChoice(index=index, delta=role, prompt_token_ids=ids))
-        choice = self._choice(index, given, streams=True)
+        choice = self._choice(index, given)
         if given.text or choice.logprobs or given.finish_reason or self.return_ids:
             choices.append(choice)
         return choices
 
     def whole(self, index: int, output: RequestOutput) -> ChatChoice:
         """See Choices."""
-        return self._choice(index, output.outputs[0], streams=False)
+        given = output.outputs[0]
+        return msgspec.structs.replace(
+            self._choice(index, given),
+            delta=UNSET,
+            message=ChatMessage(role="assistant", content=given.text),
+            prompt_token_ids=tell_ids(output.prompt_token_ids, self.return_ids),
+        )
 
-    def _choice(self, index: int, given: CompletionOutput, *, streams: bool) -> ChatChoice:
+    def _choice(self, index: int, given: CompletionOutput) -> ChatChoice:
         return ChatChoice(
             index=index,
-            message=UNSET if streams else ChatMessage(role="assistant", content=given.text),
-            delta=ChatMessage(content=given.text) if streams else UNSET,
+            delta=ChatMessage(content=given.text),
             logprobs=self._logprobs(given.logprobs),
             finish_reason=given.finish_reason,
             stop_reason=given.stop_reason,

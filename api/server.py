@@ -7,12 +7,14 @@ only when requests can be answered.
 from __future__ import annotations
 
 import asyncio
+import logging
 import signal
 import socket
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from aiohttp import web
+from aiohttp.http_exceptions import HttpProcessingError
 from msgspec import Struct
 
 from ..engine.errors import ConfigError
@@ -117,6 +119,12 @@ class Server:
         await self._runner.cleanup()
 
 
+def is_worth_logging(record: logging.LogRecord) -> bool:
+    """Whether a record of aiohttp's is about more than bytes that are no HTTP (scanners, mostly)."""
+    error = record.exc_info[1] if record.exc_info else None
+    return not isinstance(error, HttpProcessingError | web.RequestPayloadError)
+
+
 async def serve(
     config: EngineConfig, options: ServerOptions, announce: Callable[[str, Engine], None]
 ) -> None:
@@ -125,6 +133,7 @@ async def serve(
     Calls announce(url, engine) when requests are taken. ConfigError or CheckpointError if it cannot
     begin.
     """
+    logging.getLogger("aiohttp.server").addFilter(is_worth_logging)
     with bind(options.host, options.port) as sock:
         from ..engine.async_engine import (
             AsyncEngine,

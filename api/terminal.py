@@ -40,10 +40,12 @@ class Conversation:
         """Answer a line on `out`. ParamsError if it does not fit, EngineError if it fails."""
         messages = [*self._messages, {"role": "user", "content": text}]
         engine = self._engine
-        ids = engine.tokenizer.encode(engine.chat_prompt(messages), add_special_tokens=False)
+        prompt = engine.chat_input(messages)
         pieces: list[str] = []
         try:
-            async with aclosing(engine.generate(ids, self._params, output_kind="delta")) as outputs:
+            async with aclosing(
+                engine.generate(prompt, self._params, output_kind="delta")
+            ) as outputs:
                 async for output in outputs:
                     if output.error is not None:
                         raise EngineError(output.error)
@@ -70,7 +72,8 @@ def chat(config: EngineConfig, params: SamplingParams, system: str | None) -> in
             if sys.stdin.isatty():
                 _talk(runner, conversation)
                 return 0
-            return _turn(runner, conversation, sys.stdin.read().strip())
+            line = sys.stdin.read().strip()
+            return _turn(runner, conversation, line) if line else 0
         finally:
             runner.run(engine.stop())
 

@@ -33,13 +33,13 @@ Draw = Callable[[random.Random, bool], Exchange]
 # Each task with the number of its exchanges drawn at once and its share of the draws.
 CHAT_TASKS: tuple[tuple[str, Draw, tuple[int, ...], int], ...] = (
     ("tell a story", tasks.tell_story, (1,), 14),
-    ("finish a story", tasks.finish_story, (1,), 10),
-    ("question about a story", tasks.question_story, (1,), 12),
-    ("sum of two numbers", tasks.do_sum, (1, 2, 3, 4), 20),
-    ("list of sums", tasks.list_sums, (1,), 10),
-    ("unit conversion", tasks.convert_units, (1, 2, 3), 9),
+    ("finish a story", tasks.finish_story, (1,), 16),
+    ("question about a story", tasks.question_story, (1,), 13),
+    ("sum of two numbers", tasks.do_sum, (1, 2, 3, 4), 14),
+    ("list of sums", tasks.list_sums, (1,), 6),
+    ("unit conversion", tasks.convert_units, (1, 2, 3), 5),
     ("fields as JSON", tasks.extract_fields, (1, 2), 13),
-    ("small talk (recall a name)", chat, (1, 1, 2, 3), 14),
+    ("small talk (recall a name)", chat, (1, 1, 2, 3), 9),
 )
 
 
@@ -94,7 +94,7 @@ def _system_prompt(rng: random.Random) -> str:
 
 def _draw_chat(rng: random.Random, renderer: ChatRenderer) -> str:
     """Draw a chat of one or several exchanges, a third of the chats with tools on offer."""
-    offer = draw_offer(rng) if rng.random() < 0.36 else []
+    offer = draw_offer(rng) if rng.random() < 0.4 else []
     kinds = {tool.kind for tool in offer}
     messages: list[dict[str, Any]] = []
     if rng.random() < 0.2:

@@ -40,7 +40,7 @@ CHECKPOINT_EVERY = 100
 MATRIX_RATE = 0.016
 EMBEDDING_RATE = 3e-3
 # What others than the assistant say is mostly not predictable: few of its tokens count.
-PROMPT_SHARE = 0.25
+PROMPT_SHARE = 0.01
 
 Example = tuple[list[int], list[bool]]
 

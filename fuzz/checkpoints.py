@@ -6,20 +6,42 @@ Folders are what `save_pretrained` writes; transformers is imported inside, for 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
 
-from ..engine.models.registry import ModelConfig
+from ..engine.config import Backend, DTypeName
+from ..engine.models.base import DecoderModel
+from ..engine.models.registry import ModelConfig, read_model_config
 from ..engine.models.weights import WeightBuilder
-from ..reference.decoder import DecoderWeights
+from ..engine.opset import choose_ops
+from ..reference.decoder import DecoderConfig, DecoderWeights
 from ..reference.ops import Ops
 
 Kind = Literal["llama2", "llama3", "mistral", "qwen2", "qwen3"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
+
+
+class Made(NamedTuple):
+    """A checkpoint and transformers' own model of it, float32."""
+
+    kind: Kind
+    path: Path
+    model: Any
+
+
+class Tiny(NamedTuple):
+    """A model with random weights on one backend, and what the oracle needs of it."""
+
+    config: DecoderConfig
+    weights: DecoderWeights
+    model: DecoderModel
+    ops: Ops
+
 
 VOCAB_SIZE = 160
 MAX_POSITIONS = 320
@@ -79,7 +101,7 @@ def make_model(kind: Kind, *, seed: int = 0, **changes: Any) -> Any:
     """Build transformers' own model in float32, with random norms and biases too."""
     import transformers
 
-    transformers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # theirs
     name, own = OWN[kind]
     config = getattr(transformers, f"{name}Config")(**(SHAPE | own | changes))
     config._attn_implementation = "eager"
@@ -113,9 +135,18 @@ def random_weights(config: ModelConfig, ops: Ops, seed: int = 0) -> DecoderWeigh
     return builder.build()
 
 
+def make_tiny(kind: Kind, folder: Path, dtype: DTypeName, backend: Backend) -> Tiny:
+    """Build a tiny model by way of a config in folder; Llama 3 with two linear segments."""
+    write_config(kind, folder, attention_bias=kind == "llama2")
+    config = read_model_config(folder, dtype, linear_segments=2 if kind == "llama3" else 1)
+    ops = choose_ops("cpu", backend)
+    weights = random_weights(config, ops)
+    return Tiny(config.decoder, weights, DecoderModel(config.decoder, weights, ops), ops)
+
+
 def _noise(key: str, shape: Sequence[int], generator: torch.Generator) -> Tensor:
     """Matrices that keep a vector's size, norms around one, biases around zero."""
     noise = torch.randn(tuple(shape), generator=generator)
     if len(shape) == 2:
-        return noise * shape[1] ** -0.5
+        return noise / math.sqrt(shape[1])
     return noise * 0.2 + (0.0 if key.endswith(".bias") else 1.0)

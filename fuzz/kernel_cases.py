@@ -1,7 +1,7 @@
 """Inputs that operations get wrong, and the comparison of twins bit by bit.
 
-Strategies draw a small description (seed, flavour, sizes), from which tensors are made: shrinking stays
-fast, and a failure prints as a line. Owns no operation and no expectation.
+Strategies draw a small description (seed, flavour, sizes), from which tensors are made: shrinking
+stays fast, and a failure prints as a line. Owns no operation and no expectation.
 """
 
 from __future__ import annotations

@@ -37,12 +37,11 @@ def build_inputs(plan: StepPlan, table: DeviceTable) -> StepInputs:
     kv_lens = plan.starts + plan.num_tokens
     assert plan.num_tokens.min() > 0, plan.num_tokens
     assert kv_lens.max() <= table.max_model_len, (int(kv_lens.max()), table.max_model_len)
-    total = int(ends[-1])
-    if total == len(ends):
-        token_slots, token_positions = plan.slots, plan.starts
-    else:
+    token_slots, token_positions = plan.slots, plan.starts
+    if ends[-1] > len(ends):
         token_slots = np.repeat(plan.slots, plan.num_tokens)
-        token_positions = np.repeat(kv_lens - ends, plan.num_tokens) + np.arange(total)
+        token_positions = np.repeat(kv_lens - ends, plan.num_tokens)
+        token_positions += np.arange(ends[-1], dtype=np.int32)
     batch = Batch(
         positions=to_tensor(token_positions),
         places=table.places_of(token_slots, token_positions),

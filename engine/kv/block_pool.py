@@ -78,15 +78,16 @@ class BlockPool:
         keyed: [blocks] which blocks have a key.
         """
         after = self.references[ids] - 1
-        assert len(ids) == 0 or after.min() >= 0, f"double free among {ids}"
+        assert not np.count_nonzero(after < 0), f"double free among {ids}"
         self.references[ids] = after
         freed = ids[after == 0]
         has_key = keyed[freed]
         self._enqueue(freed[has_key])
         blank = freed[~has_key]
-        # The stack hands out its top first: put the tail of the sequence there.
-        self._blank[self._num_blank : self._num_blank + len(blank)] = blank[::-1]
-        self._num_blank += len(blank)
+        if len(blank):
+            # The stack hands out its top first: put the tail of the sequence there.
+            self._blank[self._num_blank : self._num_blank + len(blank)] = blank[::-1]
+            self._num_blank += len(blank)
 
     def forget_keys(self) -> None:
         """Treat all free blocks as blank: the index was cleared."""

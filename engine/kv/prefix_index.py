@@ -14,11 +14,12 @@ they cost.
 from __future__ import annotations
 
 from collections.abc import Container, Iterable, Iterator
+from itertools import islice
 
 import numpy as np
 from numpy.typing import NDArray
 
-MAX_SIBLINGS = 64
+MAX_SIBLINGS = 32
 """Blocks compared for a partial match: the newest ones, to bound the cost."""
 UPCOMING = -1
 """Stands for a block that another row of the same step will publish."""
@@ -94,7 +95,7 @@ class PrefixIndex:
             newest = self._roots.get((root, int(token_ids[0])), _NONE)
         else:
             newest = self._newest[parent]
-        blocks = [block for block, _ in zip(self._from(newest), range(MAX_SIBLINGS), strict=False)]
+        blocks = list(islice(self._from(newest), MAX_SIBLINGS))
         if not blocks:
             return -1, 0
         differs = self.tokens[blocks, : len(token_ids)] != token_ids
@@ -122,10 +123,10 @@ class PrefixIndex:
         """
         self.tokens[blocks] = token_ids
         self.keyed[blocks] = True
-        first, known = len(keys) - len(blocks), self._blocks
+        known, parents, newest = self._blocks, self._parents, self._newest
+        first = len(keys) - len(blocks)
         parent = known[keys[first - 1]] if first else _NONE
-        for i, block in enumerate(blocks.tolist(), first):
-            key = keys[i]
+        for key, block in zip(keys[first:], blocks.tolist(), strict=True):
             assert not self._keys[block], f"block {block} is published twice"
             self._keys[block] = key
             found = known.setdefault(key, block)
@@ -135,8 +136,11 @@ class PrefixIndex:
                 self._root_of[block] = (root, int(token_ids[0, 0]))
                 self._link(block, self._roots.get(self._root_of[block], _NONE))
             else:
-                self._parents[block] = parent
-                self._link(block, self._newest[parent])
+                parents[block] = parent
+                if newest[parent] == _NONE:
+                    newest[parent] = block
+                else:
+                    self._link(block, newest[parent])
             parent = found
 
     def remove(self, blocks: list[int]) -> None:
@@ -150,9 +154,10 @@ class PrefixIndex:
             else:
                 del self._blocks[key]
                 self._unlink(block)
-            for child in self._from(self._newest[block]):
-                self._parents[child] = _NONE
-            self._newest[block] = _NONE
+            if self._newest[block] != _NONE:
+                for child in self._from(self._newest[block]):
+                    self._parents[child] = _NONE
+                self._newest[block] = _NONE
         self.keyed[blocks] = False
 
     def _remove_twin(self, key: bytes, block: int) -> None:
@@ -183,20 +188,19 @@ class PrefixIndex:
         elif self._parents[heir] != _NONE:
             self._link(heir, self._newest[self._parents[heir]])
 
-    def _set_newest(self, block: int, newest: int) -> None:
-        """Set the head of the list in which `block` is; orphans have none."""
-        parent = self._parents[block]
-        if parent != _NONE:
-            self._newest[parent] = newest
-        elif block in self._root_of:
-            if newest == _NONE:
-                del self._roots[self._root_of[block]]
-            else:
-                self._roots[self._root_of[block]] = newest
+    def _set_root(self, block: int, newest: int) -> None:
+        """Set the newest of the first blocks among which `block` is."""
+        if newest == _NONE:
+            del self._roots[self._root_of[block]]
+        else:
+            self._roots[self._root_of[block]] = newest
 
     def _link(self, block: int, older: int) -> None:
         """Put a block before `older`, the newest of its siblings."""
-        self._set_newest(block, block)
+        if self._parents[block] != _NONE:
+            self._newest[self._parents[block]] = block
+        else:
+            self._set_root(block, block)
         if older != _NONE:
             self._previous[older] = block
             self._following[block] = older
@@ -204,15 +208,18 @@ class PrefixIndex:
     def _unlink(self, block: int) -> None:
         """Take a block from among its siblings and its parent."""
         previous, following = self._previous[block], self._following[block]
-        if previous == _NONE:
-            self._set_newest(block, following)
-        else:
+        parent = self._parents[block]
+        self._parents[block] = _NONE
+        if previous != _NONE:
             self._following[previous] = following
             self._previous[block] = _NONE
+        elif parent != _NONE:
+            self._newest[parent] = following
+        elif block in self._root_of:
+            self._set_root(block, following)
         if following != _NONE:
             self._previous[following] = previous
             self._following[block] = _NONE
-        self._parents[block] = _NONE
         self._root_of.pop(block, None)
 
     def clear(self) -> None:

@@ -82,10 +82,15 @@ class _Scratch(NamedTuple):
     """and values, right behind."""
 
 
-class _Tile(NamedTuple):
-    """Query rows that are computed together: `count` tokens of one kv head."""
+class _Unit(NamedTuple):
+    """Queries that are computed together: `count` tokens of a sequence, `heads` of its kv heads.
+
+    More heads than one only where the tokens are few: they lie side by side in memory, and one that
+    is read after the other comes at the speed of a stream.
+    """
 
     head: int
+    heads: int
     token: int
     count: int
     position: int
@@ -96,15 +101,20 @@ class _Tile(NamedTuple):
 
 
 @inlined
-def _first_key(call: _Call, tile: _Tile) -> int:
+def _groups(rows: int) -> int:
+    return (rows + MAX_ROWS - 1) // MAX_ROWS
+
+
+@inlined
+def _first_key(call: _Call, unit: _Unit) -> int:
     """Return the first key that any row sees."""
-    return max(0, tile.position - call.window + 1) if call.window > 0 else 0
+    return max(0, unit.position - call.window + 1) if call.window > 0 else 0
 
 
 @inlined
 def _scratch(call: _Call, group: int) -> tuple[Any, _Scratch]:
     """Make the memory of one call of the kernel: (its owner, addresses)."""
-    groups = (max(QUERY_ROWS, group) + MAX_ROWS - 1) // MAX_ROWS
+    groups = _groups(max(QUERY_ROWS, group))
     rows = groups * MAX_ROWS
     q_bytes = rows * call.head_dim * call.element_bytes
     tile_bytes = KV_TILE * call.head_dim * call.element_bytes
@@ -124,57 +134,64 @@ def _scratch(call: _Call, group: int) -> tuple[Any, _Scratch]:
 
 
 @inlined
-def _load_queries(call: _Call, scratch: _Scratch, tile: _Tile, factor: float) -> None:
-    """Bring the tile's queries together and clear its sums."""
+def _head_rows(call: _Call, unit: _Unit) -> int:
+    """Return the rows of scratch that a kv head takes: whole groups."""
+    return _groups(unit.count * (call.heads // call.kv_heads)) * MAX_ROWS
+
+
+@inlined
+def _load_queries(call: _Call, scratch: _Scratch, unit: _Unit, factor: float) -> None:
+    """Bring the unit's queries together and clear its sums."""
     group = call.heads // call.kv_heads
-    words = group * call.head_dim * call.element_bytes // 4
-    for t in range(tile.count):
-        source = int32s(call.q + ((tile.token + t) * call.kv_heads + tile.head) * words * 4, words)
-        target = int32s(scratch.q + t * words * 4, words)
-        for i in range(words):
-            target[i] = source[i]
-    num_rows = tile.count * group
+    head_rows = _head_rows(call, unit)
+    row_words = call.head_dim * call.element_bytes // 4
+    words = group * row_words
+    for h in range(unit.heads):
+        for t in range(unit.count):
+            source_head = (unit.token + t) * call.kv_heads + unit.head + h
+            source = int32s(call.q + source_head * words * 4, words)
+            target = int32s(scratch.q + h * head_rows * row_words * 4 + t * words * 4, words)
+            for i in range(words):
+                target[i] = source[i]
+    num_rows = unit.heads * head_rows
     out = float32s(scratch.out, num_rows * call.head_dim)
     for i in range(num_rows * call.head_dim):
         out[i] = np.float32(0.0)
-    for first in range(0, num_rows, MAX_ROWS):
-        state = float32s(
-            scratch.states + first // MAX_ROWS * tiles.STATE_BYTES, tiles.STATE_BYTES // 4
-        )
-        for i in range(16):
-            state[i] = np.float32(LEAST_FINITE)
-        for i in range(16, tiles.STATE_BYTES // 4):
-            state[i] = np.float32(0.0)
+    for i in range(num_rows // MAX_ROWS):
+        state = float32s(scratch.states + i * tiles.STATE_BYTES, tiles.STATE_BYTES // 4)
+        for j in range(tiles.STATE_BYTES // 4):
+            state[j] = np.float32(LEAST_FINITE if j < 16 else 0.0)
         state[tiles.FACTOR_OFFSET // 4] = factor
 
 
 @inlined
-def _advance(call: _Call, scratch: _Scratch, tile: _Tile, next_start: int) -> None:
-    """Step scratch.parts to the tile that was next, and find the one that starts at next_start."""
-    head = tile.head
-    first_part = _first_key(call, tile) // PART
-    last_part = (tile.position + tile.count - 1) // PART
-    if next_start // PART > last_part and head + 1 < call.kv_heads:
-        # What comes next is the next head. To prefetch wrongly costs nothing.
-        head, next_start = head + 1, first_part * PART // KV_TILE * KV_TILE
+def _advance(call: _Call, scratch: _Scratch, unit: _Unit, head: int, next_start: int) -> None:
+    """Step scratch.parts to the keys that were next; then come those of head + 1, same tile, or the
+    unit's first head of the tile that starts at next_start."""
+    first_part = _first_key(call, unit) // PART
+    last_part = (unit.position + unit.count - 1) // PART
     block_parts = call.block_size // PART
     part_bytes = PART * call.head_dim * call.element_bytes
-    table = int32s(tile.table, call.max_blocks)
+    table = int32s(unit.table, call.max_blocks)
     parts = int64s(scratch.parts, 4 * _PARTS)
-    for i in range(_PARTS):
+    for i in range(2 * _PARTS):
         parts[i] = parts[2 * _PARTS + i]
-        parts[_PARTS + i] = parts[3 * _PARTS + i]
+    if head + 1 < unit.heads:
+        for i in range(2 * _PARTS):
+            parts[2 * _PARTS + i] += part_bytes
+        return
+    for i in range(_PARTS):
         # Parts that no row sees may have no block: read any other, the masks hide it.
         index = min(max(next_start // PART + i, first_part), last_part)
         block = index // block_parts
         part = np.int64(table[block]) * block_parts + (index - block * block_parts)
-        offset = (part * call.kv_heads + head) * part_bytes
+        offset = (part * call.kv_heads + unit.head) * part_bytes
         parts[2 * _PARTS + i] = call.keys + offset
         parts[3 * _PARTS + i] = call.values + offset
 
 
 @inlined
-def _gather(call: _Call, scratch: _Scratch, tile: _Tile, tile_start: int) -> None:
+def _gather(call: _Call, scratch: _Scratch, unit: _Unit, head: int, tile_start: int) -> None:
     """Copy the keys and values of a tile that any row sees, zero the other values."""
     part_bytes = PART * call.head_dim * call.element_bytes
     parts = int64s(scratch.parts, 4 * _PARTS)
@@ -183,12 +200,12 @@ def _gather(call: _Call, scratch: _Scratch, tile: _Tile, tile_start: int) -> Non
     words = int32s(scratch.values, _PARTS * part_bytes // 4)
     for i in range(_PARTS * part_bytes // 4):
         words[i] = 0
-    table = int32s(tile.table, call.max_blocks)
-    start = max(_first_key(call, tile), tile_start)
-    for key in range(start, min(tile_start + KV_TILE, tile.position + tile.count)):
+    table = int32s(unit.table, call.max_blocks)
+    start = max(_first_key(call, unit), tile_start)
+    for key in range(start, min(tile_start + KV_TILE, unit.position + unit.count)):
         block = key // call.block_size
         place = key + (np.int64(table[block]) - block) * call.block_size
-        part = (place // PART) * call.kv_heads + tile.head
+        part = (place // PART) * call.kv_heads + unit.head + head
         _copy_lane(call, scratch, part, (place % PART, key - tile_start))
 
 
@@ -219,7 +236,7 @@ def _copy_lane(call: _Call, scratch: _Scratch, part: int, lanes: tuple[int, int]
 
 @inlined
 def _mask_rows(
-    call: _Call, scratch: _Scratch, tile: _Tile, rows: tuple[int, int, int]
+    call: _Call, scratch: _Scratch, unit: _Unit, rows: tuple[int, int, int]
 ) -> tuple[int, int]:
     """Write masks of rows = (first, end, tile_start); return the range of keys that any sees."""
     first, end_row, tile_start = rows
@@ -230,7 +247,7 @@ def _mask_rows(
     for i in range(MAX_ROWS):
         mask = np.uint64(0)
         if first + i < end_row:
-            position = tile.position + (first + i) // group
+            position = unit.position + (first + i) // group
             start, end = _visible(position, tile_start, call.window)
             if start < end:
                 mask = (ones >> np.uint64(KV_TILE - end)) & (ones << np.uint64(start))
@@ -241,24 +258,26 @@ def _mask_rows(
 
 @inlined
 def _attend_rows(
-    tag: Any, call: _Call, scratch: _Scratch, tile: _Tile, rows: tuple[int, int, int]
+    tag: Any, call: _Call, scratch: _Scratch, unit: _Unit, rows: tuple[int, int, int, int]
 ) -> None:
-    """One tile of keys for MAX_ROWS rows or less; rows = (first, end, tile_start)."""
-    start, end = _mask_rows(call, scratch, tile, rows)
+    """One tile of keys for MAX_ROWS rows or less; rows = (head, first, end, tile_start)."""
+    head, first, end_row, tile_start = rows
+    start, end = _mask_rows(call, scratch, unit, (first, end_row, tile_start))
     if end <= start:
         return
-    first, num_rows = rows[0], min(MAX_ROWS, rows[1] - rows[0])
+    num_rows = min(MAX_ROWS, end_row - first)
+    place = head * _head_rows(call, unit) + first
     row_bytes = call.head_dim * 4
     steps = call.head_dim * call.element_bytes // 4
-    out = scratch.out + first * row_bytes
-    score_args = (scratch.q + first * steps * 4, scratch.parts, scratch.scores, steps)
+    out = scratch.out + place * row_bytes
+    score_args = (scratch.q + place * steps * 4, scratch.parts, scratch.scores, steps)
     if num_rows > 3:
         tiles.scores_6(tag, score_args)
     elif num_rows > 1:
         tiles.scores_3(tag, score_args)
     else:
         tiles.scores_1(tag, score_args)
-    state = scratch.states + first // MAX_ROWS * tiles.STATE_BYTES
+    state = scratch.states + place // MAX_ROWS * tiles.STATE_BYTES
     size = (num_rows << 32) | call.head_dim
     tiles.softmax_rows(tag, (size, scratch.scores, scratch.masks, state, out, scratch.p))
     pair = 4 // call.element_bytes
@@ -285,98 +304,125 @@ def _attend_rows(
 
 
 @inlined
-def _attend_tile(tag: Any, call: _Call, scratch: _Scratch, tile: _Tile, factor: float) -> bool:
-    """Attention of one query tile; return whether any row came out NaN."""
-    _load_queries(call, scratch, tile, factor)
+def _finish(tag: Any, call: _Call, scratch: _Scratch, unit: _Unit) -> bool:
+    """Divide by the sums and write the output; return whether any of it is NaN."""
     group = call.heads // call.kv_heads
-    num_rows = tile.count * group
-    first_tile = _first_key(call, tile) // KV_TILE
-    gathered = call.block_size % PART != 0 or tile.careful != 0
-    if not gathered:
-        _advance(call, scratch, tile, first_tile * KV_TILE)
-    for index in range(first_tile, (tile.position + tile.count - 1) // KV_TILE + 1):
-        tile_start = index * KV_TILE
-        if gathered:
-            _gather(call, scratch, tile, tile_start)
-        else:
-            _advance(call, scratch, tile, tile_start + KV_TILE)
-        for row in range(0, num_rows, MAX_ROWS):
-            _attend_rows(tag, call, scratch, tile, (row, num_rows, tile_start))
     nan = False
-    for row in range(num_rows):
-        head_index = (tile.token + row // group) * call.heads + tile.head * group + row % group
-        target = call.out + head_index * call.head_dim * call.element_bytes
-        state = scratch.states + row // MAX_ROWS * tiles.STATE_BYTES
-        sums = state + tiles.SUMS_OFFSET + row % MAX_ROWS * 64
-        out = scratch.out + row * call.head_dim * 4
-        tiles.finish_row(tag, (sums, out, target, call.head_dim))
-        nan = nan or np.isnan(float32s(sums, 1)[0])
+    for h in range(unit.heads):
+        for row in range(unit.count * group):
+            token = unit.token + row // group
+            head_index = token * call.heads + (unit.head + h) * group + row % group
+            target = call.out + head_index * call.head_dim * call.element_bytes
+            place = h * _head_rows(call, unit) + row
+            state = scratch.states + place // MAX_ROWS * tiles.STATE_BYTES
+            sums = state + tiles.SUMS_OFFSET + place % MAX_ROWS * 64
+            out = scratch.out + place * call.head_dim * 4
+            tiles.finish_row(tag, (sums, out, target, call.head_dim))
+            nan = nan or np.isnan(float32s(sums, 1)[0])
     return nan
+
+
+@inlined
+def _attend_unit(tag: Any, call: _Call, scratch: _Scratch, unit: _Unit, factor: float) -> bool:
+    """Attention of one unit; return whether any row came out NaN."""
+    _load_queries(call, scratch, unit, factor)
+    num_rows = unit.count * (call.heads // call.kv_heads)
+    first_start = _first_key(call, unit) // KV_TILE * KV_TILE
+    gathered = call.block_size % PART != 0 or unit.careful != 0
+    if not gathered:
+        _advance(call, scratch, unit, unit.heads, first_start)
+    for tile_start in range(first_start, unit.position + unit.count, KV_TILE):
+        for head in range(unit.heads):
+            if gathered:
+                _gather(call, scratch, unit, head, tile_start)
+            else:
+                _advance(call, scratch, unit, head, tile_start + KV_TILE)
+            for row in range(0, num_rows, MAX_ROWS):
+                _attend_rows(tag, call, scratch, unit, (head, row, num_rows, tile_start))
+    return _finish(tag, call, scratch, unit)
+
+
+@inlined
+def _unit_at(call: _Call, row: int, items: tuple[int, int, int]) -> _Unit:
+    """Return the unit that begins with item items[0] of a row and ends before items[1].
+
+    Items before items[2] are computed alone and carefully.
+    """
+    item, end, careful_end = items
+    careful = 1 if item < careful_end else 0
+    if careful:
+        end = item + 1
+    starts = int32s(call.query_starts, row + 2)
+    row_start, row_end = np.int64(starts[row]), np.int64(starts[row + 1])
+    length = row_end - row_start
+    head = (item - row_start * call.kv_heads) // length
+    offset = item - row_start * call.kv_heads - head * length
+    group = call.heads // call.kv_heads
+    count = min(max(1, QUERY_ROWS // group), length - offset, end - item)
+    heads = 1
+    if count == length:
+        room = QUERY_ROWS // (_groups(count * group) * MAX_ROWS)
+        heads = max(1, min(room, call.kv_heads - head, (end - item) // length))
+    position = np.int64(int32s(call.kv_lens, row + 1)[row]) - length + offset
+    table = call.tables + np.int64(int32s(call.slots, row + 1)[row]) * call.max_blocks * 4
+    return _Unit(head, heads, row_start + offset, count, position, table, careful)
 
 
 def _attend(tag: Any, args: tuple[int, ...], factor: float, start: int, end: int) -> None:
     """Items start..end-1 of tokens * kv_heads: row after row, in a row head after head."""
     call = _Call(*args)
-    group = call.heads // call.kv_heads
-    memory, scratch = _scratch(call, group)
+    memory, scratch = _scratch(call, call.heads // call.kv_heads)
     starts = int32s(call.query_starts, 1 << 30)
-    kv_lens = int32s(call.kv_lens, 1 << 30)
-    slots = int32s(call.slots, 1 << 30)
-    max_count = max(1, QUERY_ROWS // group)
     item, row, careful_end = start, 0, start
     while item < end:
         while np.int64(starts[row + 1]) * call.kv_heads <= item:
             row += 1
-        row_start, row_end = np.int64(starts[row]), np.int64(starts[row + 1])
-        head = (item - row_start * call.kv_heads) // (row_end - row_start)
-        token = item - row_start * (call.kv_heads - 1) - head * (row_end - row_start)
-        careful = 1 if item < careful_end else 0
-        count = 1 if careful else min(max_count, row_end - token, end - item)
-        position = np.int64(kv_lens[row]) - row_end + token
-        table = call.tables + np.int64(slots[row]) * call.max_blocks * 4
-        tile = _Tile(head, token, count, position, table, careful)
-        if _attend_tile(tag, call, scratch, tile, factor) and careful == 0:
-            careful_end = item + count
+        unit = _unit_at(call, row, (item, end, careful_end))
+        num_items = unit.heads * unit.count
+        if _attend_unit(tag, call, scratch, unit, factor) and unit.careful == 0:
+            careful_end = item + num_items
         else:
-            item += count
+            item += num_items
     memory[0] = 0  # The last use of the owner: its memory must live until here.
 
 
 @cache
-def _kernel(kind: str) -> Any:
+def _kernel(tag: str) -> Any:
     """Compile for a tag of kernels.cpu.tiles, on first use."""
-    return compiled(f"void({kind}, UniTuple(int64, {len(_Call._fields)}), float32, int64, int64)")(
-        _attend
-    )
+    signature = f"void({tag}, UniTuple(int64, {len(_Call._fields)}), float32, int64, int64)"
+    return compiled(signature)(_attend)
 
 
 def paged_attention(
-    q: Tensor, cache: KVCache, batch: Batch, *, scale: float, window: int = 0
+    q: Tensor,
+    cache: KVCache,
+    batch: Batch,
+    *,
+    scale: float,
+    window: int = 0,
+    tag: str | None = None,
 ) -> Tensor:
-    """Twin of reference.attention.paged_attention."""
-    return attend(q, cache, batch, (scale, window), dot=tiles.has_dot_instruction())
-
-
-def attend(q: Tensor, kv: KVCache, batch: Batch, how: tuple[float, int], *, dot: bool) -> Tensor:
-    """Do it; how: (scale, window); dot: with the bfloat16 dot product instruction."""
+    """Twin of reference.attention.paged_attention. tag: of kernels.cpu.tiles, None for the best."""
     tokens, heads, head_dim = q.shape
-    keys, tables = kv.keys, batch.block_tables
+    keys, values, tables = cache.keys, cache.values, batch.block_tables
     kv_heads = keys.shape[1]
     assert q.is_contiguous() and tables.is_contiguous(), (q.stride(), tables.stride())
     assert q.dtype == keys.dtype and heads % kv_heads == 0, (q.dtype, keys.dtype, heads, kv_heads)
-    scale, window = how
+    assert head_dim == values.shape[3] and window >= 0, (head_dim, values.shape, window)
+    for array in (batch.query_starts, batch.kv_lens, batch.slots, tables):
+        assert array.dtype == torch.int32, array.dtype
     out = torch.empty_like(q)
     args = (
         q.data_ptr(),
         out.data_ptr(),
         keys.data_ptr(),
-        kv.values.data_ptr(),
+        values.data_ptr(),
         batch.query_starts.data_ptr(),
         batch.kv_lens.data_ptr(),
         batch.slots.data_ptr(),
         tables.data_ptr(),
         tables.shape[1],
-        kv.block_size,
+        cache.block_size,
         tokens,
         heads,
         kv_heads,
@@ -384,11 +430,21 @@ def attend(q: Tensor, kv: KVCache, batch: Batch, how: tuple[float, int], *, dot:
         window,
         q.element_size(),
     )
-    kernel = _kernel("float32" if q.dtype == torch.float32 else "uint16" if dot else "int16")
+    if tag is None:
+        tag = "float32" if q.dtype == torch.float32 else tiles.best_bfloat16_tag()
+    kernel = _kernel(tag)
     factor = scale * LOG2_E
 
     def call(start: int, end: int) -> None:
         kernel(0, args, factor, start, end)
 
-    run_ranges(call, tokens * kv_heads, 0)
+    run_ranges(call, tokens * kv_heads, _work(batch, heads * head_dim))
     return out
+
+
+def _work(batch: Batch, width: int) -> int:
+    """Return about how many nanoseconds a batch takes; 0 where nobody would help anyway."""
+    if torch.get_num_threads() == 1:
+        return 0
+    lengths = np.diff(batch.query_starts.numpy())
+    return int(np.dot(lengths, batch.kv_lens.numpy())) * width // 32

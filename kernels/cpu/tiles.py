@@ -2,12 +2,15 @@
 
 The arithmetic of reference.attention for a few rows and one tile of KV_TILE keys, in vectors of 16
 float32 lanes (LLVM splits them on narrower machines, with the same result in every lane). The first
-argument of each is a tag whose type tells the elements:
+argument of each is a tag whose type tells the elements and how their products are added:
 
-* float32: float32 elements, separate multiply and add.
-* uint16: bfloat16, through the dot product instruction (vdpbf16ps: two fused multiply-adds, the odd
-  element first, denormals flushed). Only where `has_dot_instruction()`.
-* int16: bfloat16, the same results from float64 arithmetic, on any machine.
+* float32: float32, separate multiply and add.
+* uint16: bfloat16 through the dot product instruction vdpbf16ps, which is two fused multiply-adds,
+  the odd element first, with denormals flushed.
+* int16: bfloat16 through fused multiply-adds while the processor's flush modes are on.
+* int8: bfloat16 through float64 (see reference.attention), on any machine.
+
+The last three have the same bits; `best_bfloat16_tag` says which is the fastest here.
 
 One *step* is 4 bytes of a row: an element, or a pair of bfloat16. All geometry is in steps, the
 same for all tags: a part (16 keys) of keys is [steps of head_dim, 16 keys], of values [steps of 16
@@ -16,7 +19,8 @@ keys, head_dim]. Addresses are integers; nothing here is checked.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from functools import cache
 from typing import Any
 
@@ -52,11 +56,15 @@ _I32S = ir.VectorType(_I32, LANES)
 _ROUND_MAGIC = 12582912.0 + 127
 """1.5 * 2^23 + 127: added to a small integral float32, leaves integer + 127 in the low bits."""
 
+_FLUSH_MODES = 0x8040
+"""Bits of MXCSR: flush results to zero, denormals are zeros."""
+
 
 @cache
-def has_dot_instruction() -> bool:
-    """Whether this machine multiplies bfloat16 pairs in one instruction."""
-    return bool(llvmlite.binding.get_host_cpu_features().get("avx512bf16", False))
+def best_bfloat16_tag() -> str:
+    """Return the fastest tag of bfloat16 that this machine has."""
+    features = llvmlite.binding.get_host_cpu_features()
+    return "uint16" if features.get("avx512bf16") else "int16" if features.get("fma") else "int8"
 
 
 class _Emit:
@@ -93,7 +101,7 @@ class _Emit:
         self.b.store(value, self.b.inttoptr(address, value.type.as_pointer()), align=2)
 
     def prefetch(self, address: Any) -> None:
-        """Ask for a cache line, into the second-level cache (a third faster here than the first)."""
+        """Ask for a cache line, into the second level: a third faster here than into the first."""
         pointer = self.b.inttoptr(address, ir.IntType(8).as_pointer())
         numbers = [ir.Constant(_I32, n) for n in (0, 2, 1)]  # read, second-level cache, data
         self.call("llvm.prefetch.p0", ir.VoidType(), pointer, *numbers)
@@ -143,27 +151,64 @@ class _Emit:
         nan = b.fcmp_unordered("uno", x, x)
         return b.trunc(b.select(nan, ir.Constant(_I32S, [0x7FC0] * LANES), rounded), _I16S)
 
-    def step(self, total: Any, left: Any, right: Any) -> Any:
-        """Add left * right of one step; left, right: 16 x 4 bytes."""
+    def add_products(self, sums: list[list[Any]], left: list[Any], right: list[Any]) -> None:
+        """Add left[i] * right[j] of one step to sums[i][j] (stack places); each 16 x 4 bytes."""
+        for take in self.halves():
+            right_half = [take(x) for x in right]
+            for row, x in zip(sums, left, strict=True):
+                left_half = take(x)
+                for place, y in zip(row, right_half, strict=True):
+                    self.b.store(self.add_product(self.b.load(place), left_half, y), place)
+
+    def halves(self) -> tuple[Callable[[Any], Any], ...]:
+        """Return what takes the factors out of 4 bytes, in the order of addition."""
         b = self.b
-        if self.tag == types.float32:
-            return b.fadd(total, b.fmul(b.bitcast(left, _FLOATS), b.bitcast(right, _FLOATS)))
         if self.tag == types.uint16:
-            name = "llvm.x86.avx512bf16.dpbf16ps.512"
-            return self.call(name, _FLOATS, total, right, left)
+            return (lambda x: x,)
+        if self.tag == types.float32:
+            return (lambda x: b.bitcast(x, _FLOATS),)
         high = ir.Constant(_I32S, [0xFFFF0000 - (1 << 32)] * LANES)
         sixteen = ir.Constant(_I32S, [16] * LANES)
-        total = self.flush(total)
-        for take in (lambda x: b.and_(x, high), lambda x: b.shl(x, sixteen)):
-            x, y = (
-                b.fpext(self.flush(b.bitcast(take(side), _FLOATS)), _DOUBLES)
-                for side in (left, right)
-            )
-            exact = b.fadd(b.fpext(total, _DOUBLES), b.fmul(x, y))
-            size = self.call("llvm.fabs.v16f64", _DOUBLES, exact)
-            tiny = b.fcmp_ordered("<=", size, ir.Constant(_DOUBLES, [FLUSHED] * LANES))
-            total = b.select(tiny, self.floats(0.0), b.fptrunc(exact, _FLOATS))
-        return total
+        return (
+            lambda x: b.bitcast(b.and_(x, high), _FLOATS),
+            lambda x: b.bitcast(b.shl(x, sixteen), _FLOATS),
+        )
+
+    def add_product(self, total: Any, x: Any, y: Any) -> Any:
+        """Return total + x * y, or both products of a pair."""
+        if self.tag == types.float32:
+            return self.b.fadd(total, self.b.fmul(x, y))
+        if self.tag == types.uint16:
+            return self.call("llvm.x86.avx512bf16.dpbf16ps.512", _FLOATS, total, y, x)
+        if self.tag == types.int16:
+            return self.call("llvm.fma.v16f32", _FLOATS, x, y, total)
+        return self.add_exact(total, x, y)
+
+    def add_exact(self, total: Any, x: Any, y: Any) -> Any:
+        """Return total + x * y rounded once, all denormals flushed; x, y: bfloat16 values."""
+        b = self.b
+        total, x, y = (b.fpext(self.flush(v), _DOUBLES) for v in (total, x, y))
+        exact = b.fadd(total, b.fmul(x, y))
+        size = self.call("llvm.fabs.v16f64", _DOUBLES, exact)
+        tiny = b.fcmp_ordered("<=", size, ir.Constant(_DOUBLES, [FLUSHED] * LANES))
+        return b.select(tiny, self.floats(0.0), b.fptrunc(exact, _FLOATS))
+
+    @contextmanager
+    def flush_modes(self) -> Iterator[None]:
+        """Let the processor flush denormal operands and results, for the tag that needs it.
+
+        The arithmetic between hangs on loads that follow the first change, stores that precede the
+        second, and the machine's instructions are ordered by the mode register.
+        """
+        if self.tag != types.int16:
+            yield
+            return
+        old, new = cgutils.alloca_once(self.b, _I32), cgutils.alloca_once(self.b, _I32)
+        self.call("llvm.x86.sse.stmxcsr", ir.VoidType(), old)
+        self.b.store(self.b.or_(self.b.load(old), ir.Constant(_I32, _FLUSH_MODES)), new)
+        self.call("llvm.x86.sse.ldmxcsr", ir.VoidType(), new)
+        yield
+        self.call("llvm.x86.sse.ldmxcsr", ir.VoidType(), old)
 
     def flush(self, x: Any) -> Any:
         """Denormals become zero."""
@@ -175,17 +220,22 @@ class _Emit:
         """Store 16 float32 in the elements' type."""
         if self.tag == types.uint16:
             p = self.call("llvm.x86.avx512bf16.cvtneps2bf16.512", _I16S, p)
-        elif self.tag == types.int16:
+        elif self.tag != types.float32:
             p = self.narrow(p)
         self.store(p, address)
 
 
-def _intrinsic(emit: Callable[..., None]) -> Any:
-    """Make an intrinsic of (tag, tuple of int64) from emit(emitter, *integers)."""
+def _intrinsic(emit: Callable[..., None], *, dots: bool = False) -> Any:
+    """Make an intrinsic of (tag, tuple of int64) from emit(emitter, *integers).
+
+    dots: all of it is products and their sums, under the rules of the tag.
+    """
 
     def typed(_context: Any, tag: Any, args: Any) -> Any:
         def codegen(context: Any, builder: Any, _signature: Any, values: Any) -> Any:
-            emit(_Emit(builder, tag), *cgutils.unpack_tuple(builder, values[1]))
+            emitter = _Emit(builder, tag)
+            with emitter.flush_modes() if dots else nullcontext():
+                emit(emitter, *cgutils.unpack_tuple(builder, values[1]))
             return context.get_dummy_value()
 
         return types.void(tag, args), codegen
@@ -214,11 +264,11 @@ def _scores(num_rows: int) -> Callable[..., None]:
             k = [e.load(e.address(part, offset), _I32S) for part in keys]
             for part in coming:
                 e.prefetch(e.address(part, offset))
-            for i, row in enumerate(sums):
-                place = e.address(q, e.times(row_bytes, i), e.times(loop.index, STEP_BYTES))
-                left = e.splat(e.load(place, _I32))
-                for j, total in enumerate(row):
-                    b.store(e.step(b.load(total), left, k[j]), total)
+            places = [
+                e.address(q, e.times(row_bytes, i), e.times(loop.index, STEP_BYTES))
+                for i in range(num_rows)
+            ]
+            e.add_products(sums, [e.splat(e.load(place, _I32)) for place in places], k)
         for i, row in enumerate(sums):
             for j, total in enumerate(row):
                 e.store(b.load(total), e.address(out, (i * PARTS + j) * VECTOR_BYTES))
@@ -262,11 +312,11 @@ def _values(num_rows: int, num_vectors: int) -> Callable[..., None]:
             ]
             for j in range(num_vectors):
                 e.prefetch(e.address(next_base, inner, column, j * VECTOR_BYTES))
-            for i, row in enumerate(sums):
-                place = e.address(p, i * p_bytes, e.times(loop.index, STEP_BYTES))
-                left = e.splat(e.load(place, _I32))
-                for j, total in enumerate(row):
-                    b.store(e.step(b.load(total), left, v[j]), total)
+            left = [
+                e.splat(e.load(e.address(p, i * p_bytes, e.times(loop.index, STEP_BYTES)), _I32))
+                for i in range(num_rows)
+            ]
+            e.add_products(sums, left, v)
         for row, row_places in zip(sums, places, strict=True):
             for total, place in zip(row, row_places, strict=True):
                 e.store(b.load(total), place)
@@ -353,14 +403,14 @@ def _finish(e: _Emit, sums: Any, out: Any, target: Any, head_dim: Any) -> None:
     e.store(e.fold(b.load(nans), b.fadd), sums)
 
 
-scores_6 = _intrinsic(_scores(6))
-scores_3 = _intrinsic(_scores(3))
-scores_1 = _intrinsic(_scores(1))
-values_6x4 = _intrinsic(_values(6, 4))
-values_3x4 = _intrinsic(_values(3, 4))
-values_1x4 = _intrinsic(_values(1, 4))
-values_6x1 = _intrinsic(_values(6, 1))
-values_3x1 = _intrinsic(_values(3, 1))
-values_1x1 = _intrinsic(_values(1, 1))
+scores_6 = _intrinsic(_scores(6), dots=True)
+scores_3 = _intrinsic(_scores(3), dots=True)
+scores_1 = _intrinsic(_scores(1), dots=True)
+values_6x4 = _intrinsic(_values(6, 4), dots=True)
+values_3x4 = _intrinsic(_values(3, 4), dots=True)
+values_1x4 = _intrinsic(_values(1, 4), dots=True)
+values_6x1 = _intrinsic(_values(6, 1), dots=True)
+values_3x1 = _intrinsic(_values(3, 1), dots=True)
+values_1x1 = _intrinsic(_values(1, 1), dots=True)
 softmax_rows = _intrinsic(_softmax)
 finish_row = _intrinsic(_finish)

@@ -14,6 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from quire.api.schema import ChatBody, CompletionBody
+from quire.api.server import is_worth_logging
 
 COMPLETIONS = "/v1/completions"
 CHAT = "/v1/chat/completions"
@@ -323,6 +324,32 @@ async def test_unknown_path_or_method(live: Any, method: str, path: str, status:
         check_error(await response.json())
         if status == 405:
             assert response.headers["Allow"]
+
+
+NO_HTTP = [
+    b"GARBAGE\r\n\r\n",
+    b"\x16\x03\x01\x02\x00\x01\x00",
+    b"GET /" + b"a" * 20000 + b" HTTP/1.1\r\nHost: x\r\n\r\n",
+    b"GET /health HTTP/1.1\r\n" + b"a: b\r\n" * 500 + b"\r\n",
+    b"GET //[ HTTP/1.1\r\nHost: x\r\n\r\n",
+    b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: -5\r\n\r\n",
+    b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
+    b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nExpect: magic\r\nContent-Length: 2\r\n\r\n{}",
+]
+
+
+@pytest.mark.parametrize("data", NO_HTTP)
+async def test_bytes_that_are_no_http(
+    live: Any, data: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    port = int(live.url.rpartition(":")[2])
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    writer.write(data)
+    head = await asyncio.wait_for(reader.readuntil(b"\r\n"), 10)
+    assert head.split()[1].startswith(b"4"), head
+    writer.close()
+    await writer.wait_closed()
+    assert not any(map(is_worth_logging, caplog.records))
 
 
 async def test_a_request_id_in_use_is_refused(live: Any) -> None:

@@ -322,6 +322,29 @@ def test_tools_and_developer_messages_reach_the_template(client: openai.OpenAI) 
     assert num_prompt(tools=[tool], tool_choice="none") == plain
 
 
+def test_a_developer_speaks_as_the_system(client: openai.OpenAI) -> None:
+    ids = []
+    for role in ("developer", "system", "user"):
+        messages: Any = [{"role": role, "content": "be"}]
+        given: Any = client.chat.completions.create(
+            model="tiny", messages=messages, max_tokens=1, extra_body={"return_token_ids": True}
+        )
+        ids.append(given.choices[0].prompt_token_ids)
+    assert ids[0] == ids[1] != ids[2]
+
+
+def test_text_parts_are_one_text(client: openai.OpenAI) -> None:
+    parts = [{"type": "text", "text": "the"}, {"type": "text", "text": "cat"}]
+    ids = []
+    for content in (parts, "the\ncat"):
+        messages: Any = [{"role": "user", "content": content}]
+        given: Any = client.chat.completions.create(
+            model="tiny", messages=messages, max_tokens=1, extra_body={"return_token_ids": True}
+        )
+        ids.append(given.choices[0].prompt_token_ids)
+    assert ids[0] == ids[1]
+
+
 def test_errors_have_the_sdks_types(client: openai.OpenAI) -> None:
     with pytest.raises(openai.NotFoundError) as missing:
         client.completions.create(model="gpt-9", prompt="x")

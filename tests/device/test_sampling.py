@@ -6,13 +6,14 @@ import math
 
 import numpy as np
 import torch
-from quire import reference
 from quire.engine.device.sampler import draw
 from quire.engine.device.sampling_rows import NO_LOGPROBS, SamplingTable
+from quire.engine.opset import choose_ops
 from quire.engine.params import SamplingParams
 from quire.engine.plan import Admitted
 
 VOCAB_SIZE = 32
+REFERENCE = choose_ops("cpu", "reference")
 
 
 def ints(*values: int) -> np.ndarray:
@@ -97,14 +98,14 @@ def test_forbidden_tokens_are_not_drawn_but_counted_in_logprobs() -> None:
     logits = torch.arange(VOCAB_SIZE).repeat(2, 1) / 8
     logits[:, 7] = 9.0
     wanted = logits.double().log_softmax(-1)[0]
-    tokens, rows = draw(reference, logits.clone(), table.step(ints(0, 1), ints(4, 4)))
+    tokens, rows = draw(REFERENCE, logits.clone(), table.step(ints(0, 1), ints(4, 4)))
     assert tokens.tolist() == [31, 7]
     assert rows is not None
     assert rows.ranks.tolist() == [2, 1]
     assert rows.top_ids.tolist() == [[7, 31], [7, 31]]
     assert math.isclose(rows.sampled[0], wanted[31], abs_tol=1e-5)
     admit(table, 0, temperature=0.0, min_tokens=1, stops=(7,))
-    tokens, rows = draw(reference, logits.clone(), table.step(ints(0, 1), ints(4, 4)))
+    tokens, rows = draw(REFERENCE, logits.clone(), table.step(ints(0, 1), ints(4, 4)))
     assert (tokens.tolist(), rows) == ([31, 7], None)
 
 
@@ -114,7 +115,7 @@ def test_a_row_that_is_not_finite_keeps_the_others() -> None:
     admit(table, 1, temperature=0.0, logprobs=1)
     logits = torch.arange(VOCAB_SIZE).repeat(2, 1) / 8
     logits[0, 3] = torch.nan
-    tokens, rows = draw(reference, logits, table.step(ints(0, 1), ints(4, 4)))
+    tokens, rows = draw(REFERENCE, logits, table.step(ints(0, 1), ints(4, 4)))
     assert tokens.tolist() == [-1, 31]
     assert rows is not None
     assert rows.top_ids[1].tolist() == [31]

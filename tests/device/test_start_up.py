@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
-from quire import reference
+from quire.engine.config import Backend, DTypeName
 from quire.engine.device import selftest
 from quire.engine.device.memory import (
     MAX_DEFAULT_BYTES,
@@ -15,17 +16,19 @@ from quire.engine.device.memory import (
     default_cache_bytes,
     num_blocks_within,
 )
+from quire.engine.opset import choose_ops
+from quire.fuzz.checkpoints import Kind, Tiny
 from quire.reference.linear import PADDED_FALLBACK
 
-if TYPE_CHECKING:
-    from conftest import MakeTiny
+TinyModel = Callable[[Kind, DTypeName, Backend], Tiny]
+REFERENCE = choose_ops("cpu", "reference")
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_this_machine_passes(dtype: torch.dtype) -> None:
     weights = [torch.randn(n, k, dtype=dtype) for n, k in ((96, 64), (96, 64), (48, 128))]
-    linears = [reference.pack_linear(weight, None) for weight in weights]
-    assert selftest.check_linears(linears, reference) == []
+    linears = [REFERENCE.pack_linear(weight, None) for weight in weights]
+    assert selftest.check_linears(linears, REFERENCE) == []
     assert all(linear.padded == 2 for linear in linears)
 
 
@@ -40,24 +43,25 @@ def test_failing_shapes_are_repacked_and_logged(
     weights = [torch.randn(n, k).to(dtype) for n, k in ((96, 64), (96, 64), (48, 128))]
     bias = torch.randn(96).to(dtype)
     linears = [
-        reference.pack_linear(weight, bias if len(weight) == 96 else None, segments=segments)
+        REFERENCE.pack_linear(weight, bias if len(weight) == 96 else None, segments=segments)
         for weight in weights
     ]
     monkeypatch.setattr(selftest, "self_test", lambda linear, seed: linear.in_features != 64)
     with caplog.at_level(logging.WARNING, logger="quire"):
-        assert selftest.check_linears(linears, reference) == [(64, 96)]
+        assert selftest.check_linears(linears, REFERENCE) == [(64, 96)]
     assert [linear.padded for linear in linears] == [PADDED_FALLBACK, PADDED_FALLBACK, 2]
     assert "64 -> 96" in caplog.text
     x = torch.randn(5, 64).to(dtype)
     wanted = x.double() @ weights[1].double().T + bias.double()
-    error = (reference.linear(x, linears[1]).double() - wanted).norm() / wanted.norm()
+    error = (REFERENCE.linear(x, linears[1]).double() - wanted).norm() / wanted.norm()
     assert error < (1e-6 if dtype == torch.float32 else 1e-2)
 
 
-def test_bytes_per_block_are_those_of_the_cache(make_tiny: MakeTiny) -> None:
-    for backend in ("reference", "kernels"):
-        tiny = make_tiny("qwen3", "bfloat16", backend)
-        caches = tiny.model.new_caches(12, 16)
+def test_bytes_per_block_are_those_of_the_cache(tiny_model: TinyModel) -> None:
+    backends: tuple[Backend, ...] = ("reference", "kernels")
+    for backend in backends:
+        tiny = tiny_model("qwen3", "bfloat16", backend)
+        caches: list[Any] = tiny.model.new_caches(12, 16)
         tensors = [
             value
             for cache in caches
@@ -68,8 +72,8 @@ def test_bytes_per_block_are_those_of_the_cache(make_tiny: MakeTiny) -> None:
         assert total == 12 * bytes_per_block(tiny.config, 16), backend
 
 
-def test_blocks_within_round_down(make_tiny: MakeTiny) -> None:
-    config = make_tiny("qwen3", "bfloat16", "reference").config
+def test_blocks_within_round_down(tiny_model: TinyModel) -> None:
+    config = tiny_model("qwen3", "bfloat16", "reference").config
     one = bytes_per_block(config, 16)
     assert one == 2 * 2 * 16 * 1 * 32 * 2
     sizes = (one - 1, one, 5 * one + 7)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 import torch
 from hypothesis import given, settings
-
 from quire import reference
 from quire.fuzz.kernel_cases import MatrixCase, assert_same_bits, matrix_cases, poisoned_memory
 from quire.kernels import cpu

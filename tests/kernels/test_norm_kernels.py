@@ -7,7 +7,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
 from quire import reference
 from quire.fuzz.kernel_cases import MatrixCase, assert_same_bits, matrix_cases, poisoned_memory
 from quire.kernels import cpu

@@ -2,19 +2,8 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any, NamedTuple
-
 import pytest
-from quire.fuzz.checkpoints import KINDS, Kind, make_model
-
-
-class Made(NamedTuple):
-    """A checkpoint and transformers' own model of it (float32)."""
-
-    kind: Kind
-    path: Path
-    model: Any
+from quire.fuzz.checkpoints import KINDS, Kind, Made, make_model
 
 
 @pytest.fixture(scope="session", params=KINDS)

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any, get_args
 
 import pytest
 import torch
-from quire import reference
+from quire.engine.config import DTypeName
 from quire.engine.models.loader import load_weights
 from quire.engine.models.registry import read_model_config
-from quire.fuzz.checkpoints import KINDS, VOCAB_SIZE, Kind, write_config
+from quire.engine.opset import choose_ops
+from quire.fuzz.checkpoints import KINDS, VOCAB_SIZE, Kind, Made, write_config
 from quire.reference.decoder import logits
 from quire.reference.generate import Wish, generate
 
-if TYPE_CHECKING:
-    from conftest import Made
+REFERENCE = choose_ops("cpu", "reference")
 
 
 def make_tokens(num_tokens: int, seed: int) -> torch.Tensor:
@@ -26,7 +26,7 @@ def make_tokens(num_tokens: int, seed: int) -> torch.Tensor:
 @pytest.mark.parametrize("num_tokens", [1, 17, 200])
 def test_logits_equal_transformers(made: Made, num_tokens: int) -> None:
     config = read_model_config(made.path)
-    weights = load_weights(config, reference)
+    weights = load_weights(config, REFERENCE)
     tokens = make_tokens(num_tokens, seed=num_tokens)
     with torch.no_grad():
         wanted = made.model(tokens[None].long()).logits[0]
@@ -35,7 +35,7 @@ def test_logits_equal_transformers(made: Made, num_tokens: int) -> None:
 
 def test_greedy_tokens_and_logprobs_equal_transformers(made: Made) -> None:
     config = read_model_config(made.path)
-    weights = load_weights(config, reference)
+    weights = load_weights(config, REFERENCE)
     prompt = make_tokens(33, seed=2).tolist()
     wish = Wish(max_tokens=16, num_logprobs=2)
     given = generate(config.decoder, weights, prompt, wish)
@@ -52,9 +52,9 @@ def test_greedy_tokens_and_logprobs_equal_transformers(made: Made) -> None:
 def test_bfloat16_stays_near_float32(made: Made) -> None:
     tokens = make_tokens(64, seed=3)
     rows = []
-    for dtype in ("float32", "bfloat16"):
+    for dtype in get_args(DTypeName)[1:]:
         config = read_model_config(made.path, dtype)
-        rows.append(logits(config.decoder, load_weights(config, reference), tokens).float())
+        rows.append(logits(config.decoder, load_weights(config, REFERENCE), tokens).float())
     assert (rows[0] - rows[1]).norm() / rows[0].norm() < 0.03
 
 
@@ -80,7 +80,7 @@ def test_frequencies_equal_transformers(rope_type: str, tmp_path: Path) -> None:
     from transformers import LlamaConfig
     from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
-    parameters = {
+    parameters: dict[str, Any] = {
         "rope_type": rope_type,
         "rope_theta": 500000.0,
         "factor": 8.0,
@@ -90,7 +90,11 @@ def test_frequencies_equal_transformers(rope_type: str, tmp_path: Path) -> None:
     }
     if rope_type != "llama3":
         parameters = {key: parameters[key] for key in ("rope_type", "rope_theta", "factor")}
-    changes = {"head_dim": 128, "max_position_embeddings": 131072, "rope_parameters": parameters}
+    changes: dict[str, Any] = {
+        "head_dim": 128,
+        "max_position_embeddings": 131072,
+        "rope_parameters": parameters,
+    }
     ours = read_model_config(write_config("llama2", tmp_path, **changes)).decoder
     theirs = LlamaRotaryEmbedding(LlamaConfig(**changes)).inv_freq
     torch.testing.assert_close(torch.tensor(ours.inverse_frequencies), theirs, rtol=1e-6, atol=0.0)

@@ -12,15 +12,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from quire import reference
 from quire.engine.errors import CheckpointError
 from quire.engine.models.loader import INDEX, SINGLE, load_model, load_weights
 from quire.engine.models.registry import read_model_config
+from quire.engine.opset import choose_ops
 from quire.fuzz.checkpoints import write_config
 from quire.reference.decoder import DecoderWeights, logits
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+REFERENCE = choose_ops("cpu", "reference")
 TOKENS = torch.arange(20, dtype=torch.int32)
 
 
@@ -50,7 +51,7 @@ def write_sharded(folder: Path, tensors: dict[str, Tensor]) -> Path:
 
 
 def load(folder: Path, dtype: str = "float32") -> DecoderWeights:
-    return load_weights(read_model_config(folder, dtype), reference)  # type: ignore[arg-type]
+    return load_weights(read_model_config(folder, dtype), REFERENCE)  # type: ignore[arg-type]
 
 
 def some_logits(folder: Path, dtype: str = "float32") -> Tensor:
@@ -208,7 +209,7 @@ def test_dummy_needs_no_file_and_follows_its_seed(tmp_path: Path) -> None:
     config = read_model_config(write_config("qwen2", tmp_path))
 
     def dummy(seed: int) -> Tensor:
-        weights = load_weights(config, reference, "dummy", seed=seed)
+        weights = load_weights(config, REFERENCE, "dummy", seed=seed)
         return logits(config.decoder, weights, TOKENS)
 
     assert torch.equal(dummy(1), dummy(1))
@@ -221,9 +222,9 @@ def test_bar_goes_to_stderr_when_asked(
     tensors: dict[str, Tensor], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     config = read_model_config(write(tmp_path, tensors))
-    load_model(config, reference)
+    load_model(config, REFERENCE)
     assert capsys.readouterr() == ("", "")
-    load_model(config, reference, progress=True)
+    load_model(config, REFERENCE, progress=True)
     captured = capsys.readouterr()
     assert captured.out == ""
     assert f"{len(tensors)}/{len(tensors)}" in captured.err
@@ -279,5 +280,5 @@ def write_random(folder: Path) -> None:
     from quire.engine.models.weights import WeightBuilder
 
     config = read_model_config(folder)
-    parts = WeightBuilder(config.decoder, config.family.names, reference).parts
+    parts = WeightBuilder(config.decoder, config.family.names, REFERENCE).parts
     save_file({name: torch.zeros(part.shape) for name, part in parts.items()}, folder / SINGLE)

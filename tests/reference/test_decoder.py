@@ -7,17 +7,19 @@ from pathlib import Path
 
 import pytest
 import torch
-from quire import reference
 from quire.engine.models.registry import read_model_config
+from quire.engine.opset import choose_ops
 from quire.fuzz.checkpoints import KINDS, VOCAB_SIZE, Kind, random_weights, write_config
 from quire.reference.decoder import TABLE_ROWS, logits, rotary_table
+
+REFERENCE = choose_ops("cpu", "reference")
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_logits_do_not_see_what_follows(kind: Kind, dtype: str, tmp_path: Path) -> None:
     config = read_model_config(write_config(kind, tmp_path), dtype)  # type: ignore[arg-type]
-    weights = random_weights(config, reference)
+    weights = random_weights(config, REFERENCE)
     tokens = torch.randint(0, VOCAB_SIZE, (150,), dtype=torch.int32)
     whole = logits(config.decoder, weights, tokens)
     for length in (1, 2, 63, 64, 65, 149):

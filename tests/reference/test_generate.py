@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
-from quire import reference
 from quire.engine.models.registry import read_model_config
+from quire.engine.opset import choose_ops
 from quire.fuzz.checkpoints import MAX_POSITIONS, VOCAB_SIZE, random_weights, write_config
 from quire.reference.decoder import DecoderConfig, DecoderWeights, logits
 from quire.reference.generate import Generated, Wish, generate
 
+REFERENCE = choose_ops("cpu", "reference")
 PROMPT = [5, 9, 2, 77]
 
 
@@ -27,7 +28,7 @@ class Model:
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Model:
     config = read_model_config(write_config("qwen3", tmp_path_factory.mktemp("qwen3")))
-    return Model(config.decoder, random_weights(config, reference))
+    return Model(config.decoder, random_weights(config, REFERENCE))
 
 
 def test_greedy_takes_the_best_of_each_prefix(model: Model) -> None:

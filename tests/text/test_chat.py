@@ -122,8 +122,9 @@ def transformers_render(source: str, messages: list[dict[str, Any]], **options: 
     from transformers.utils.chat_template_utils import render_jinja_template
 
     options = {"add_generation_prompt": True} | NAMES | options
-    texts, _ = render_jinja_template([messages], chat_template=source, **options)
-    return texts[0]
+    rendered: Any = render_jinja_template([messages], chat_template=source, **options)
+    text: str = rendered[0][0]
+    return text
 
 
 @pytest.mark.parametrize("source", [QWEN, MISTRAL], ids=["qwen", "mistral"])

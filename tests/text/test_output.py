@@ -257,6 +257,14 @@ def test_logprobs_name_the_drawn_token_first() -> None:
     assert state.output("delta").outputs[0].logprobs == ()
 
 
+def test_a_drawn_token_keeps_its_rank_among_equals() -> None:
+    state = make_state(SamplingParams(logprobs=2))
+    state.push(5, finish(), TokenLogprobs(-1.0, 1, (4, 5), (-1.0, -1.0)))
+    answer = state.output().outputs[0]
+    assert answer.logprobs is not None
+    assert [(i, p.rank) for i, p in answer.logprobs[0].items()] == [(5, 1), (4, 1)]
+
+
 def test_logprobs_of_zero_tell_of_the_drawn_token_only() -> None:
     state = make_state(SamplingParams(logprobs=0), tokenizer=None)
     state.push(5, finish(), TokenLogprobs(-1.0, 3, (), ()))

@@ -216,7 +216,7 @@ def test_a_slow_tokenizer_streams_by_windows() -> None:
             return self.backend.decode(ids, skip_special_tokens=False)
 
     tokenizer = SlowTokenizer(Slow(), TokenizerConfig())
-    for text in TEXT:
+    for text in (*TEXT, "水火木金土" * 10):
         prompt, answer = tokenizer.encode("The"), tokenizer.encode(text, add_special_tokens=False)
         detokenizer = start_detokenizer(tokenizer, prompt)
         shown = "".join(map(detokenizer.push, answer)) + detokenizer.flush()

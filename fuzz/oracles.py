@@ -1,0 +1,288 @@
+"""Slow, obviously right models of the control plane's parts: what its machines are compared with.
+
+FakeDevice executes step plans on memory that stores, for every position, a hash of the whole
+history that was written there: a row that would read anything but its own history is found at
+once. OracleCache is the block pool and the prefix index as lists and dicts. run_alone says what a
+request must give, from nothing but the request and the limits.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from ..engine.plan import Admitted, StepPlan, StepResult
+from ..engine.request import FinishReason, Request
+from ..engine.sched.scheduler import SchedulerLimits
+
+VOCAB = 7
+_MODULUS = (1 << 61) - 1
+
+
+def extend_history(history: int, token_id: int) -> int:
+    """Give the hash of a history with one more token."""
+    return (history * 1_000_003 + token_id + 1) % _MODULUS
+
+
+def draw_token(history: int, seed: int, barred: frozenset[int]) -> int:
+    """Draw the token after a history: a pure function, as the law demands; -1: not finite.
+
+    barred: ids that may not be drawn now (min_tokens).
+    """
+    number = (history ^ (seed * 0x9E3779B97F4A7C15)) % _MODULUS
+    if number % 89 == 0:
+        return -1
+    token_id = number % VOCAB
+    while token_id in barred:
+        token_id += 1
+    return token_id
+
+
+def stop_ids(request: Request) -> tuple[int, ...]:
+    """All ids that may end a request."""
+    eos = () if request.params.ignore_eos else request.eos_token_ids
+    return (*eos, *(request.params.stop_token_ids or ()))
+
+
+@dataclass
+class Alone:
+    """What a request gives when it runs alone."""
+
+    token_ids: list[int]
+    reason: FinishReason
+    stop_reason: int | None
+
+
+def run_alone(request: Request, root: int, limits: SchedulerLimits) -> Alone:
+    """Iterate the token function until the request ends. root: the history of the empty prefix."""
+    params = request.params
+    history = root
+    for token in request.prompt_token_ids.tolist():
+        history = extend_history(history, token)
+    outputs: list[int] = []
+    num_prompt = len(request.prompt_token_ids)
+    eos = () if params.ignore_eos else request.eos_token_ids
+    while True:
+        barred = stop_ids(request) if len(outputs) < params.min_tokens else ()
+        token = draw_token(history, request.seed, frozenset(barred))
+        outputs.append(token)
+        if token == -1:
+            return Alone(outputs, "error", None)
+        if len(outputs) >= params.min_tokens:
+            if token in eos:
+                return Alone(outputs, "stop", None)
+            if token in (params.stop_token_ids or ()):
+                return Alone(outputs, "stop", token)
+        if len(outputs) == params.max_tokens or num_prompt + len(outputs) == limits.max_model_len:
+            return Alone(outputs, "length", None)
+        history = extend_history(history, token)
+
+
+@dataclass
+class DeviceSlot:
+    """What the device knows of one slot."""
+
+    admitted: Admitted
+    root: int
+    token_ids: list[int]
+    computed: int | None = None
+    """None until the first row says from where it computes."""
+    blocks: dict[int, int] = field(default_factory=dict)
+
+
+class FakeDevice:
+    """Executes plans in order and checks that each of them is possible and safe."""
+
+    def __init__(self, limits: SchedulerLimits, roots: dict[int, int]) -> None:
+        self.limits = limits
+        self.roots = roots
+        """Root history by request seed, which must be unique: a plan does not name its requests."""
+        self.slots: dict[int, DeviceSlot] = {}
+        self.memory: dict[tuple[int, int], int] = {}
+        """(block, offset) -> hash of the history up to the token there."""
+        self.last_step = 0
+        self.num_partial_hits = 0
+
+    def execute(self, plan: StepPlan) -> StepResult:
+        """Run one step; asserts whatever could corrupt it."""
+        limits = self.limits
+        assert plan.step > self.last_step, (plan.step, self.last_step)
+        self.last_step = plan.step
+        assert 0 < plan.num_scheduled_tokens <= limits.max_num_batched_tokens, plan.num_tokens
+        assert len(set(plan.slots.tolist())) == len(plan.slots), plan.slots
+        for array in (plan.released, plan.block_ids, plan.slots, plan.starts, plan.num_tokens):
+            assert array.dtype == np.int32, array.dtype
+        self._change_slots(plan)
+        for source, target in zip(plan.copy_sources, plan.copy_targets, strict=True):
+            self._copy(int(source), int(target), plan)
+        rows = list(zip(plan.slots, plan.starts, plan.num_tokens, plan.samples, strict=True))
+        for slot, start, count, samples in rows:
+            self._write(int(slot), int(start), int(count), samples=bool(samples))
+        for slot, start, count, _ in rows:
+            self._read(int(slot), int(start) + int(count))
+        drawn = [self._sample(int(slot)) for slot, _, _, samples in rows if samples]
+        return StepResult(plan.step, np.array(drawn, np.int32))
+
+    def _change_slots(self, plan: StepPlan) -> None:
+        for slot in plan.released.tolist():
+            del self.slots[slot]
+        for admitted in plan.admitted:
+            assert 0 <= admitted.slot < self.limits.max_num_seqs, admitted.slot
+            tokens = admitted.token_ids.tolist()
+            root = self.roots[admitted.seed]
+            self.slots[admitted.slot] = DeviceSlot(admitted, root, tokens)
+        assert len(self.slots) <= self.limits.max_num_seqs, len(self.slots)
+        places = zip(plan.block_slots, plan.block_indices, plan.block_ids, strict=True)
+        for slot, index, block in places:
+            blocks = self.slots[int(slot)].blocks
+            assert int(index) == len(blocks), (slot, index, len(blocks))
+            assert 0 <= block < self.limits.num_blocks, block
+            assert int(block) not in blocks.values(), (slot, block)
+            blocks[int(index)] = int(block)
+
+    def holders(self, block: int) -> int:
+        """Count the slots that have a block in their table."""
+        return sum(block in slot.blocks.values() for slot in self.slots.values())
+
+    def _copy(self, source: int, target: int, plan: StepPlan) -> None:
+        assert source not in plan.copy_targets, (source, plan.copy_targets)
+        assert self.holders(target) == 1, (target, "a copy overwrites a shared block")
+        self.num_partial_hits += 1
+        for offset in range(self.limits.block_size):
+            self.memory[target, offset] = self.memory.get((source, offset), -1)
+
+    def _write(self, slot_index: int, start: int, count: int, *, samples: bool) -> None:
+        slot, size = self.slots[slot_index], self.limits.block_size
+        assert count > 0, (slot_index, count)
+        assert slot.computed in (None, start), (slot_index, slot.computed, start)
+        end = start + count
+        assert end <= len(slot.token_ids), (slot_index, end, len(slot.token_ids))
+        assert samples == (end == len(slot.token_ids)), (slot_index, end, len(slot.token_ids))
+        assert end <= len(slot.blocks) * size, (slot_index, end, slot.blocks)
+        assert end < self.limits.max_model_len, (slot_index, end)
+        history = slot.root
+        for position, token in enumerate(slot.token_ids[:end]):
+            history = extend_history(history, token)
+            if position >= start:
+                block = slot.blocks[position // size]
+                assert self.holders(block) == 1, (slot_index, block, "a shared block is written")
+                self.memory[block, position % size] = history
+        slot.computed = end
+
+    def _read(self, slot_index: int, end: int) -> None:
+        """Attend to all positions before `end`: each must hold this sequence's own history."""
+        slot, size = self.slots[slot_index], self.limits.block_size
+        history = slot.root
+        for position, token in enumerate(slot.token_ids[:end]):
+            history = extend_history(history, token)
+            place = (slot.blocks[position // size], position % size)
+            assert self.memory.get(place) == history, (slot_index, position, place)
+
+    def _sample(self, slot_index: int) -> int:
+        slot = self.slots[slot_index]
+        history = slot.root
+        for token in slot.token_ids:
+            history = extend_history(history, token)
+        admitted = slot.admitted
+        num_outputs = len(slot.token_ids) - admitted.num_prompt_tokens
+        early = num_outputs < admitted.params.min_tokens
+        barred = frozenset(admitted.stop_token_ids if early else ())
+        token = draw_token(history, admitted.seed, barred)
+        slot.token_ids.append(token)
+        return token
+
+
+Prefix = tuple[object, tuple[int, ...]]
+"""(salt, all tokens up to the end of a block)."""
+
+
+class OracleCache:
+    """Block pool and prefix index, spelled out."""
+
+    def __init__(self, num_blocks: int, block_size: int) -> None:
+        self.block_size = block_size
+        self.references = [0] * num_blocks
+        self.blank = list(range(num_blocks))
+        self.cached: list[int] = []
+        self.prefixes: dict[int, Prefix] = {}
+        self.orphans: set[Prefix] = set()
+
+    @property
+    def free_order(self) -> list[int]:
+        """Free blocks in the order in which they are reused."""
+        return self.blank + self.cached
+
+    def take(self, count: int) -> list[int]:
+        """Take the first free blocks; cached ones lose their prefix."""
+        ids = self.free_order[:count]
+        self.blank, self.cached = self.blank[count:], self.cached[max(0, count - len(self.blank)) :]
+        for block in ids:
+            self.references[block] = 1
+            self._forget(block)
+        return ids
+
+    def _forget(self, block: int) -> None:
+        prefix = self.prefixes.pop(block, None)
+        if prefix is None or prefix in self.prefixes.values():
+            return
+        self.orphans.discard(prefix)
+        salt, tokens = prefix
+        self.orphans |= {
+            (other, longer)
+            for other, longer in self.prefixes.values()
+            if other == salt and longer[: -self.block_size] == tokens
+        }
+
+    def hold(self, blocks: list[int]) -> None:
+        """Reference blocks."""
+        for block in blocks:
+            self.references[block] += 1
+            if block in self.cached:
+                self.cached.remove(block)
+
+    def drop(self, blocks: list[int]) -> None:
+        """Let go of blocks; those without a prefix are reused first, in the given order."""
+        blank: list[int] = []
+        for block in blocks:
+            self.references[block] -= 1
+            assert self.references[block] >= 0, block
+            if self.references[block] == 0:
+                (self.cached if block in self.prefixes else blank).append(block)
+        self.blank = blank + self.blank
+
+    def publish(self, block: int, prefix: Prefix) -> None:
+        """Make a block findable."""
+        assert self.references[block] > 0, block
+        self.prefixes[block] = prefix
+
+    def find(self, salt: object, tokens: tuple[int, ...]) -> tuple[int, int, int]:
+        """Look a sequence up, token by token, leaving one to compute.
+
+        Returns (full blocks, extra tokens of the best next block, the same without orphans).
+        """
+        size = self.block_size
+        known = set(self.prefixes.values())
+        full = 0
+        while (full + 1) * size < len(tokens) and (salt, tokens[: (full + 1) * size]) in known:
+            full += 1
+        head, rest = tokens[: full * size], tokens[full * size : -1][:size]
+        lengths = [0]
+        safe = [0]
+        for other, longer in known:
+            if other != salt or longer[:-size] != head or len(longer) != len(head) + size:
+                continue
+            shared = 0
+            while shared < len(rest) and longer[len(head) + shared] == rest[shared]:
+                shared += 1
+            lengths.append(shared)
+            if (other, longer) not in self.orphans:
+                safe.append(shared)
+        return full, max(lengths), max(safe)
+
+    def clear(self) -> None:
+        """Forget all prefixes; nothing is in use."""
+        assert not any(self.references), self.references
+        self.prefixes.clear()
+        self.orphans.clear()
+        self.blank, self.cached = sorted(range(len(self.references))), []

@@ -1,0 +1,281 @@
+"""A state machine over the whole scheduler: any order of add, fork, abort, launch, land, fail.
+
+The device is FakeDevice, whose tokens are a pure function of the whole history: if anything but a
+request's own history reaches a row, either the device notices or the outputs differ from those of
+the request run alone. Run by tests/sched with a short, fixed budget and by `quire.fuzz.run`.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from typing import ClassVar
+
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
+
+from ..engine.errors import ParamsError
+from ..engine.params import SamplingParams
+from ..engine.plan import StepPlan, StepResult
+from ..engine.request import Finished, Request, TokenEvents
+from ..engine.sched.planner import Decision
+from ..engine.sched.scheduler import Scheduler, SchedulerLimits
+from .oracles import VOCAB, Alone, FakeDevice, run_alone
+from .strategies import limits, make_request, prompts, sampling_params
+
+_SALTS = (None, None, None, "a", "b")
+_ROOTS = {None: 11, "a": 12, "b": 13}
+
+
+class SchedulerMachine(RuleBasedStateMachine):
+    """Compares everything that comes out with each request run alone."""
+
+    totals: ClassVar[Counter[str]] = Counter()
+    """What all runs together have exercised; printed by `quire.fuzz.run`."""
+
+    @initialize(limits=limits())
+    def start(self, limits: SchedulerLimits) -> None:
+        self.limits = limits
+        self.scheduler = Scheduler(limits, secret=b"0123456789abcdef")
+        self.roots: dict[int, int] = {}
+        self.device = FakeDevice(limits, self.roots)
+        self.flying: deque[tuple[StepPlan, StepResult]] = deque()
+        self.requests: dict[str, Request] = {}
+        self.outputs: dict[str, list[int]] = {}
+        self.ended: dict[str, Finished] = {}
+        self.expected: dict[str, Alone] = {}
+        self.contents: dict[bytes, tuple[int, ...]] = {}
+        self.num_requests = 0
+
+    @property
+    def alive(self) -> list[str]:
+        """Ids of the requests that have not ended, oldest first."""
+        return [name for name in self.requests if name not in self.ended]
+
+    @rule(
+        data=st.data(),
+        params=sampling_params(),
+        eos=st.sampled_from(((), (0,), (0, 1))),
+        priority=st.integers(-2, 2),
+        salt=st.sampled_from(_SALTS),
+    )
+    def add(
+        self,
+        data: st.DataObject,
+        params: SamplingParams,
+        eos: tuple[int, ...],
+        priority: int,
+        salt: str | None,
+    ) -> None:
+        prompt = data.draw(prompts(self.limits.max_model_len - 1))
+        request = self.make(prompt, params, eos=eos, priority=priority, salt=salt)
+        self.scheduler.add(request)
+        self.enter(request)
+
+    @precondition(lambda self: self.alive)
+    @rule(data=st.data(), params=sampling_params())
+    def fork(self, data: st.DataObject, params: SamplingParams) -> None:
+        parent = self.requests[data.draw(st.sampled_from(self.alive))]
+        known = [*parent.prompt_token_ids.tolist(), *self.outputs[parent.request_id]]
+        if len(known) + 1 > self.limits.max_model_len:
+            return
+        request = self.make(known, params, eos=(0,), priority=0, salt=parent.cache_salt)
+        self.scheduler.fork(parent.request_id, request)
+        self.totals["forks"] += 1
+        self.enter(request)
+
+    @rule(data=st.data())
+    def add_impossible(self, data: st.DataObject) -> None:
+        """A request that cannot fit, or whose id is alive, is refused and leaves no trace."""
+        too_long = make_request("x", [1] * self.limits.max_model_len)
+        twice = [self.requests[name] for name in self.alive[:1]]
+        for request in (too_long, *twice):
+            try:
+                self.scheduler.add(request)
+            except ParamsError:
+                continue
+            raise AssertionError(f"{request.request_id} was accepted")
+
+    @precondition(lambda self: self.requests)
+    @rule(data=st.data())
+    def abort(self, data: st.DataObject) -> None:
+        name = data.draw(st.sampled_from(list(self.requests)))
+        events = self.scheduler.abort(name)
+        assert (events is None) == (name in self.ended), (name, events)
+        if events is not None:
+            self.totals["aborts"] += 1
+            assert [f.reason for f in events.finished] == ["abort"], events
+            self.take(events)
+
+    @rule()
+    def launch(self) -> None:
+        """Plan and commit one step, if there is one; the device executes it at once, in order."""
+        decision = self.scheduler.plan()
+        again = self.scheduler.plan()
+        assert summary(decision) == summary(again), (decision, again)
+        if decision is None:
+            return
+        first = [s.request_id for s in self.scheduler._running][:1]
+        plan = self.scheduler.commit(decision)
+        if first:
+            assert first[0] in [s.request_id for s in self.scheduler._running], first
+        if decision.victims:
+            assert not decision.admissions, decision
+        self.flying.append((plan, self.device.execute(plan)))
+        self.compare_cache()
+
+    @precondition(lambda self: self.flying)
+    @rule()
+    def land(self) -> None:
+        plan, result = self.flying.popleft()
+        self.take(self.scheduler.retire(plan, result))
+
+    @rule(number=st.integers(1, 6))
+    def step(self, number: int) -> None:
+        """Run some steps as the engine does: as deep as allowed, then land the oldest."""
+        for _ in range(number):
+            while len(self.flying) < self.limits.overlap:
+                depth = len(self.flying)
+                self.launch()
+                if len(self.flying) == depth:
+                    break
+            if self.flying:
+                self.land()
+            self.scheduler.check()
+
+    @precondition(lambda self: self.flying)
+    @rule(number=st.integers(0, 9))
+    def fail(self, number: int) -> None:
+        """Now and then a step dies: all with a step in flight end, the others survive."""
+        if number:
+            return
+        busy = {slot for plan, _ in self.flying for slot in plan.slots.tolist()}
+        doomed = [s.request_id for s in self.scheduler._running if s.slot in busy]
+        self.flying.clear()
+        events = self.scheduler.fail("the device died")
+        assert events.request_ids == doomed, (events.request_ids, doomed)
+        assert {f.message for f in events.finished} <= {"the device died"}
+        assert len(events.finished) == len(doomed)
+        self.totals["failures"] += 1
+        for name in doomed:
+            self.expected.pop(name)
+        self.take(events)
+        # Whatever was written cannot be trusted any more.
+        self.device.memory.clear()
+        assert self.scheduler.num_free_blocks == self.limits.num_blocks
+
+    @rule()
+    def reset_cache(self) -> None:
+        idle = self.scheduler.num_free_blocks == self.limits.num_blocks
+        assert self.scheduler.reset_prefix_cache() == idle
+        if idle:
+            assert len(self.scheduler._memory.index) == 0
+
+    def teardown(self) -> None:
+        if not hasattr(self, "scheduler"):
+            return
+        bound = 50 + 4 * len(self.requests) * (self.limits.max_model_len + 2) ** 2
+        while self.scheduler.has_unfinished:
+            bound -= 1
+            assert bound > 0, ("no progress", self.alive)
+            self.step(1)
+        assert not self.flying and not self.alive, self.alive
+        self.scheduler.check()
+        assert self.scheduler.num_free_blocks == self.limits.num_blocks
+        assert self.scheduler.plan() is None
+        for name, alone in self.expected.items():
+            self.compare(name, alone)
+        stats = self.scheduler.stats
+        for key, value in (
+            ("steps", stats.num_steps),
+            ("tokens", stats.num_scheduled_tokens),
+            ("preemptions", stats.num_preemptions),
+            ("evictions", stats.num_evictions),
+            ("copies", stats.num_copies),
+            ("hit tokens", stats.prefix_hits + stats.resumed_hits),
+            ("requests", len(self.requests)),
+            ("runs", 1),
+        ):
+            self.totals[key] += value
+
+    def make(
+        self,
+        prompt: list[int],
+        params: SamplingParams,
+        *,
+        eos: tuple[int, ...],
+        priority: int,
+        salt: str | None,
+    ) -> Request:
+        """Make a request with an id and a seed of its own."""
+        self.num_requests += 1
+        seed = self.num_requests
+        self.roots[seed] = _ROOTS[salt]
+        name = f"r{seed}"
+        return make_request(
+            name, prompt, params=params, seed=seed, eos=eos, priority=priority, salt=salt
+        )
+
+    def enter(self, request: Request) -> None:
+        """Note an accepted request and what it must give."""
+        name = request.request_id
+        self.requests[name] = request
+        self.outputs[name] = []
+        self.expected[name] = run_alone(request, _ROOTS[request.cache_salt], self.limits)
+        self.scheduler.check()
+
+    def take(self, events: TokenEvents) -> None:
+        """Deliver events: each token once, none after the end."""
+        self.scheduler.check()
+        names = events.request_ids
+        assert (
+            len(names) == len(set(names)) == len(events.token_ids) == len(events.num_cached_tokens)
+        )
+        endings = {finished.index: finished for finished in events.finished}
+        assert len(endings) == len(events.finished), events.finished
+        for index, (name, token) in enumerate(zip(names, events.token_ids.tolist(), strict=True)):
+            assert name not in self.ended, (name, "an event after the end")
+            cached = int(events.num_cached_tokens[index])
+            assert 0 <= cached < len(self.requests[name].prompt_token_ids), (name, cached)
+            finished = endings.get(index)
+            assert token >= 0 or (finished and finished.reason in ("abort", "error")), name
+            if finished is None or token >= 0:
+                self.outputs[name].append(token)
+                alone = self.expected[name].token_ids
+                outputs = self.outputs[name]
+                assert outputs == alone[: len(outputs)], (name, outputs, alone)
+            if finished is not None:
+                self.ended[name] = finished
+                if finished.reason == "abort":
+                    self.expected.pop(name)
+
+    def compare(self, name: str, alone: Alone) -> None:
+        """Assert that a request that was left alone gave what it gives alone."""
+        ended, tokens = self.ended[name], alone.token_ids
+        outputs = tokens[:-1] if alone.reason == "error" else tokens
+        assert self.outputs[name] == outputs, (name, self.outputs[name], tokens)
+        assert (ended.reason, ended.stop_reason) == (alone.reason, alone.stop_reason), (name, ended)
+        assert (ended.message is not None) == (alone.reason == "error"), ended
+
+    def compare_cache(self) -> None:
+        """Every published block holds what its key stands for, and keys stand for one content."""
+        index, size = self.scheduler._memory.index, self.limits.block_size
+        for block in index.keyed.nonzero()[0].tolist():
+            written = tuple(self.device.memory.get((block, i), -1) for i in range(size))
+            key = index._keys[block]
+            assert self.contents.setdefault(key, written) == written, (block, written)
+            assert all(0 <= token < VOCAB for token in index.tokens[block].tolist()), block
+
+
+def summary(decision: Decision | None) -> object:
+    """Bring a decision into a form that compares."""
+    if decision is None:
+        return None
+    grant = decision.grant
+    return (
+        [grant.slots.tolist(), grant.starts.tolist(), grant.ends.tolist()],
+        [grant.openers.tolist(), grant.num_opened.tolist()],
+        [(a.sequence.request_id, a.hit, a.num_tokens, a.num_blocks) for a in decision.admissions],
+        decision.victims,
+        decision.drop_held,
+        decision.num_blocks,
+    )
