@@ -120,7 +120,7 @@ class Server:
 
 
 def is_worth_logging(record: logging.LogRecord) -> bool:
-    """Whether a record of aiohttp's is about more than bytes that are no HTTP (scanners, mostly)."""
+    """Whether a record of aiohttp is about more than bytes that are no HTTP (scanners, mostly)."""
     error = record.exc_info[1] if record.exc_info else None
     return not isinstance(error, HttpProcessingError | web.RequestPayloadError)
 

@@ -1,7 +1,7 @@
 """Operations of the CPU kernels: microseconds and GB/s a call, beside torch's own operations.
 
-Run as `python -m quire.benchmarks.kernels [--json FILE]`. One thread, CPU time, the least of several
-rounds. `copy` is Tensor.copy_ of as many bytes in the same process: what memory allows.
+Run as `python -m quire.benchmarks.kernels [--json FILE]`. One thread, CPU time, the least of
+several rounds. `copy` is Tensor.copy_ of as many bytes in the same process: what memory allows.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import argparse
 import json
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -98,34 +99,38 @@ def elementwise_cases() -> Iterator[Case]:
             x, residual = torch.randn(2, rows, HIDDEN).to(dtype)
             gate_up = torch.randn(rows, 2 * WIDTH).to(dtype)
             tokens = torch.randint(10_000, (rows,)).int()
-
-            def plain_norm(x: Tensor = x, weight: Tensor = weight) -> Tensor:
-                return functional.rms_norm(x, (HIDDEN,), weight, 1e-6)
-
             yield Case(
                 _name("rms_norm", rows, dtype),
                 2 * rows * HIDDEN * size,
-                lambda x=x, w=weight: cpu.rms_norm(x, w, 1e-6),
-                plain_norm,
+                partial(cpu.rms_norm, x, weight, 1e-6),
+                partial(functional.rms_norm, x, (HIDDEN,), weight, 1e-6),
             )
             yield Case(
                 _name("add_rms_norm", rows, dtype),
                 4 * rows * HIDDEN * size,
-                lambda x=x, r=residual, w=weight: cpu.add_rms_norm(x, r, w, 1e-6),
-                lambda x=x, r=residual, norm=plain_norm: norm(r.add_(x)),
+                partial(cpu.add_rms_norm, x, residual, weight, 1e-6),
+                partial(_torch_add_norm, x, residual, weight),
             )
             yield Case(
                 _name("silu_mul", rows, dtype),
                 3 * rows * WIDTH * size,
-                lambda g=gate_up: cpu.silu_mul(g),
-                lambda g=gate_up: functional.silu(g[:, :WIDTH]) * g[:, WIDTH:],
+                partial(cpu.silu_mul, gate_up),
+                partial(_torch_silu_mul, gate_up),
             )
             yield Case(
                 _name("embed", rows, dtype),
                 2 * rows * HIDDEN * size,
-                lambda t=tokens, w=table: cpu.embed(t, w),
-                lambda t=tokens, w=table: functional.embedding(t, w),
+                partial(cpu.embed, tokens, table),
+                partial(functional.embedding, tokens, table),
             )
+
+
+def _torch_add_norm(x: Tensor, residual: Tensor, weight: Tensor) -> Tensor:
+    return functional.rms_norm(residual.add_(x), (HIDDEN,), weight, 1e-6)
+
+
+def _torch_silu_mul(gate_up: Tensor) -> Tensor:
+    return functional.silu(gate_up[:, :WIDTH]) * gate_up[:, WIDTH:]
 
 
 def linear_cases() -> Iterator[Case]:
@@ -141,8 +146,8 @@ def linear_cases() -> Iterator[Case]:
                 yield Case(
                     _name(name, rows, dtype),
                     num_bytes,
-                    lambda x=x, form=form: cpu.linear(x, form),
-                    lambda x=x, weight=weight: functional.linear(x, weight),
+                    partial(cpu.linear, x, form),
+                    partial(functional.linear, x, weight),
                 )
 
 
@@ -165,31 +170,31 @@ def sampling_cases() -> Iterator[Case]:
             yield Case(
                 _name(f"sample {name}", 1, dtype),
                 logits.nbytes,
-                lambda x=logits, rows=rows: cpu.sample(x, rows),
-                _torch_sampling(logits, temperature, filters[1]),
+                partial(cpu.sample, logits, rows),
+                partial(_torch_sample, logits, temperature, filters[1]),
             )
         for k in (0, 20):
             yield Case(
                 _name(f"logprobs k {k}", 1, dtype),
                 logits.nbytes,
-                lambda x=logits, k=k: cpu.logprobs(x, token, k),
-                lambda x=logits, k=k: x.float().log_softmax(-1).topk(k),
+                partial(cpu.logprobs, logits, token, k),
+                partial(_torch_logprobs, logits, k),
             )
 
 
-def _torch_sampling(logits: Tensor, temperature: float, top_p: float) -> Callable[[], object]:
+def _torch_sample(logits: Tensor, temperature: float, top_p: float) -> Tensor:
     if temperature == 0.0:
-        return lambda: logits.argmax(-1)
+        return logits.argmax(-1)
+    probabilities = (logits.float() / temperature).softmax(-1)
+    if top_p < 1.0:
+        ordered, _ = probabilities.sort(descending=True)
+        reached = ordered.cumsum(-1) - ordered < top_p
+        probabilities = probabilities * (probabilities >= ordered[reached].min())
+    return torch.multinomial(probabilities, 1)
 
-    def draw() -> Tensor:
-        probabilities = (logits.float() / temperature).softmax(-1)
-        if top_p < 1.0:
-            ordered, _ = probabilities.sort(descending=True)
-            reached = ordered.cumsum(-1) - ordered < top_p
-            probabilities = probabilities * (probabilities >= ordered[reached].min())
-        return torch.multinomial(probabilities, 1)
 
-    return draw
+def _torch_logprobs(logits: Tensor, k: int) -> object:
+    return logits.float().log_softmax(-1).topk(k)
 
 
 def main() -> None:

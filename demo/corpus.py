@@ -32,13 +32,13 @@ Draw = Callable[[random.Random, bool], Exchange]
 
 # Each task with the number of its exchanges drawn at once and its share of the draws.
 CHAT_TASKS: tuple[tuple[str, Draw, tuple[int, ...], int], ...] = (
-    ("tell a story", tasks.tell_story, (1,), 14),
-    ("finish a story", tasks.finish_story, (1,), 16),
-    ("question about a story", tasks.question_story, (1,), 13),
+    ("tell a story", tasks.tell_story, (1,), 16),
+    ("finish a story", tasks.finish_story, (1,), 12),
+    ("question about a story", tasks.question_story, (1,), 6),
     ("sum of two numbers", tasks.do_sum, (1, 2, 3, 4), 14),
-    ("list of sums", tasks.list_sums, (1,), 6),
+    ("list of sums", tasks.list_sums, (1,), 14),
     ("unit conversion", tasks.convert_units, (1, 2, 3), 5),
-    ("fields as JSON", tasks.extract_fields, (1, 2), 13),
+    ("fields as JSON", tasks.extract_fields, (1, 2), 9),
     ("small talk (recall a name)", chat, (1, 1, 2, 3), 9),
 )
 
@@ -123,7 +123,7 @@ def training_texts(seed: int, num_texts: int) -> Iterator[str]:
     renderer = ChatRenderer()
     num_yielded = 0
     while num_yielded < num_texts:
-        if rng.random() < 0.12:
+        if rng.random() < 0.18:
             text = make_story(rng, held_out=False).text + END_OF_TEXT
         else:
             text = _draw_chat(rng, renderer)

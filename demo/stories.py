@@ -175,7 +175,7 @@ class Story:
 def make_story(rng: random.Random, held_out: bool) -> Story:
     """Draw a story whose combination of hero, animal, thing and place is (not) held out."""
     while True:
-        hero, friend = words.pick_name(rng), words.pick_name(rng)
+        hero, friend = words.pick_name(rng), rng.choice(words.FRIEND_NAMES)
         animal, friend_animal = rng.sample(words.ANIMALS, 2)
         thing, place = rng.choice(words.THINGS), rng.choice(words.PLACES)
         combination = words.is_held_out("story", hero, animal, thing, place)

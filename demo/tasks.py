@@ -12,7 +12,7 @@ from .stories import Story, make_story
 
 Message = dict[str, Any]
 
-MAX_ADDEND = 50
+MAX_ADDEND = 30
 
 
 @dataclass(frozen=True)

@@ -27,31 +27,19 @@ class ToolUse:
 
 
 @dataclass(frozen=True)
-class ToolKind:
-    """A tool under its possible names, with the possible names and JSON type of each argument."""
-
-    names: tuple[str, ...]
-    arguments: tuple[tuple[tuple[str, ...], str], ...]
-    draw: Callable[[random.Random], ToolUse]
-
-
-@dataclass(frozen=True)
 class OfferedTool:
-    """A tool kind as one chat offers it: under one name, with one name for each argument."""
+    """A tool: its kind, name, arguments with their JSON types, and how its uses are drawn."""
 
     kind: str
     name: str
-    arguments: tuple[str, ...]
+    arguments: dict[str, str]
+    draw: Callable[[random.Random], ToolUse]
 
     def schema(self) -> Tool:
         """Return the tool as the chat completion endpoint takes it."""
-        types = [json_type for _, json_type in KINDS[self.kind].arguments]
-        properties = {
-            name: {"type": json_type} for name, json_type in zip(self.arguments, types, strict=True)
-        }
         parameters = {
             "type": "object",
-            "properties": properties,
+            "properties": {name: {"type": kind} for name, kind in self.arguments.items()},
             "required": list(self.arguments),
         }
         return {"type": "function", "function": {"name": self.name, "parameters": parameters}}
@@ -179,54 +167,24 @@ def _draw_add(rng: random.Random) -> ToolUse:
     return ToolUse(rng.choice(requests), (first, second), result, f"{first} + {second} = {total}.")
 
 
-KINDS: dict[str, ToolKind] = {
-    "weather": ToolKind(
-        ("get_weather", "get_weather", "weather", "get_current_weather", "check_weather"),
-        ((("city", "location", "place"), "string"),),
-        _draw_weather,
-    ),
-    "time": ToolKind(
-        ("get_time", "get_time", "time", "current_time", "get_local_time"),
-        ((("city", "location", "place"), "string"),),
-        _draw_time,
-    ),
-    "timer": ToolKind(
-        ("set_timer", "start_timer", "timer"),
-        ((("minutes", "duration"), "integer"),),
-        _draw_timer,
-    ),
-    "message": ToolKind(
-        ("send_message", "send_text", "message"),
-        ((("to", "name", "recipient"), "string"), (("text", "message", "content"), "string")),
-        _draw_message,
-    ),
-    "price": ToolKind(
-        ("get_price", "price", "find_price"),
-        ((("item", "product"), "string"),),
-        _draw_price,
-    ),
-    "table": ToolKind(
-        ("book_table", "reserve_table", "book"),
-        ((("name", "guest"), "string"), (("people", "guests"), "integer")),
-        _draw_table,
-    ),
-    "add": ToolKind(
-        ("add", "add_numbers", "sum"),
-        ((("a", "x", "first"), "integer"), (("b", "y", "second"), "integer")),
-        _draw_add,
-    ),
+KINDS: dict[str, OfferedTool] = {
+    tool.kind: tool
+    for tool in (
+        OfferedTool("weather", "get_weather", {"city": "string"}, _draw_weather),
+        OfferedTool("time", "get_time", {"city": "string"}, _draw_time),
+        OfferedTool("timer", "set_timer", {"minutes": "integer"}, _draw_timer),
+        OfferedTool("message", "send_message", {"to": "string", "text": "string"}, _draw_message),
+        OfferedTool("price", "get_price", {"item": "string"}, _draw_price),
+        OfferedTool("table", "book_table", {"name": "string", "people": "integer"}, _draw_table),
+        OfferedTool("add", "add", {"a": "integer", "b": "integer"}, _draw_add),
+    )
 }
 
 
 def draw_offer(rng: random.Random) -> list[OfferedTool]:
-    """Draw the tools that one chat offers, each under one of its names."""
+    """Draw the tools that one chat offers."""
     num_tools = rng.choice((1, 1, 2, 2, 3, 3, 4, 5))
-    offer = []
-    for kind in rng.sample(tuple(KINDS), num_tools):
-        style = rng.randrange(6)
-        arguments = tuple(names[style % len(names)] for names, _ in KINDS[kind].arguments)
-        offer.append(OfferedTool(kind, rng.choice(KINDS[kind].names), arguments))
-    return offer
+    return [KINDS[kind] for kind in rng.sample(tuple(KINDS), num_tools)]
 
 
 def draw_use(rng: random.Random, kind: str, held_out: bool) -> ToolUse:

@@ -27,8 +27,8 @@ from .vocabulary import VOCABULARY_SIZE, end_token_ids, save_tokenizer, token_id
 SEED = 20
 MODEL_SHAPE = Shape(num_layers=4)
 DRAFTER_SHAPE = Shape(num_layers=1)
-MODEL_STEPS = 3000
-DRAFTER_STEPS = 900
+MODEL_STEPS = 5000
+DRAFTER_STEPS = 1500
 BATCH_TOKENS = 2048
 POOL_SIZE = 512
 TOKENIZER_TEXTS = 12_000

@@ -17,6 +17,11 @@ NAMES = _listed(
     "Jonas Kate Lucas Maria Noah Oscar Peter Lily"
 )
 
+FRIEND_NAMES = _listed(
+    "Pip Dot Bo Moss Fern Juno Wren Tilly Rufus Daisy Hazel Robin Poppy Milo Basil Ruby"
+)
+"""Friends in stories are named so, and nobody else."""
+
 CITIES = (
     *_listed(
         "Paris London Berlin Madrid Rome Vienna Prague Oslo Stockholm Helsinki Copenhagen "
@@ -124,12 +129,12 @@ def made_up_word(rng: random.Random) -> str:
 
 def pick_name(rng: random.Random) -> str:
     """Return a person's name: mostly a listed one, now and then a made-up one."""
-    return made_up_word(rng) if rng.random() < 0.15 else rng.choice(NAMES)
+    return made_up_word(rng) if rng.random() < 0.05 else rng.choice(NAMES)
 
 
 def pick_city(rng: random.Random) -> str:
     """Return a city's name: mostly a listed one, now and then a made-up one."""
-    return made_up_word(rng) if rng.random() < 0.2 else rng.choice(CITIES)
+    return made_up_word(rng) if rng.random() < 0.05 else rng.choice(CITIES)
 
 
 def with_article(noun: str) -> str:

@@ -20,7 +20,7 @@ from .params import SamplingParams
 from .request import Finished, TokenEvents
 from .text.chat import ChatTemplate
 from .text.output import OutputState, take_row
-from .text.prepare import Prepared, Prompt, PromptDict, RequestBuilder
+from .text.prepare import Prepared, Prompt, PromptDict, RequestBuilder, chat_prompt
 from .text.tokenizer import Tokenizer, load_tokenizer
 
 
@@ -100,18 +100,17 @@ class Front:
 
         Options are ChatTemplate.render's. ParamsError if the template refuses.
         """
-        if self._chat_template is None:
-            tokenizer = self.tokenizer
-            self._chat_template = ChatTemplate(
-                tokenizer.chat_templates, tokenizer.special_tokens, clock=self._clock
-            )
-        return self._chat_template.render(messages, **options)
+        return self._template().render(messages, **options)
 
     def chat_input(self, messages: Sequence[Mapping[str, Any]], **options: Any) -> PromptDict:
-        """Return chat_prompt's text and its tokens: what prepare takes."""
-        text = self.chat_prompt(messages, **options)
-        ids = self.tokenizer.encode(text, add_special_tokens=False)
-        return {"prompt": text, "prompt_token_ids": ids}
+        """Render and tokenize a conversation: a prompt for `prepare`."""
+        return chat_prompt(self._template(), self.tokenizer, messages, **options)
+
+    def _template(self) -> ChatTemplate:
+        """Return the checkpoint's chat template, read on first use."""
+        if self._chat_template is None:
+            self._chat_template = ChatTemplate.from_tokenizer(self.tokenizer, clock=self._clock)
+        return self._chat_template
 
     def add(self, prepared: Prepared, now_s: float) -> OutputState:
         """Queue a prepared request. ParamsError if its id is open or it can never fit."""

@@ -47,7 +47,9 @@ class AllocatorMachine(RuleBasedStateMachine):
     totals: ClassVar[Counter[str]] = Counter()
     """What all runs together have exercised; printed by `quire.fuzz.run`."""
 
-    @initialize(size=st.sampled_from((1, 2, 3, 4, 8)), number=st.integers(1, 24))
+    @initialize(
+        size=st.sampled_from((1, 2, 3, 4, 8)), number=st.sampled_from((1, 3, 6, 9, 12, 16, 24))
+    )
     def start(self, size: int, number: int) -> None:
         self.size, self.number = size, number
         self.pool = BlockPool(number)
@@ -59,9 +61,13 @@ class AllocatorMachine(RuleBasedStateMachine):
         self.totals["runs"] += 1
 
     @precondition(lambda self: len(self.holders) < _NUM_SLOTS)
-    @rule(tokens=prompts(40), salt=st.sampled_from((None, None, "a")))
-    def begin(self, tokens: list[int], salt: str | None) -> None:
-        """Look a sequence up, hold what it hits, take the rest; nothing changes if it is refused."""
+    @rule(data=st.data(), tokens=prompts(24), salt=st.sampled_from((None, None, "a")))
+    def begin(self, data: st.DataObject, tokens: list[int], salt: str | None) -> None:
+        """Look a sequence up, hold what it hits, take the rest; or refuse it, changing nothing."""
+        known = sorted({longer for other, longer in self.model.prefixes.values() if other == salt})
+        known += [tuple(h.tokens) for h in self.holders.values() if h.salt == salt]
+        if known and data.draw(st.integers(0, 2)):
+            tokens = [*data.draw(st.sampled_from(known), label="prefix"), *tokens[:3]]
         ids = np.array(tokens, np.int32)
         root, keys = self.hasher.root(salt), list[bytes]()
         self.hasher.extend(keys, root, ids)
@@ -111,7 +117,7 @@ class AllocatorMachine(RuleBasedStateMachine):
         holder = self.holders[slot]
         full = len(holder.tokens) // self.size
         first = holder.num_published
-        last = data.draw(st.integers(first, full))
+        last = data.draw(st.sampled_from((full, full, first + (full - first) // 2)))
         if first == last:
             return
         ids = np.array(holder.tokens[: last * self.size], np.int32)
@@ -164,8 +170,9 @@ class AllocatorMachine(RuleBasedStateMachine):
         ids, num_blank = self.pool.take(count)
         self.index.remove(ids[num_blank:].tolist())
         self.totals["evictions"] += count - num_blank
-        assert self.model.take(count) == ids.tolist(), ids
-        return ids.tolist()
+        taken: list[int] = ids.tolist()
+        assert self.model.take(count) == taken, taken
+        return taken
 
     def hold(self, blocks: list[int]) -> None:
         """Reference blocks in both."""

@@ -43,7 +43,7 @@ class Tiny(NamedTuple):
     ops: Ops
 
 
-VOCAB_SIZE = 160
+VOCAB_SIZE = 157
 MAX_POSITIONS = 320
 SHAPE: dict[str, Any] = {
     "vocab_size": VOCAB_SIZE,
@@ -66,9 +66,9 @@ LLAMA3_ROPE = {
     "original_max_position_embeddings": 64,
 }
 OWN: dict[Kind, tuple[str, dict[str, Any]]] = {
-    "llama2": ("Llama", {}),
+    "llama2": ("Llama", {"num_key_value_heads": 4}),
     "llama3": ("Llama", {"rope_parameters": LLAMA3_ROPE, "tie_word_embeddings": True}),
-    "mistral": ("Mistral", {"sliding_window": 24, "head_dim": 32}),
+    "mistral": ("Mistral", {"sliding_window": 24, "head_dim": 48}),
     "qwen2": (
         "Qwen2",
         {

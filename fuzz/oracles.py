@@ -8,15 +8,18 @@ request must give, from nothing but the request and the limits.
 
 from __future__ import annotations
 
+from collections import deque
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from ..engine.plan import Admitted, StepPlan, StepResult
-from ..engine.request import FinishReason, Request
-from ..engine.sched.scheduler import SchedulerLimits
+from ..engine.request import Finished, FinishReason, Request, TokenEvents
+from ..engine.sched.scheduler import Scheduler, SchedulerLimits
 
 VOCAB = 7
+FLAKY = 1 << 20
+"""Seeds with this bit meet logits that are not finite now and then."""
 _MODULUS = (1 << 61) - 1
 
 
@@ -31,11 +34,11 @@ def draw_token(history: int, seed: int, barred: frozenset[int]) -> int:
     barred: ids that may not be drawn now (min_tokens).
     """
     number = (history ^ (seed * 0x9E3779B97F4A7C15)) % _MODULUS
-    if number % 89 == 0:
+    if seed & FLAKY and number % 13 == 0:
         return -1
     token_id = number % VOCAB
     while token_id in barred:
-        token_id += 1
+        token_id = (token_id + 1) % VOCAB
     return token_id
 
 
@@ -121,6 +124,7 @@ class FakeDevice:
             self._write(int(slot), int(start), int(count), samples=bool(samples))
         for slot, start, count, _ in rows:
             self._read(int(slot), int(start) + int(count))
+            self.slots[int(slot)].computed = int(start) + int(count)
         drawn = [self._sample(int(slot)) for slot, _, _, samples in rows if samples]
         return StepResult(plan.step, np.array(drawn, np.int32))
 
@@ -141,13 +145,20 @@ class FakeDevice:
             assert int(block) not in blocks.values(), (slot, block)
             blocks[int(index)] = int(block)
 
-    def holders(self, block: int) -> int:
-        """Count the slots that have a block in their table."""
-        return sum(block in slot.blocks.values() for slot in self.slots.values())
+    def readers(self, block: int, writer: int) -> list[int]:
+        """List the slots that may have read a block before this step, beside the writer.
+
+        Those admitted in this step (whose `computed` is not known yet) read after all writes.
+        """
+        return [
+            index
+            for index, slot in self.slots.items()
+            if index != writer and block in slot.blocks.values() and slot.computed is not None
+        ]
 
     def _copy(self, source: int, target: int, plan: StepPlan) -> None:
         assert source not in plan.copy_targets, (source, plan.copy_targets)
-        assert self.holders(target) == 1, (target, "a copy overwrites a shared block")
+        assert not self.readers(target, -1), (target, "a copy overwrites a block in use")
         self.num_partial_hits += 1
         for offset in range(self.limits.block_size):
             self.memory[target, offset] = self.memory.get((source, offset), -1)
@@ -166,9 +177,8 @@ class FakeDevice:
             history = extend_history(history, token)
             if position >= start:
                 block = slot.blocks[position // size]
-                assert self.holders(block) == 1, (slot_index, block, "a shared block is written")
+                assert not self.readers(block, slot_index), (slot_index, block, "is shared")
                 self.memory[block, position % size] = history
-        slot.computed = end
 
     def _read(self, slot_index: int, end: int) -> None:
         """Attend to all positions before `end`: each must hold this sequence's own history."""
@@ -191,6 +201,67 @@ class FakeDevice:
         token = draw_token(history, admitted.seed, barred)
         slot.token_ids.append(token)
         return token
+
+
+class Rig:
+    """A scheduler driving a FakeDevice, for tests that look at single steps."""
+
+    def __init__(self, limits: SchedulerLimits) -> None:
+        self.limits = limits
+        self.scheduler = Scheduler(limits, secret=bytes(16))
+        self.roots: dict[int, int] = {}
+        self.device = FakeDevice(limits, self.roots)
+        self.flying: deque[tuple[StepPlan, StepResult]] = deque()
+        self.outputs: dict[str, list[int]] = {}
+        self.ended: dict[str, Finished] = {}
+
+    def add(self, request: Request, parent: str | None = None) -> str:
+        """Add or fork a request (its seed must be its own); gives its id."""
+        self.roots[request.seed] = 1 if request.cache_salt is None else hash(request.cache_salt)
+        if parent is None:
+            self.scheduler.add(request)
+        else:
+            self.scheduler.fork(parent, request)
+        self.outputs[request.request_id] = []
+        return request.request_id
+
+    def launch(self) -> StepPlan | None:
+        """Plan, commit and execute one step."""
+        decision = self.scheduler.plan()
+        if decision is None:
+            return None
+        plan = self.scheduler.commit(decision)
+        self.flying.append((plan, self.device.execute(plan)))
+        self.scheduler.check()
+        return plan
+
+    def land(self) -> TokenEvents:
+        """Retire the oldest step."""
+        events = self.scheduler.retire(*self.flying.popleft())
+        self.scheduler.check()
+        for name, token in zip(events.request_ids, events.token_ids.tolist(), strict=True):
+            self.outputs[name].append(token)
+        for finished in events.finished:
+            self.ended[events.request_ids[finished.index]] = finished
+        return events
+
+    def step(self) -> StepPlan:
+        """Launch one step, which must be possible, and land it."""
+        plan = self.launch()
+        assert plan is not None, "nothing to launch"
+        self.land()
+        return plan
+
+    def drain(self) -> None:
+        """Run until nothing is left."""
+        for _ in range(10_000):
+            while len(self.flying) < self.limits.overlap and self.launch():
+                pass
+            if not self.flying:
+                break
+            self.land()
+        assert not self.scheduler.has_unfinished
+        assert self.scheduler.num_free_blocks == self.limits.num_blocks
 
 
 Prefix = tuple[object, tuple[int, ...]]

@@ -30,6 +30,7 @@ def run_round(machine: type[RuleBasedStateMachine], number: int) -> None:
         database=None,
         derandomize=False,
         print_blob=True,
+        report_multiple_bugs=False,
         phases=(Phase.generate, Phase.shrink),
         suppress_health_check=list(HealthCheck),
     )

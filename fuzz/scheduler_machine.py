@@ -7,6 +7,7 @@ the request run alone. Run by tests/sched with a short, fixed budget and by `qui
 
 from __future__ import annotations
 
+import sys
 from collections import Counter, deque
 from typing import ClassVar
 
@@ -14,12 +15,13 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 
 from ..engine.errors import ParamsError
+from ..engine.kv.prefix_index import UPCOMING
 from ..engine.params import SamplingParams
 from ..engine.plan import StepPlan, StepResult
 from ..engine.request import Finished, Request, TokenEvents
 from ..engine.sched.planner import Decision
 from ..engine.sched.scheduler import Scheduler, SchedulerLimits
-from .oracles import VOCAB, Alone, FakeDevice, run_alone
+from .oracles import FLAKY, VOCAB, Alone, FakeDevice, run_alone
 from .strategies import limits, make_request, prompts, sampling_params
 
 _SALTS = (None, None, None, "a", "b")
@@ -113,7 +115,12 @@ class SchedulerMachine(RuleBasedStateMachine):
         again = self.scheduler.plan()
         assert summary(decision) == summary(again), (decision, again)
         if decision is None:
+            self.totals["waits"] += bool(self.alive) and len(self.flying) < self.limits.overlap
             return
+        self.totals["shares dropped"] += decision.drop_held
+        self.totals["hits in one step"] += sum(
+            UPCOMING in a.hit.blocks for a in decision.admissions
+        )
         first = [s.request_id for s in self.scheduler._running][:1]
         plan = self.scheduler.commit(decision)
         if first:
@@ -171,7 +178,7 @@ class SchedulerMachine(RuleBasedStateMachine):
             assert len(self.scheduler._memory.index) == 0
 
     def teardown(self) -> None:
-        if not hasattr(self, "scheduler"):
+        if not hasattr(self, "scheduler") or sys.exc_info()[0] is not None:
             return
         bound = 50 + 4 * len(self.requests) * (self.limits.max_model_len + 2) ** 2
         while self.scheduler.has_unfinished:
@@ -208,9 +215,9 @@ class SchedulerMachine(RuleBasedStateMachine):
     ) -> Request:
         """Make a request with an id and a seed of its own."""
         self.num_requests += 1
-        seed = self.num_requests
+        seed = self.num_requests | (FLAKY if self.num_requests % 5 == 0 else 0)
         self.roots[seed] = _ROOTS[salt]
-        name = f"r{seed}"
+        name = f"r{self.num_requests}"
         return make_request(
             name, prompt, params=params, seed=seed, eos=eos, priority=priority, salt=salt
         )
@@ -263,7 +270,8 @@ class SchedulerMachine(RuleBasedStateMachine):
             written = tuple(self.device.memory.get((block, i), -1) for i in range(size))
             key = index._keys[block]
             assert self.contents.setdefault(key, written) == written, (block, written)
-            assert all(0 <= token < VOCAB for token in index.tokens[block].tolist()), block
+            tokens = index.tokens[block].tolist()
+            assert all(0 <= token < VOCAB for token in tokens), (block, tokens)
 
 
 def summary(decision: Decision | None) -> object:

@@ -87,10 +87,13 @@ def _attend(
     k, v = read_kv(cache, torch.where(held, places, 0))
     k, v = (torch.where(held[..., None, None], x.float(), 0.0) for x in (k, v))
     if count > 1 and not bool(v.isfinite().all()):
-        # 0 * NaN: a value that one query sees must not reach another that does not. One by one.
-        for i in range(count):
-            one = _Queries(queries.tokens[:, i : i + 1], last[:, i] + 1, queries.tables)
-            _attend(q, cache, one, scale, window, out)
+        # 0 * NaN: a value that one query sees must not reach another that does not. Each alone.
+        for start in range(0, count, 16):
+            tokens = queries.tokens[:, start : start + 16]
+            ends = (last + 1)[:, start : start + 16].flatten()
+            tables = queries.tables.repeat_interleave(tokens.shape[1], 0)
+            alone = _Queries(tokens.reshape(-1, 1), ends, tables)
+            _attend(q, cache, alone, scale, window, out)
         return
     heads, head_dim = q.shape[1:]
     kv_heads = k.shape[2]

@@ -25,7 +25,7 @@ def qkv_post(
     """See Ops.qkv_post."""
     kv_heads, head_dim = cache.keys.shape[2:]
     heads = qkv.shape[1] // head_dim - 2 * kv_heads
-    qkv_thd = qkv.reshape(len(qkv), -1, head_dim)
+    qkv_thd = qkv.reshape(len(qkv), heads + 2 * kv_heads, head_dim)
     q, k = qkv_thd[:, :heads].float(), qkv_thd[:, heads : heads + kv_heads].float()
     if norms is not None:
         q, k = (scale_by_rms(x, w.float(), eps) for x, w in zip((q, k), norms, strict=True))

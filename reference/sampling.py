@@ -78,6 +78,8 @@ def _kept(x: Tensor, top: Tensor, rows: SamplingRows, r: int) -> Tensor:
 def logprobs(logits: Tensor, tokens: Tensor, k: int) -> Logprobs:
     """See Ops.logprobs: (l - max) - log(total), total = the sum of `weights` as one float32.
 
+    Plus 0, so that a zero is positive: which sign max has, where both occur, nobody defines.
+
     A row whose greatest logit is infinite has ranks and ids but NaN for values. A row with a NaN or
     without a finite logit has rank 0, ids -1 and NaN. A token outside the vocabulary (-1, where
     sampling failed) has NaN and rank 0. k is at most the vocabulary.
@@ -113,4 +115,4 @@ def log_probabilities(logits: Tensor) -> Tensor:
         return torch.full_like(logits, float("nan"))
     distance = logits - top
     total = weights(distance).sum().float() * 2.0**-WEIGHT_BITS
-    return distance - log(total)
+    return (distance - log(total)) + 0.0

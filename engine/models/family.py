@@ -67,6 +67,7 @@ def decoder_config(
     """Read the common shape. Raises ConfigError for everything that is not supported."""
     values.demand("hidden_act", "silu")
     values.demand("quantization_config")
+    values.demand("dual_chunk_attention_config")
     values.demand("partial_rotary_factor", 1, 1.0)
     heads = values.integer("num_attention_heads")
     kv_heads = values.integer("num_key_value_heads", traits.default_kv_heads or heads)

@@ -41,8 +41,7 @@ class SlotMemory:
         self._caching = limits.enable_prefix_caching
         self.hasher = BlockHasher(size, secret)
         self.blocks = BlockTable(limits.max_num_seqs, size)
-        # A sampled token may stand behind the last block; the width stays a multiple of the size.
-        self.table = SlotTable(limits.max_num_seqs, (self.blocks.width + 2) * size)
+        self.table = SlotTable(limits.max_num_seqs)
         self.pool = BlockPool(limits.num_blocks)
         self.index = PrefixIndex(limits.num_blocks, size)
         self.free_slots = list(range(limits.max_num_seqs))[::-1]
@@ -76,7 +75,8 @@ class SlotMemory:
     def open(self, slots: IdArray, counts: IdArray, ids: IdArray) -> tuple[IdArray, IdArray]:
         """Append new blocks to running sequences; see BlockTable.append."""
         places = self.blocks.append(slots, counts, ids)
-        self._reserve_tokens()
+        # A sampled token may stand just behind the last block.
+        self.table.reserve_tokens(self.blocks.width * self._size + 1)
         return places
 
     def place(self, sequence: Sequence, hit: Hit, ids: IdArray) -> IdArray:
@@ -94,8 +94,8 @@ class SlotMemory:
         slot = sequence.slot = self.free_slots.pop()
         ids = np.concatenate((np.array(found, np.intp), ids))
         self.blocks.fill(slot, ids)
-        self._reserve_tokens()
         length = len(sequence.token_ids)
+        self.table.reserve_tokens(max(length, self.blocks.width * self._size) + 1)
         table.tokens[slot, :length] = sequence.token_ids
         table.known[slot] = length
         table.limit[slot] = sequence.max_len - 1
@@ -135,8 +135,3 @@ class SlotMemory:
             tokens[first * size :].reshape(-1, size),
         )
         table.num_published[slot] = last
-
-    def _reserve_tokens(self) -> None:
-        width = (self.blocks.width + 2) * self._size
-        if width > self.table.tokens.shape[1]:
-            self.table.reserve_tokens(width)

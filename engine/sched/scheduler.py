@@ -130,8 +130,8 @@ class Scheduler:
         """Queue a request that continues a living one from all its known tokens.
 
         It shares the parent's computed blocks; a partial last one is copied when it starts.
-        Raises ParamsError as add() does, if the parent is not alive, or if the prompt is not the
-        parent's known tokens.
+        Raises ParamsError as add() does, if the parent is not alive, or if prompt or cache salt
+        are not the parent's.
         """
         parent = self._alive.get(parent_id)
         if parent is None:
@@ -139,9 +139,13 @@ class Scheduler:
         child = self._make(request)
         if not np.array_equal(child.token_ids, self._known_tokens(parent)):
             raise ParamsError("A fork's prompt must be its parent's known tokens.", "prompt")
+        if child.root != parent.root:
+            raise ParamsError("A fork must have its parent's cache salt.", "cache_salt")
         self._enter(child)
         if parent.slot < 0:
             return
+        # What a sequence shares is published, or it could not publish what follows.
+        self._memory.publish(parent.slot)
         computed = min(self._confirmed(parent.slot), len(child.token_ids) - 1)
         full, rest = divmod(computed, self._limits.block_size)
         if computed:

@@ -40,11 +40,11 @@ class SlotTable:
         "tokens",
     )
 
-    def __init__(self, num_slots: int, width: int) -> None:
+    def __init__(self, num_slots: int) -> None:
         def counts() -> IdArray:
             return np.zeros(num_slots, np.intp)
 
-        self.tokens = np.zeros((num_slots, width), np.int32)
+        self.tokens = np.zeros((num_slots, 64), np.int32)
         """Known tokens; the width grows."""
         self.known = counts()
         """Prompt and outputs that have arrived here."""

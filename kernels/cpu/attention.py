@@ -83,7 +83,7 @@ class _Scratch(NamedTuple):
 
 
 class _Unit(NamedTuple):
-    """Queries that are computed together: `count` tokens of a sequence, `heads` of its kv heads.
+    """Queries that are computed together: tokens of one sequence, for `heads` of its kv heads.
 
     More heads than one only where the tokens are few: they lie side by side in memory, and one that
     is read after the other comes at the speed of a stream.
@@ -92,7 +92,7 @@ class _Unit(NamedTuple):
     head: int
     heads: int
     token: int
-    count: int
+    num_tokens: int
     position: int
     """Of the first token."""
     table: int
@@ -136,7 +136,7 @@ def _scratch(call: _Call, group: int) -> tuple[Any, _Scratch]:
 @inlined
 def _head_rows(call: _Call, unit: _Unit) -> int:
     """Return the rows of scratch that a kv head takes: whole groups."""
-    return _groups(unit.count * (call.heads // call.kv_heads)) * MAX_ROWS
+    return _groups(unit.num_tokens * (call.heads // call.kv_heads)) * MAX_ROWS
 
 
 @inlined
@@ -147,7 +147,7 @@ def _load_queries(call: _Call, scratch: _Scratch, unit: _Unit, factor: float) ->
     row_words = call.head_dim * call.element_bytes // 4
     words = group * row_words
     for h in range(unit.heads):
-        for t in range(unit.count):
+        for t in range(unit.num_tokens):
             source_head = (unit.token + t) * call.kv_heads + unit.head + h
             source = int32s(call.q + source_head * words * 4, words)
             target = int32s(scratch.q + h * head_rows * row_words * 4 + t * words * 4, words)
@@ -169,7 +169,7 @@ def _advance(call: _Call, scratch: _Scratch, unit: _Unit, head: int, next_start:
     """Step scratch.parts to the keys that were next; then come those of head + 1, same tile, or the
     unit's first head of the tile that starts at next_start."""
     first_part = _first_key(call, unit) // PART
-    last_part = (unit.position + unit.count - 1) // PART
+    last_part = (unit.position + unit.num_tokens - 1) // PART
     block_parts = call.block_size // PART
     part_bytes = PART * call.head_dim * call.element_bytes
     table = int32s(unit.table, call.max_blocks)
@@ -184,7 +184,7 @@ def _advance(call: _Call, scratch: _Scratch, unit: _Unit, head: int, next_start:
         # Parts that no row sees may have no block: read any other, the masks hide it.
         index = min(max(next_start // PART + i, first_part), last_part)
         block = index // block_parts
-        part = np.int64(table[block]) * block_parts + (index - block * block_parts)
+        part = table[block] * block_parts + (index - block * block_parts)
         offset = (part * call.kv_heads + unit.head) * part_bytes
         parts[2 * _PARTS + i] = call.keys + offset
         parts[3 * _PARTS + i] = call.values + offset
@@ -202,9 +202,9 @@ def _gather(call: _Call, scratch: _Scratch, unit: _Unit, head: int, tile_start: 
         words[i] = 0
     table = int32s(unit.table, call.max_blocks)
     start = max(_first_key(call, unit), tile_start)
-    for key in range(start, min(tile_start + KV_TILE, unit.position + unit.count)):
+    for key in range(start, min(tile_start + KV_TILE, unit.position + unit.num_tokens)):
         block = key // call.block_size
-        place = key + (np.int64(table[block]) - block) * call.block_size
+        place = key + (table[block] - block) * call.block_size
         part = (place // PART) * call.kv_heads + unit.head + head
         _copy_lane(call, scratch, part, (place % PART, key - tile_start))
 
@@ -309,7 +309,7 @@ def _finish(tag: Any, call: _Call, scratch: _Scratch, unit: _Unit) -> bool:
     group = call.heads // call.kv_heads
     nan = False
     for h in range(unit.heads):
-        for row in range(unit.count * group):
+        for row in range(unit.num_tokens * group):
             token = unit.token + row // group
             head_index = token * call.heads + (unit.head + h) * group + row % group
             target = call.out + head_index * call.head_dim * call.element_bytes
@@ -326,12 +326,12 @@ def _finish(tag: Any, call: _Call, scratch: _Scratch, unit: _Unit) -> bool:
 def _attend_unit(tag: Any, call: _Call, scratch: _Scratch, unit: _Unit, factor: float) -> bool:
     """Attention of one unit; return whether any row came out NaN."""
     _load_queries(call, scratch, unit, factor)
-    num_rows = unit.count * (call.heads // call.kv_heads)
+    num_rows = unit.num_tokens * (call.heads // call.kv_heads)
     first_start = _first_key(call, unit) // KV_TILE * KV_TILE
     gathered = call.block_size % PART != 0 or unit.careful != 0
     if not gathered:
         _advance(call, scratch, unit, unit.heads, first_start)
-    for tile_start in range(first_start, unit.position + unit.count, KV_TILE):
+    for tile_start in range(first_start, unit.position + unit.num_tokens, KV_TILE):
         for head in range(unit.heads):
             if gathered:
                 _gather(call, scratch, unit, head, tile_start)
@@ -353,8 +353,8 @@ def _unit_at(call: _Call, row: int, items: tuple[int, int, int]) -> _Unit:
     if careful:
         end = item + 1
     starts = int32s(call.query_starts, row + 2)
-    row_start, row_end = np.int64(starts[row]), np.int64(starts[row + 1])
-    length = row_end - row_start
+    row_start = starts[row]
+    length = starts[row + 1] - row_start
     head = (item - row_start * call.kv_heads) // length
     offset = item - row_start * call.kv_heads - head * length
     group = call.heads // call.kv_heads
@@ -363,8 +363,8 @@ def _unit_at(call: _Call, row: int, items: tuple[int, int, int]) -> _Unit:
     if count == length:
         room = QUERY_ROWS // (_groups(count * group) * MAX_ROWS)
         heads = max(1, min(room, call.kv_heads - head, (end - item) // length))
-    position = np.int64(int32s(call.kv_lens, row + 1)[row]) - length + offset
-    table = call.tables + np.int64(int32s(call.slots, row + 1)[row]) * call.max_blocks * 4
+    position = int32s(call.kv_lens, row + 1)[row] - length + offset
+    table = call.tables + int32s(call.slots, row + 1)[row] * call.max_blocks * 4
     return _Unit(head, heads, row_start + offset, count, position, table, careful)
 
 
@@ -375,10 +375,10 @@ def _attend(tag: Any, args: tuple[int, ...], factor: float, start: int, end: int
     starts = int32s(call.query_starts, 1 << 30)
     item, row, careful_end = start, 0, start
     while item < end:
-        while np.int64(starts[row + 1]) * call.kv_heads <= item:
+        while starts[row + 1] * call.kv_heads <= item:
             row += 1
         unit = _unit_at(call, row, (item, end, careful_end))
-        num_items = unit.heads * unit.count
+        num_items = unit.heads * unit.num_tokens
         if _attend_unit(tag, call, scratch, unit, factor) and unit.careful == 0:
             careful_end = item + num_items
         else:

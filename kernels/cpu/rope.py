@@ -67,8 +67,8 @@ def _rotated(call: _Call, address: int, weight: int, turns: int, scratch: int, e
 
 
 @inlined
-def _write_q(call: _Call, scratch: int, address: int) -> None:
-    """Round a head of queries into the output."""
+def _round(call: _Call, scratch: int, address: int) -> None:
+    """Round head_dim float32 to elements."""
     x = float32s(scratch, call.head_dim)
     if call.element_bytes == 4:
         target = float32s(address, call.head_dim)
@@ -81,35 +81,34 @@ def _write_q(call: _Call, scratch: int, address: int) -> None:
 
 
 @inlined
-def _write_kv(call: _Call, scratch: int, value: int, part: int, lane: int) -> None:
-    """Store a rotated key and a value (address) as lane `lane` of a part; see kernels.cpu.kv."""
-    x = float32s(scratch, call.head_dim)
-    size = PART * call.head_dim
+def _write_kv(call: _Call, key: int, value: int, part: int, lane: int) -> None:
+    """Store a key and a value (addresses of elements) as a lane of a part; see kernels.cpu.kv."""
+    steps = call.head_dim * call.element_bytes // 4
+    source = int32s(key, steps)
+    target = int32s(call.keys + part * PART * steps * 4, PART * steps)
+    for i in range(steps):
+        target[i * PART + lane] = source[i]
+    values = call.values + part * PART * steps * 4
     if call.element_bytes == 4:
-        keys = float32s(call.keys + part * size * 4, size)
-        values = float32s(call.values + (part * PART + lane) * call.head_dim * 4, call.head_dim)
-        source = float32s(value, call.head_dim)
-        for i in range(call.head_dim):
-            keys[i * PART + lane] = x[i]
-            values[i] = source[i]
+        wide_source = int32s(value, steps)
+        wide_target = int32s(values + lane * steps * 4, steps)
+        for i in range(steps):
+            wide_target[i] = wide_source[i]
     else:
-        pairs = int32s(call.keys + part * size * 2, size // 2)
-        for i in range(call.head_dim // 2):
-            high = np.uint32(narrow(x[2 * i + 1])) << np.uint32(16)
-            pairs[i * PART + lane] = np.int32(high | np.uint32(narrow(x[2 * i])))
-        halves = bfloat16s(call.values + part * size * 2 + (lane // 2) * call.head_dim * 4, size)
         half_source = bfloat16s(value, call.head_dim)
+        half_target = bfloat16s(values + (lane // 2) * call.head_dim * 4, 2 * call.head_dim)
         for i in range(call.head_dim):
-            halves[2 * i + lane % 2] = half_source[i]
+            half_target[2 * i + lane % 2] = half_source[i]
 
 
 @compiled(f"void(UniTuple(int64, {len(_Call._fields)}), float32, int64, int64)")
 def _qkv_post(args: tuple[int, ...], eps: float, start: int, end: int) -> None:
     call = _Call(*args)
     head_dim, kv_heads = call.head_dim, call.kv_heads
-    memory = np.empty(3 * head_dim, np.float32)
+    memory = np.empty(4 * head_dim, np.float32)
     q_weight = memory.ctypes.data
     k_weight, scratch = q_weight + head_dim * 4, q_weight + head_dim * 8
+    key = q_weight + head_dim * 12
     if call.q_norm != 0:
         _read(call, call.q_norm, q_weight)
         _read(call, call.k_norm, k_weight)
@@ -117,17 +116,18 @@ def _qkv_post(args: tuple[int, ...], eps: float, start: int, end: int) -> None:
     row_bytes = head_dim * call.element_bytes
     for token in range(start, end):
         source = call.qkv + token * call.qkv_stride * call.element_bytes
-        turns = call.cos_sin + np.int64(positions[token]) * head_dim * 4
+        turns = call.cos_sin + positions[token] * head_dim * 4
         for head in range(call.heads + kv_heads):
             weight = q_weight if head < call.heads else k_weight
             _rotated(call, source + head * row_bytes, weight, turns, scratch, eps)
             if head < call.heads:
-                _write_q(call, scratch, call.out + (token * call.heads + head) * row_bytes)
+                _round(call, scratch, call.out + (token * call.heads + head) * row_bytes)
             else:
                 place = places[token]
                 part = (place // PART) * kv_heads + head - call.heads
                 value = source + (head + kv_heads) * row_bytes
-                _write_kv(call, scratch, value, part, place % PART)
+                _round(call, scratch, key)
+                _write_kv(call, key, value, part, place % PART)
 
 
 def qkv_post(

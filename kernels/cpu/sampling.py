@@ -434,13 +434,13 @@ def _logprobs_row(x: Any, token: int, scratch: Any, top_ids: Any, values: Any) -
         _find_top(x, maxima, items)
         for i in range(len(items)):
             top_ids[i] = items[i] & _ID_MASK
-            values[i] = (_value(items[i]) - top) - log_total
+            values[i] = ((_value(items[i]) - top) - log_total) + _ZERO
     if token < 0 or token >= len(x):
         return _NAN, 0
     rank = 1
     for i in range(len(x)):
         rank += 1 if x[i] > x[token] else 0
-    return (x[token] - top) - log_total, rank
+    return ((x[token] - top) - log_total) + _ZERO, rank
 
 
 @compiled("void(UniTuple(int64, 11), int64, int64)")

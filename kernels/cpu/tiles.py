@@ -27,11 +27,11 @@ from typing import Any
 import llvmlite.binding
 from llvmlite import ir
 from numba import types
-from numba.core import cgutils
 from numba.extending import intrinsic
 
 from ...reference.activation import EXP2_COEFFICIENTS
 from ...reference.attention import FLUSHED, LEAST_FINITE, LEAST_NORMAL
+from .simd import cgutils
 
 LANES = 16
 PARTS = 4

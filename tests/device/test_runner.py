@@ -238,6 +238,14 @@ def test_warm_up_leaves_no_trace(tiny_model: TinyModel, backend: Backend) -> Non
     assert answers[0] == answers[1] == oracle(tiny, [asked])
 
 
+def test_the_smallest_runner_warms_up(tiny_model: TinyModel) -> None:
+    """Warming up needs none of the runner's own slots, blocks and lengths."""
+    tiny = tiny_model("llama2", "float32", "kernels")
+    ModelRunner(
+        tiny.model, tiny.ops, num_blocks=1, block_size=1, max_num_seqs=1, max_model_len=1
+    ).warm_up()
+
+
 def test_a_sequence_ends_at_the_last_place(tiny_model: TinyModel) -> None:
     """The last token of the model length is drawn and written; one more is refused."""
     tiny = tiny_model("llama2", "float32", "kernels")

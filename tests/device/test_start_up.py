@@ -50,6 +50,7 @@ def test_failing_shapes_are_repacked_and_logged(
     with caplog.at_level(logging.WARNING, logger="quire"):
         assert selftest.check_linears(linears, REFERENCE) == [(64, 96)]
     assert [linear.padded for linear in linears] == [PADDED_FALLBACK, PADDED_FALLBACK, 2]
+    assert [len(linear.segments) for linear in linears] == [segments] * 3
     assert "64 -> 96" in caplog.text
     x = torch.randn(5, 64).to(dtype)
     wanted = x.double() @ weights[1].double().T + bias.double()

@@ -282,3 +282,10 @@ def test_equal_logits_keep_the_lowest_ids(vocab: int, top_k: int, top_p: float) 
     rows = make_sampling_rows(60, filters=(top_k, top_p, 0.0))
     tokens = cpu.sample(torch.full((60, vocab), -7.25), rows)
     assert tokens.max() < kept
+
+
+@pytest.mark.parametrize("row", [[-0.0], [0.0], [-0.0, 0.0], [0.0, -0.0], [-0.0, -INF]])
+def test_a_zero_log_probability_is_positive(row: list[float]) -> None:
+    result = logprobs_both(torch.tensor([row]), torch.tensor([0], dtype=torch.int32), 1)
+    assert not result.sampled.signbit().any() or result.sampled.item() < 0
+    assert sample_both(torch.tensor([row]), make_sampling_rows(1, temperature=0.0)) == [0]

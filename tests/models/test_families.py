@@ -11,7 +11,7 @@ from quire.engine.config import DTypeName
 from quire.engine.models.loader import load_weights
 from quire.engine.models.registry import read_model_config
 from quire.engine.opset import choose_ops
-from quire.fuzz.checkpoints import KINDS, VOCAB_SIZE, Kind, Made, write_config
+from quire.fuzz.checkpoints import KINDS, OWN, SHAPE, VOCAB_SIZE, Kind, Made, write_config
 from quire.reference.decoder import logits
 from quire.reference.generate import Wish, generate
 
@@ -59,12 +59,9 @@ def test_bfloat16_stays_near_float32(made: Made) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_both_spellings_of_a_config_mean_the_same(
-    kind: Kind, tmp_path: Path, request: pytest.FixtureRequest
-) -> None:
+def test_both_spellings_of_a_config_mean_the_same(kind: Kind, tmp_path: Path) -> None:
     """rope_theta, rope_scaling, torch_dtype against rope_parameters and dtype."""
     import transformers
-    from quire.fuzz.checkpoints import OWN, SHAPE
 
     name, own = OWN[kind]
     new = tmp_path / "new"

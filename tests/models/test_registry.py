@@ -10,13 +10,14 @@ import pytest
 import torch
 from quire.engine.errors import CheckpointError, ConfigError
 from quire.engine.models.registry import read_model_config
-from quire.fuzz.checkpoints import KINDS, Kind, write_config
+from quire.fuzz.checkpoints import KINDS, MAX_POSITIONS, VOCAB_SIZE, Kind, write_config
 
 SLIDING, FULL = "sliding_attention", "full_attention"
 
 REFUSED: list[tuple[dict[str, Any], str, str]] = [
     ({"hidden_act": "gelu"}, "hidden_act is 'gelu'", "'silu'"),
     ({"quantization_config": {"bits": 4}}, "quantization_config is {'bits': 4}", "absent"),
+    ({"dual_chunk_attention_config": {}}, "dual_chunk_attention_config is {}", "absent"),
     ({"head_dim": 24}, "head_dim is 24", "multiple of 16"),
     ({"head_dim": -16}, "head_dim is -16", "integer from 1"),
     ({"hidden_size": 72}, "hidden_size is 72", "multiple of 16"),
@@ -25,7 +26,7 @@ REFUSED: list[tuple[dict[str, Any], str, str]] = [
     ({"vocab_size": True}, "vocab_size is True", "integer"),
     ({"vocab_size": None}, "vocab_size is missing", "config.json"),
     ({"num_key_value_heads": 3}, "num_key_value_heads is 3", "num_attention_heads (4)"),
-    ({"num_attention_heads": 6}, "num_attention_heads is 6", "hidden_size (64)"),
+    ({"num_attention_heads": 12}, "num_attention_heads is 12", "hidden_size (64)"),
     ({"max_position_embeddings": 8}, "max_position_embeddings is 8", "from 16"),
     ({"rms_norm_eps": 0.0}, "rms_norm_eps is 0.0", "above 0"),
     ({"rms_norm_eps": "1e-6"}, "rms_norm_eps is '1e-6'", "above 0"),
@@ -135,7 +136,7 @@ def test_eos_ids_come_from_generation_config_first(
 @pytest.mark.parametrize("kind", KINDS)
 def test_model_config_repeats_what_the_engine_needs(kind: Kind, tmp_path: Path) -> None:
     config = read_model_config(write_config(kind, tmp_path))
-    assert (config.vocab_size, config.max_model_len) == (160, 320)
+    assert (config.vocab_size, config.max_model_len) == (VOCAB_SIZE, MAX_POSITIONS)
     assert config.path == tmp_path
 
 

@@ -86,7 +86,7 @@ MISTRAL = """{{ bos_token }}{% for message in messages %}
 {% if (message['role'] == 'user') != (loop.index0 % 2 == 0) %}
 {{ raise_exception('Roles must alternate user/assistant') }}
 {% endif %}
-{% if message['role'] == 'user' %}
+    {% if message['role'] == 'user' %}
 {{ '[INST] ' + message['content'] + ' [/INST]' }}
 {% else %}
 {% generation %}

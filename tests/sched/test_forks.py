@@ -1,0 +1,133 @@
+"""Forks: shared blocks, the copy of a partial one, and children that have to wait."""
+
+from __future__ import annotations
+
+import pytest
+from quire.engine.errors import ParamsError
+from quire.engine.params import SamplingParams
+from quire.fuzz.oracles import Rig
+from quire.fuzz.strategies import make_limits, make_request
+
+LONG = SamplingParams(max_tokens=9, ignore_eos=True)
+
+
+def make_parent(rig: Rig, num_steps: int = 3) -> list[int]:
+    """Run a parent for some steps; gives its known tokens."""
+    rig.add(make_request("parent", [1, 2, 3, 4, 5], params=LONG, seed=1))
+    for _ in range(num_steps):
+        rig.step()
+    return [1, 2, 3, 4, 5, *rig.outputs["parent"]]
+
+
+def fork(rig: Rig, known: list[int], name: str, seed: int) -> None:
+    rig.add(make_request(name, known, params=LONG, seed=seed), parent="parent")
+
+
+@pytest.mark.parametrize("caching", [True, False])
+def test_full_blocks_are_shared_and_the_partial_one_is_copied(caching: bool) -> None:
+    """Cases 30, 31."""
+    rig = Rig(make_limits(caching=caching))
+    known = make_parent(rig)
+    fork(rig, known, "child", 2)
+    plan = rig.step()
+    blocks = rig.scheduler._memory.blocks
+    parent, child = (blocks.row(s.slot).tolist() for s in rig.scheduler._running)
+    assert child[0] == parent[0]
+    assert child[1] != parent[1]
+    assert (plan.copy_sources.tolist(), plan.copy_targets.tolist()) == ([parent[1]], [child[1]])
+    assert (plan.starts.tolist(), plan.num_tokens.tolist()) == ([7, 7], [1, 1])
+    rig.drain()
+
+
+def test_a_child_outlives_its_parent_and_the_other_way_round() -> None:
+    """Case 31."""
+    for first in ("parent", "child"):
+        rig = Rig(make_limits())
+        fork(rig, make_parent(rig), "child", 2)
+        rig.step()
+        rig.scheduler.abort(first)
+        rig.scheduler.check()
+        rig.drain()
+
+
+def test_a_parent_that_ends_leaves_the_share_of_a_waiting_child() -> None:
+    rig = Rig(make_limits(caching=False))
+    fork(rig, make_parent(rig), "child", 2)
+    rig.scheduler.abort("parent")
+    plan = rig.step()
+    assert (plan.starts.tolist(), plan.num_tokens.tolist()) == ([7], [1])
+    rig.drain()
+
+
+def test_many_children_of_one_partial_block() -> None:
+    rig = Rig(make_limits(max_num_seqs=8))
+    known = make_parent(rig)
+    for seed in range(2, 7):
+        fork(rig, known, f"child{seed}", seed)
+    plan = rig.step()
+    assert len(set(plan.copy_sources.tolist())) == 1
+    assert len(set(plan.copy_targets.tolist())) == 5
+    rig.drain()
+
+
+def test_an_aborted_waiting_child_gives_its_share_back() -> None:
+    """Case 51."""
+    rig = Rig(make_limits())
+    fork(rig, make_parent(rig), "child", 2)
+    rig.scheduler.abort("child")
+    rig.scheduler.check()
+    rig.drain()
+
+
+def test_waiting_children_give_way_before_anybody_is_preempted() -> None:
+    rig = Rig(make_limits(num_blocks=4, max_model_len=17, max_num_seqs=2, caching=False))
+    known = make_parent(rig)
+    fork(rig, known, "child", 2)
+    rig.add(make_request("other", [6] * 6, params=LONG, seed=3))
+    rig.scheduler.abort("parent")
+    rig.drain()
+    assert len(rig.outputs["child"]) == len(rig.outputs["other"]) == 9
+
+
+def test_children_whose_shares_fill_the_pool_do_not_block_each_other() -> None:
+    rig = Rig(make_limits(num_blocks=3, max_model_len=13, max_num_seqs=1, caching=False))
+    known = make_parent(rig, num_steps=4)
+    fork(rig, known, "one", 2)
+    rig.scheduler.abort("parent")
+    fork_of = rig.add(make_request("two", known, params=SamplingParams(max_tokens=2), seed=3))
+    rig.drain()
+    assert rig.ended["one"].reason == "length"
+    assert rig.ended[fork_of].reason == "length"
+
+
+def test_a_fork_of_a_waiting_request_is_an_ordinary_request() -> None:
+    rig = Rig(make_limits())
+    rig.add(make_request("parent", [1, 2], seed=1))
+    rig.add(make_request("child", [1, 2], seed=2), parent="parent")
+    rig.drain()
+
+
+def test_only_confirmed_tokens_are_shared_under_overlap() -> None:
+    rig = Rig(make_limits(overlap=2, budget=8))
+    rig.add(make_request("parent", [1, 2, 3, 4, 5, 6], params=LONG, seed=1))
+    rig.launch()
+    fork(rig, [1, 2, 3, 4, 5, 6], "early", 2)
+    rig.launch()
+    rig.land()
+    fork(rig, [1, 2, 3, 4, 5, 6, *rig.outputs["parent"]], "late", 3)
+    rig.drain()
+
+
+def test_bad_forks_are_refused() -> None:
+    rig = Rig(make_limits())
+    known = make_parent(rig)
+    with pytest.raises(ParamsError, match="not alive"):
+        rig.scheduler.fork("nobody", make_request("child", known))
+    with pytest.raises(ParamsError, match="known tokens"):
+        rig.scheduler.fork("parent", make_request("child", known[:-1]))
+    with pytest.raises(ParamsError, match="salt"):
+        rig.scheduler.fork("parent", make_request("child", known, salt="a"))
+    with pytest.raises(ParamsError, match="in use"):
+        rig.scheduler.fork("parent", make_request("parent", known))
+    rig.scheduler.check()
+    rig.drain()
