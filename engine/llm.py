@@ -14,6 +14,7 @@ from .errors import ParamsError
 from .front import Front
 from .params import SamplingParams
 from .request import RequestOutput
+from .sched.scheduler import Scheduler
 from .text.prepare import Prompt
 from .text.tokenizer import Tokenizer
 
@@ -131,9 +132,14 @@ class LLM:
         while self._front.core.oldest is not None:
             self._front.deliver(self._front.core.land(), now_s)
 
+    @property
+    def scheduler(self) -> Scheduler:
+        """The scheduler, to read its counters."""
+        return self._front.core.scheduler
+
     def reset_prefix_cache(self) -> bool:
         """Forget all cached prefixes; False (and nothing done) while requests are running."""
-        return self._front.core.scheduler.reset_prefix_cache()
+        return self.scheduler.reset_prefix_cache()
 
     def close(self) -> None:
         """Release the executor's thread and the memory."""

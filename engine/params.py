@@ -90,7 +90,8 @@ def _real(params: SamplingParams, name: str, low: float, high: float, above: boo
 
 def _integer(params: SamplingParams, name: str, low: int, high: int) -> None:
     value: Any = getattr(params, name)
-    if isinstance(value, bool) or not isinstance(value, Integral) or not low <= value <= high:
+    good = isinstance(value, Integral) and not isinstance(value, bool)
+    if not good or not low <= int(value) <= high:
         raise _wrong(params, name, f"an integer from {low} to {high}")
     force_setattr(params, name, int(value))
 
@@ -107,7 +108,8 @@ def _stops(params: SamplingParams) -> None:
     except TypeError:
         stop_ids = (None,)
     good = all(
-        isinstance(i, Integral) and not isinstance(i, bool) and 0 <= i < 2**31 for i in stop_ids
+        isinstance(i, Integral) and not isinstance(i, bool) and 0 <= int(i) < 2**31
+        for i in stop_ids
     )
     if len(stop_ids) > MAX_STOPS or not good:
         raise _wrong(params, "stop_token_ids", f"at most {MAX_STOPS} token ids")

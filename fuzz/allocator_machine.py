@@ -66,7 +66,7 @@ class AllocatorMachine(RuleBasedStateMachine):
         """Look a sequence up, hold what it hits, take the rest; or refuse it, changing nothing."""
         known = sorted({longer for other, longer in self.model.prefixes.values() if other == salt})
         known += [tuple(h.tokens) for h in self.holders.values() if h.salt == salt]
-        if known and data.draw(st.integers(0, 2)):
+        if data.draw(st.integers(0, 2)) and known:
             tokens = [*data.draw(st.sampled_from(known), label="prefix"), *tokens[:3]]
         ids = np.array(tokens, np.int32)
         root, keys = self.hasher.root(salt), list[bytes]()

@@ -18,9 +18,12 @@ from ..engine.models.registry import read_model_config
 from ..engine.opset import choose_ops
 from ..engine.params import SamplingParams
 from ..engine.request import RequestOutput
+from ..engine.sched.scheduler import SchedulerStats
 from ..reference.generate import Wish, generate
 
-PROMPT_LENGTHS = (1, 7, 16, 17, 33, 200)
+PROMPT_LENGTHS = (200, 7, 1, 16, 17, 33)
+"""The longest first: with few blocks, the small ones beside it must grow and be preempted."""
+
 NUM_LOGPROBS = 3
 
 
@@ -82,10 +85,18 @@ def answer_of(output: RequestOutput) -> Answer:
     return Answer(completion.token_ids, tuple(sampled), tuple(top))
 
 
-def run(
-    path: Path, requests: Sequence[Asked], *, alone: bool = False, **options: Any
-) -> list[Answer]:
-    """Answer all requests at once, or one after the other in the same engine."""
+class Outcome(NamedTuple):
+    """What a run gave, and what it took: so that a test can tell that it tested something."""
+
+    answers: list[Answer]
+    stats: SchedulerStats
+
+
+def run(path: Path, requests: Sequence[Asked], *, alone: bool = False, **options: Any) -> Outcome:
+    """Answer all requests at once, or one after the other in the same engine.
+
+    Asserts that the engine is empty and whole afterwards.
+    """
     with LLM(str(path), skip_tokenizer_init=True, **options) as llm:
         groups = [[one] for one in requests] if alone else [list(requests)]
         outputs = [
@@ -95,7 +106,10 @@ def run(
                 [list(one.prompt) for one in group], [one.params for one in group], use_tqdm=False
             )
         ]
-    return [answer_of(output) for output in outputs]
+        scheduler = llm.scheduler
+        scheduler.check()
+        assert scheduler.num_free_blocks == scheduler.num_blocks
+        return Outcome([answer_of(output) for output in outputs], scheduler.stats)
 
 
 def expect(path: Path, requests: Sequence[Asked], dtype: DTypeName) -> list[Answer]:

@@ -51,7 +51,8 @@ def make_floats(
     return values.to(dtype)
 
 
-flavours = st.sampled_from(get_args(Flavour))
+# Sums round, and so tell their order, in the first flavour only: it comes more often.
+flavours = st.just("normal") | st.sampled_from(get_args(Flavour))
 seeds = st.integers(0, 2**32)
 dtypes = st.sampled_from(DTYPES)
 

@@ -7,7 +7,7 @@ Every run below must equal the dense oracle, which knows no batch, no block, no 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 from quire.engine.config import DTypeName
@@ -15,27 +15,39 @@ from quire.fuzz.checkpoints import KINDS, VOCAB_SIZE, make_checkpoint
 from quire.fuzz.engine_runs import Answer, Asked, expect, make_requests, run
 
 MAX_TOKENS = 6
+LEAST_POOL = {"num_kv_blocks": 54, "max_model_len": 216}
 
-WAYS: dict[str, dict[str, Any]] = {
-    "together": {},
-    "alone": {"alone": True},
-    "one slot": {"max_num_seqs": 1},
-    "overlap 2": {"overlap": 2},
-    "small chunks": {"max_num_batched_tokens": 7},
-    "chunks of one": {"max_num_batched_tokens": 1, "enable_prefix_caching": False},
-    "block size 1": {"block_size": 1},
-    "block size 8, no cache": {"block_size": 8, "enable_prefix_caching": False},
-    "few blocks": {"block_size": 16, "num_kv_blocks": 15, "max_model_len": 230},
-    "few blocks of 1, overlap 2": {
-        "block_size": 1,
-        "num_kv_blocks": 216,
-        "max_model_len": 216,
-        "overlap": 2,
-        "max_num_batched_tokens": 24,
-    },
-    "two threads": {"num_threads": 2},
-    "reference": {"backend": "reference", "block_size": 8, "max_num_batched_tokens": 64},
-    "priority": {"scheduling_policy": "priority", "max_num_batched_tokens": 33},
+
+class Way(NamedTuple):
+    """Options of a run, and the scheduler's counters that must have moved in it."""
+
+    options: dict[str, Any]
+    proves: tuple[str, ...] = ()
+
+
+WAYS = {
+    "together": Way({}),
+    "alone": Way({"alone": True}, ("prefix_hits", "num_copies")),
+    "one slot": Way({"max_num_seqs": 1}, ("prefix_hits", "num_copies")),
+    "overlap 2": Way({"overlap": 2}),
+    "small chunks": Way({"max_num_batched_tokens": 7}, ("num_copies",)),
+    "chunks of one": Way({"max_num_batched_tokens": 1, "enable_prefix_caching": False}),
+    "block size 1": Way({"block_size": 1, "num_kv_blocks": 512}, ("prefix_hits",)),
+    "block size 8, no cache": Way({"block_size": 8, "enable_prefix_caching": False}),
+    "few blocks": Way({"block_size": 4, **LEAST_POOL}, ("num_preemptions",)),
+    "few blocks, overlap 2": Way(
+        {"block_size": 4, **LEAST_POOL, "overlap": 2, "max_num_batched_tokens": 24},
+        ("num_preemptions", "resumed_hits"),
+    ),
+    "few blocks of 1, no cache": Way(
+        {"block_size": 1, "num_kv_blocks": 216, "enable_prefix_caching": False},
+        ("num_preemptions",),
+    ),
+    "two threads": Way({"num_threads": 2}),
+    "reference": Way(
+        {"backend": "reference", "block_size": 8, "max_num_batched_tokens": 64}, ("prefix_hits",)
+    ),
+    "priority": Way({"scheduling_policy": "priority", "max_num_batched_tokens": 33}),
 }
 
 
@@ -60,11 +72,11 @@ def test_every_way_gives_the_oracles_bits(
     way: str, checkpoint: Path, case: tuple[DTypeName, list[Asked], list[Answer]]
 ) -> None:
     dtype, asked, expected = case
-    options = {"num_threads": 1, "num_kv_blocks": 64, **WAYS[way]}
-    if options.get("block_size") == 1 and "num_kv_blocks" not in WAYS[way]:
-        options["num_kv_blocks"] = 512
-    options.setdefault("max_model_len", 256)
-    assert run(checkpoint, asked, dtype=dtype, **options) == expected
+    common = {"num_threads": 1, "num_kv_blocks": 64, "max_model_len": 216}
+    outcome = run(checkpoint, asked, dtype=dtype, **(common | WAYS[way].options))
+    assert outcome.answers == expected
+    for counter in WAYS[way].proves:
+        assert getattr(outcome.stats, counter) > 0, (counter, outcome.stats)
 
 
 def test_warm_cache_gives_the_oracles_bits(
@@ -72,8 +84,9 @@ def test_warm_cache_gives_the_oracles_bits(
 ) -> None:
     """The same prompts twice in one engine: the second round reads what the first wrote."""
     dtype, asked, expected = case
-    answers = run(checkpoint, asked * 2, dtype=dtype, num_threads=1, max_num_seqs=3)
-    assert answers == expected * 2
+    outcome = run(checkpoint, asked * 2, dtype=dtype, num_threads=1, max_num_seqs=3)
+    assert outcome.answers == expected * 2
+    assert outcome.stats.num_copies > 0, "hits inside a block"
 
 
 @pytest.mark.parametrize("family", sorted(set(KINDS) - {"qwen3"}))
@@ -87,4 +100,5 @@ def test_other_families_keep_the_law(family: str, tmp_path: Path) -> None:
         {"block_size": 16, "max_num_seqs": 2},
     )
     for options in ways:
-        assert run(path, asked, dtype="bfloat16", num_threads=1, **options) == expected
+        outcome = run(path, asked, dtype="bfloat16", num_threads=1, **options)
+        assert outcome.answers == expected

@@ -10,16 +10,17 @@ import torch
 from quire.fuzz.checkpoints import KINDS, VOCAB_SIZE, make_checkpoint
 from quire.fuzz.engine_runs import Asked, make_requests, run
 
-MAX_TOKENS = 8
+MAX_TOKENS = 12
 LOGPROB_TOLERANCE = 1e-4
 
+FEW = {"max_model_len": 216, "num_kv_blocks": 216}
+
 WAYS: dict[str, dict[str, Any]] = {
-    "alone": {"alone": True, "block_size": 16},
-    "few blocks of 16": {"block_size": 16, "num_kv_blocks": 14, "max_model_len": 216},
-    "few blocks of 1, chunks": {
+    "alone, blocks of 16": {"alone": True, "block_size": 16},
+    "few blocks of 1": {"block_size": 1, **FEW},
+    "few blocks of 1, chunks, no cache": {
         "block_size": 1,
-        "num_kv_blocks": 216,
-        "max_model_len": 216,
+        **FEW,
         "max_num_batched_tokens": 19,
         "enable_prefix_caching": False,
     },
@@ -28,6 +29,12 @@ WAYS: dict[str, dict[str, Any]] = {
         "max_num_batched_tokens": 50,
         "max_num_seqs": 3,
         "overlap": 2,
+    },
+    "few blocks of 16, no cache": {
+        "block_size": 16,
+        "max_model_len": 224,
+        "num_kv_blocks": 14,
+        "enable_prefix_caching": False,
     },
 }
 
@@ -61,8 +68,10 @@ def test_greedy_tokens_and_logprobs_equal_transformers(family: Any, tmp_path: Pa
     asked = make_requests(VOCAB_SIZE, seed=3, max_tokens=MAX_TOKENS, sampled=False)
     expected = [ask_transformers(path, one) for one in asked]
     for name, options in WAYS.items():
-        answers = run(path, asked, dtype="float32", num_threads=1, **options)
-        for one, (tokens, logprobs), answer in zip(asked, expected, answers, strict=True):
+        outcome = run(path, asked, dtype="float32", num_threads=1, **options)
+        if name.startswith("few blocks of 1"):
+            assert outcome.stats.num_preemptions > 0, name
+        for one, (tokens, logprobs), answer in zip(asked, expected, outcome.answers, strict=True):
             where = name, len(one.prompt)
             assert list(answer.token_ids) == tokens, where
             assert answer.sampled == pytest.approx(logprobs, abs=LOGPROB_TOLERANCE), where

@@ -75,7 +75,7 @@ def oracle(tiny: Tiny, requests: list[Asked]) -> list[Answer]:
     backend=st.sampled_from(["kernels", "reference"]),
     block_size=st.sampled_from([1, 8, 16]),
 )
-@settings(max_examples=30)
+@settings(max_examples=20)
 def test_any_plans_give_the_oracles_bits(
     tiny_model: TinyModel,
     seed: int,
