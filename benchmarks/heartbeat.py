@@ -12,6 +12,7 @@ import asyncio
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 from ..engine.async_engine import AsyncEngine
 from ..engine.params import SamplingParams
@@ -43,7 +44,7 @@ def describe(name: str, slips_ms: list[float]) -> None:
 
 async def measure(folder: str | None, num_requests: int, num_prompt: int, num_output: int) -> None:
     """Beat in the idle loop, then while num_requests are answered."""
-    options = {"model": folder, "load_format": "dummy", "skip_tokenizer_init": True}
+    options: dict[str, Any] = {"model": folder, "load_format": "dummy", "skip_tokenizer_init": True}
     async with AsyncEngine(**(options if folder else {}), num_threads=1) as engine:
         params = SamplingParams(
             temperature=1.0,

@@ -140,7 +140,8 @@ class Front:
         tokens = events.token_ids.tolist()
         cached = events.num_cached_tokens.tolist()
         touched = []
-        first, later = [], []
+        first: list[float] = []
+        later: list[float] = []
         for index, request_id in enumerate(events.request_ids):
             entry = self._open.get(request_id)
             if entry is None:

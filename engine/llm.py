@@ -6,7 +6,7 @@ import time
 from collections.abc import Sequence
 from datetime import datetime
 from types import TracebackType
-from typing import Any
+from typing import Any, cast
 
 from .build import build_engine
 from .config import EngineConfig
@@ -163,8 +163,8 @@ def _as_prompts(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
         return [prompts]
     items = list(prompts)
     if items and isinstance(items[0], int):
-        return [items]
-    return items
+        return [cast(list[int], items)]
+    return cast(list[Prompt], items)
 
 
 def _one_each(value: Any, count: int, name: str) -> Sequence[Any]:

@@ -43,7 +43,7 @@ def ask_transformers(path: Path, asked: Asked) -> tuple[list[int], list[float]]:
     """Generate greedily with transformers; return the tokens and their log probabilities."""
     from transformers import AutoModelForCausalLM
 
-    model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
+    model: Any = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
     prompt = torch.tensor([asked.prompt])
     with torch.inference_mode():
         given = model.generate(

@@ -62,7 +62,7 @@ class BlockTable:
 
     def reserve(self, width: int) -> None:
         """Make room for `width` blocks a slot."""
-        self.ids = widened(self.ids, width)
+        self.ids = widened(self.ids, width, self.lengths)
 
 
 def spread(slots: IdArray, firsts: IdArray, counts: IdArray, total: int) -> tuple[IdArray, IdArray]:
@@ -73,13 +73,15 @@ def spread(slots: IdArray, firsts: IdArray, counts: IdArray, total: int) -> tupl
     return np.repeat(slots, counts), np.repeat(firsts, counts) + within
 
 
-def widened(array: NDArray[np.int32], width: int) -> NDArray[np.int32]:
+def widened(array: NDArray[np.int32], width: int, lengths: NDArray[np.intp]) -> NDArray[np.int32]:
     """Give `array` [slots, n], or a copy of it at least doubled where n < width.
 
-    The new part is untouched zero memory, which costs nothing until a slot uses it.
+    lengths: [slots] how much of each row is in use. The rest of the copy is untouched zero memory,
+    which costs nothing until a slot uses it: one long sequence does not make all slots long.
     """
     if width <= array.shape[1]:
         return array
     wider = np.zeros((array.shape[0], max(width, 2 * array.shape[1])), np.int32)
-    wider[:, : array.shape[1]] = array
+    for slot in lengths.nonzero()[0].tolist():
+        wider[slot, : lengths[slot]] = array[slot, : lengths[slot]]
     return wider

@@ -56,6 +56,12 @@ def read_model_config(
     family = FAMILIES[architecture]
     traits = family.traits(values)
     decoder = decoder_config(values, traits, _dtype(values, dtype), linear_segments)
+    for width in (decoder.q_size, decoder.intermediate_size):
+        if width % (16 * linear_segments):
+            raise ConfigError(
+                f"linear_segments is {linear_segments}: it must cut the width {width} into "
+                "multiples of 16."
+            )
     return ModelConfig(
         path=path,
         architecture=architecture,

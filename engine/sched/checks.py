@@ -45,7 +45,7 @@ def _check_slots(state: State, running: list[Sequence], draining: list[int]) -> 
         assert table.sequences[sequence.slot] is sequence, sequence.slot
     for slot in state.memory.free_slots:
         assert table.sequences[slot] is None, slot
-        assert state.memory.blocks.capacity[slot] == 0, slot
+        assert state.memory.blocks.capacity[slot] == table.known[slot] == 0, slot
     if not state.in_flight:
         assert not draining, draining
 

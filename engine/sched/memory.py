@@ -111,6 +111,7 @@ class SlotMemory:
         self.publish(slot)
         self.pool.drop(self.blocks.row(slot)[::-1], self.index.keyed)
         self.blocks.clear(slot)
+        self.table.known[slot] = 0
         self.table.sequences[slot] = None
         self.table.request_ids[slot] = None
         self.free_slots.append(slot)

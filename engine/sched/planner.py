@@ -124,7 +124,9 @@ def plan_step(state: State, limits: SchedulerLimits) -> Decision | None:
         idle = not (len(slots) or len(state.waiting))
         assert state.in_flight or idle, "nothing can proceed"
         return None
-    num_blocks = grant.num_blocks + sum(admission.num_blocks for admission in admissions)
+    num_blocks = grant.num_blocks
+    for admission in admissions:
+        num_blocks += admission.num_blocks
     return Decision(grant, admissions, victims, supply.drop_held, num_blocks)
 
 
@@ -133,12 +135,14 @@ def _grant(memory: SlotMemory, slots: IdArray, limits: SchedulerLimits) -> Grant
     table, size, budget = memory.table, limits.block_size, limits.max_num_batched_tokens
     starts = table.submitted[slots]
     wanted = np.minimum(table.target[slots], table.limit[slots]) - starts
-    num_tokens = int(wanted.sum())
-    if num_tokens > budget:
-        wanted, num_tokens = _cut(wanted, budget), budget
-    computing = wanted.nonzero()[0]
-    if len(computing) < len(slots):
-        slots, starts, wanted = slots[computing], starts[computing], wanted[computing]
+    num_tokens = len(slots)
+    if np.count_nonzero(wanted == 1) < num_tokens or num_tokens > budget:
+        num_tokens = int(wanted.sum())
+        if num_tokens > budget:
+            wanted, num_tokens = _cut(wanted, budget), budget
+        computing = wanted.nonzero()[0]
+        if len(computing) < len(slots):
+            slots, starts, wanted = slots[computing], starts[computing], wanted[computing]
     ends = starts + wanted
     capacity = memory.blocks.capacity[slots]
     rows = (ends > capacity).nonzero()[0]

@@ -42,7 +42,7 @@ class SchedulerStats(Struct):
     prefix_queries: int = 0
     """Prompt tokens looked up, once a request;"""
     prefix_hits: int = 0
-    """of these, found."""
+    """of these, found (or shared by a fork)."""
     resumed_queries: int = 0
     """The same for preempted requests that come back,"""
     resumed_hits: int = 0
@@ -180,7 +180,7 @@ class Scheduler:
                 self._drop_held(sequence)
         # Every hit is held before any block is taken: taking may evict cached blocks.
         pins = self._hold_hits(decision.admissions)
-        ids = memory.take(decision.num_blocks)
+        ids = memory.take(decision.num_blocks) if decision.num_blocks else NO_IDS
         used, opened = grant.num_blocks, (NO_IDS, NO_IDS)
         if used:
             opened = memory.open(grant.openers, grant.num_opened, ids[:used])
@@ -197,7 +197,7 @@ class Scheduler:
         self._launch(plan, grant, pins)
         stats = self._stats
         stats.num_steps += 1
-        stats.num_scheduled_tokens += grant.num_tokens + sum(a[2] for a in decision.admissions)
+        stats.num_scheduled_tokens += grant.num_tokens
         stats.num_copies += len(pins)
         return plan
 
@@ -334,6 +334,7 @@ class Scheduler:
         length, end = len(sequence.token_ids), hit.num_tokens + num_tokens
         samples = end == length
         table.submitted[slot], table.target[slot] = end, length + samples
+        self._stats.num_scheduled_tokens += num_tokens
         self._running.add(sequence)
         self._memory.publish(slot)
         diff.admit(sequence, blocks, hit, num_tokens=num_tokens, samples=samples)

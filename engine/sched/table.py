@@ -47,7 +47,7 @@ class SlotTable:
         self.tokens = np.zeros((num_slots, 64), np.int32)
         """Known tokens; the width grows."""
         self.known = counts()
-        """Prompt and outputs that have arrived here."""
+        """Prompt and outputs that have arrived here; 0 in free slots."""
         self.target = counts()
         """known + samples in flight, whose values only the device knows: what can be computed."""
         self.submitted = counts()
@@ -71,7 +71,7 @@ class SlotTable:
 
     def reserve_tokens(self, width: int) -> None:
         """Make room for `width` tokens a slot."""
-        self.tokens = widened(self.tokens, width)
+        self.tokens = widened(self.tokens, width, self.known)
 
     def rows(self, slots: list[int]) -> Rows:
         """Gather what results say of the sequences in `slots`."""

@@ -70,7 +70,7 @@ def new_kv_cache(
 def _zeros(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     """Zeros in huge pages where the system has them, not touched before their first use.
 
-    Blocks lie at random: with small pages decode waits for address translation (x1.9 here).
+    A plain read of 256 MiB runs at 33 GB/s from them and at 24 from small pages.
     """
     size = math.prod(shape) * dtype.itemsize
     if size < _HUGE_PAGE or not hasattr(mmap, "MADV_HUGEPAGE"):

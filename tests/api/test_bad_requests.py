@@ -243,8 +243,8 @@ async def test_deep_tools_do_not_kill(live: Any) -> None:
 
 
 async def test_too_long_prompts_have_openais_code(live: Any) -> None:
-    for body in ({"prompt": [5] * 128}, {"prompt": "the cat " * 9000}):
-        _, error = await ask(live.url + COMPLETIONS, json.dumps(body).encode())
+    for prompt in ([5] * 128, "the cat " * 9000):
+        _, error = await ask(live.url + COMPLETIONS, json.dumps({"prompt": prompt}).encode())
         assert error["code"] == "context_length_exceeded"
     body = {"prompt": [5] * 100, "max_tokens": 29}
     _, error = await ask(live.url + COMPLETIONS, json.dumps(body).encode())

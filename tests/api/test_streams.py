@@ -120,8 +120,8 @@ async def test_request_that_the_engine_fails_is_a_500(serve_fake: Any, count: in
         error = (await response.json())["error"]
     assert error["type"] == "server_error"
     assert "the logits were not finite" in error["message"]
-    body = {"prompt": ["hi"] * count, "stream": True}
-    async with fake.session.post(f"{fake.url}/v1/completions", json=body) as response:
+    streaming: dict[str, Any] = {"prompt": ["hi"] * count, "stream": True}
+    async with fake.session.post(f"{fake.url}/v1/completions", json=streaming) as response:
         assert response.status == 200
         chunks = events(await response.text())
     assert "the logits were not finite" in chunks[-1]["error"]["message"]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -15,14 +17,14 @@ STEPS = 8
 KEYS = 64
 
 
-def scores_of(tag: str) -> object:
+def scores_of(tag: str) -> Callable[[int, int, int, int], None]:
     """Compile the scores of one row for a tag."""
 
     @njit(f"void({tag}, int64, int64, int64)")
     def run(kind: int, q: int, parts: int, out: int) -> None:
         tiles.scores_1(kind, (q, parts, out, STEPS))
 
-    return run
+    return run  # type: ignore[no-any-return]  # numba has no types
 
 
 def make_near_denormal(seed: int, spread: int) -> tuple[torch.Tensor, torch.Tensor]:
