@@ -83,7 +83,7 @@ class AttentionCase(NamedTuple):
         return result
 
 
-def attention_cases(flavour: st.SearchStrategy[Flavour] = flavours) -> Any:
+def attention_cases(flavour: st.SearchStrategy[Any] = flavours) -> Any:
     """Strategy of AttentionCase."""
     return st.builds(
         AttentionCase,

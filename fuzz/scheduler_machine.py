@@ -280,7 +280,7 @@ def summary(decision: Decision | None) -> object:
         return None
     grant = decision.grant
     return (
-        [grant.slots.tolist(), grant.starts.tolist(), grant.ends.tolist()],
+        [grant.slots.tolist(), grant.starts.tolist(), grant.counts.tolist()],
         [grant.openers.tolist(), grant.num_opened.tolist()],
         [(a.sequence.request_id, a.hit, a.num_tokens, a.num_blocks) for a in decision.admissions],
         decision.victims,

@@ -56,7 +56,7 @@ class PlanDiff:
     def plan(self, step: int, released: list[int]) -> StepPlan:
         """Put the plan together; `released` leaves out slots that were given again."""
         grant, samples = self._grant, self._samples
-        slots, starts, num_tokens = grant.slots, grant.starts, grant.ends - grant.starts
+        slots, starts, num_tokens = grant.slots, grant.starts, grant.counts
         block_slots, block_indices, block_ids = self._blocks[0]
         if self._news:
             news = np.array(self._news, np.intp)

@@ -54,9 +54,10 @@ class Grant(NamedTuple):
     """[rows]"""
     starts: IdArray
     """[rows]"""
-    ends: IdArray
-    """[rows]"""
+    counts: IdArray
+    """[rows] tokens of each,"""
     num_tokens: int
+    """and in all."""
     openers: IdArray
     """[openers] slots that need new blocks,"""
     num_opened: IdArray
@@ -102,7 +103,7 @@ def plan_step(state: State, limits: SchedulerLimits) -> Decision | None:
     pool, slots = state.memory.pool, state.rows.slots
     victims: list[int] = []
     supply = Supply(pool.references, pool.num_free, False)
-    grant = _grant(state.memory, slots, limits)
+    grant = _grant(state, slots, limits)
     while grant.num_blocks > supply.num_free:
         if not state.holders or supply.drop_held:
             victim = _victim(state, slots)
@@ -111,7 +112,7 @@ def plan_step(state: State, limits: SchedulerLimits) -> Decision | None:
                 return None
             victims.append(victim)
             slots = slots[slots != victim]
-            grant = _grant(state.memory, slots, limits)
+            grant = _grant(state, slots, limits)
         supply = _supply(state, victims, drop_held=bool(state.holders))
     admissions: list[Admission] = []
     if len(state.waiting) and not victims:
@@ -130,27 +131,35 @@ def plan_step(state: State, limits: SchedulerLimits) -> Decision | None:
     return Decision(grant, admissions, victims, supply.drop_held, num_blocks)
 
 
-def _grant(memory: SlotMemory, slots: IdArray, limits: SchedulerLimits) -> Grant:
+def _grant(state: State, slots: IdArray, limits: SchedulerLimits) -> Grant:
     """Give the running sequences in `slots` their tokens of the budget."""
-    table, size, budget = memory.table, limits.block_size, limits.max_num_batched_tokens
-    starts = table.submitted[slots]
-    wanted = np.minimum(table.target[slots], table.limit[slots]) - starts
+    table, blocks = state.memory.table, state.memory.blocks
+    budget, size = limits.max_num_batched_tokens, limits.block_size
+    starts, goals = table.submitted[slots], table.target[slots]
+    if state.in_flight:
+        # The end is certain before its last token is known: nothing is computed beyond it.
+        goals = np.minimum(goals, table.limit[slots])
+    counts = goals - starts
     num_tokens = len(slots)
-    if np.count_nonzero(wanted == 1) < num_tokens or num_tokens > budget:
-        num_tokens = int(wanted.sum())
+    decoding = num_tokens <= budget and np.count_nonzero(counts == 1) == num_tokens
+    if not decoding:
+        num_tokens = int(counts.sum())
         if num_tokens > budget:
-            wanted, num_tokens = _cut(wanted, budget), budget
-        computing = wanted.nonzero()[0]
+            counts, num_tokens = _cut(counts, budget), budget
+        computing = counts.nonzero()[0]
         if len(computing) < len(slots):
-            slots, starts, wanted = slots[computing], starts[computing], wanted[computing]
-    ends = starts + wanted
-    capacity = memory.blocks.capacity[slots]
+            slots, starts, counts = slots[computing], starts[computing], counts[computing]
+    ends = starts + counts
+    capacity = blocks.capacity[slots]
     rows = (ends > capacity).nonzero()[0]
     if len(rows) == 0:
-        return Grant(slots, starts, ends, num_tokens, NO_IDS, NO_IDS, 0)
-    num_opened = (ends[rows] - capacity[rows] + (size - 1)) // size
-    num_blocks = sum(num_opened.tolist())
-    return Grant(slots, starts, ends, num_tokens, slots[rows], num_opened, num_blocks)
+        return Grant(slots, starts, counts, num_tokens, NO_IDS, NO_IDS, 0)
+    # A single token opens a single block.
+    num_opened, num_blocks = counts[rows], len(rows)
+    if not decoding:
+        num_opened = (ends[rows] - capacity[rows] + (size - 1)) // size
+        num_blocks = int(num_opened.sum())
+    return Grant(slots, starts, counts, num_tokens, slots[rows], num_opened, num_blocks)
 
 
 def _cut(wanted: IdArray, budget: int) -> IdArray:
@@ -243,9 +252,9 @@ def _upcoming(memory: SlotMemory, grant: Grant, size: int) -> set[bytes]:
     keys: set[bytes] = set()
     if grant.num_tokens == len(grant.slots):
         return keys
-    for row in (grant.ends - grant.starts > 1).nonzero()[0].tolist():
+    for row in (grant.counts > 1).nonzero()[0].tolist():
         slot = int(grant.slots[row])
-        last = int(min(grant.ends[row], table.known[slot])) // size
+        last = int(min(grant.starts[row] + grant.counts[row], table.known[slot])) // size
         keys.update(islice(table.sequence(slot).keys, int(table.num_published[slot]), last))
     return keys
 

@@ -315,14 +315,15 @@ class Scheduler:
 
     def _advance(self, grant: Grant) -> NDArray[np.bool_]:
         """Count the step's tokens of running sequences; tells which rows sample."""
-        table, slots, ends = self._memory.table, grant.slots, grant.ends
+        table, slots = self._memory.table, grant.slots
         target = table.target[slots]
+        ends = grant.starts + grant.counts
         samples: NDArray[np.bool_] = ends == target
         table.submitted[slots] = ends
         table.target[slots] = target + samples
         if grant.num_tokens > len(slots):
-            for row in (ends - grant.starts > 1).nonzero()[0].tolist():
-                self._memory.publish(int(slots[row]))
+            for slot in slots[grant.counts > 1].tolist():
+                self._memory.publish(slot)
         return samples
 
     def _start(self, admission: Admission, ids: IdArray, diff: PlanDiff) -> None:

@@ -24,7 +24,7 @@ def scores_of(tag: str) -> Callable[[int, int, int, int], None]:
     def run(kind: int, q: int, parts: int, out: int) -> None:
         tiles.scores_1(kind, (q, parts, out, STEPS))
 
-    return run  # type: ignore[no-any-return]  # numba has no types
+    return run
 
 
 def make_near_denormal(seed: int, spread: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -175,6 +175,15 @@ def test_top_p_keeps_the_shortest_prefix_that_reaches_the_mass() -> None:
     assert draw_set(row, filters=(0, 0.95, 0.0)) == {0, 1, 2, 3}
 
 
+def test_top_p_counts_the_least_weight_and_rounds_its_limit_up() -> None:
+    # Weights 2^40, 2^40 and 1: half the total is 2^40 + 1/2, above what stands before token 1.
+    assert draw_set([0.0, 0.0, -27.5], filters=(0, 0.5, 0.0)) == {0, 1}
+    assert draw_set([0.0, 0.0, -28.0], filters=(0, 0.5, 0.0)) == {0}
+    sample_both(
+        torch.tensor([[0.0, 0.0, -27.5]] * 50), make_sampling_rows(50, filters=(0, 0.5, 0.0))
+    )
+
+
 def test_top_p_counts_only_what_top_k_kept() -> None:
     row = [math.log(p) for p in (0.4, 0.3, 0.2, 0.1)]
     assert draw_set(row, filters=(2, 0.58, 0.0)) == {0, 1}
