@@ -282,7 +282,8 @@ def summary(decision: Decision | None) -> object:
     return (
         [grant.slots.tolist(), grant.starts.tolist(), grant.counts.tolist()],
         [grant.openers.tolist(), grant.num_opened.tolist()],
-        [(a.sequence.request_id, a.hit, a.num_tokens, a.num_blocks) for a in decision.admissions],
+        [(a.sequence.request_id, a.num_tokens, a.num_blocks) for a in decision.admissions],
+        [(a.hit.blocks.tolist(), a.hit.source, a.hit.num_tokens) for a in decision.admissions],
         decision.victims,
         decision.drop_held,
         decision.num_blocks,

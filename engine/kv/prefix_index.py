@@ -98,8 +98,10 @@ class PrefixIndex:
         blocks = list(islice(self._from(newest), MAX_SIBLINGS))
         if not blocks:
             return -1, 0
-        differs = self.tokens[blocks, : len(token_ids)] != token_ids
-        lengths = np.where(differs.any(axis=1), differs.argmax(axis=1), len(token_ids))
+        # A last column that always differs makes argmax the shared length.
+        differs = np.ones((len(blocks), len(token_ids) + 1), np.bool_)
+        np.not_equal(self.tokens[blocks, : len(token_ids)], token_ids, out=differs[:, :-1])
+        lengths = differs.argmax(axis=1)
         best = int(lengths.argmax())
         length = int(lengths[best])
         return (blocks[best], length) if length else (-1, 0)
@@ -145,6 +147,7 @@ class PrefixIndex:
 
     def remove(self, blocks: list[int]) -> None:
         """Forget the keys of `blocks`, which are about to be overwritten."""
+        parents, newest = self._parents, self._newest
         for block in blocks:
             key = self._keys[block]
             assert key, f"block {block} has no key"
@@ -153,11 +156,15 @@ class PrefixIndex:
                 self._remove_twin(key, block)
             else:
                 del self._blocks[key]
-                self._unlink(block)
-            if self._newest[block] != _NONE:
-                for child in self._from(self._newest[block]):
-                    self._parents[child] = _NONE
-                self._newest[block] = _NONE
+                parent = parents[block]
+                if parent != _NONE and self._previous[block] == self._following[block] == _NONE:
+                    newest[parent] = parents[block] = _NONE
+                else:
+                    self._unlink(block)
+            if newest[block] != _NONE:
+                for child in self._from(newest[block]):
+                    parents[child] = _NONE
+                newest[block] = _NONE
         self.keyed[blocks] = False
 
     def _remove_twin(self, key: bytes, block: int) -> None:

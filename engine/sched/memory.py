@@ -62,15 +62,9 @@ class SlotMemory:
             self.num_evictions += count - num_blank
         return ids
 
-    def hold(self, blocks: list[int]) -> None:
-        """Add a reference to each of `blocks`, none of them twice."""
-        if blocks:
-            self.pool.hold(np.array(blocks, np.intp))
-
-    def drop(self, blocks: list[int]) -> None:
+    def drop(self, blocks: IdArray) -> None:
         """Take a reference from each of `blocks`, none of them twice; the first is reused first."""
-        if blocks:
-            self.pool.drop(np.array(blocks, np.intp), self.index.keyed)
+        self.pool.drop(blocks, self.index.keyed)
 
     def open(self, slots: IdArray, counts: IdArray, ids: IdArray) -> tuple[IdArray, IdArray]:
         """Append new blocks to running sequences; see BlockTable.append."""
@@ -85,14 +79,14 @@ class SlotMemory:
         Blocks that an earlier row of this step has published meanwhile are looked up and held.
         Returns all its blocks. The caller sets `submitted` and `target`.
         """
-        table = self.table
-        found = hit.blocks
-        if UPCOMING in found:
-            pairs = zip(found, sequence.keys, strict=False)
-            found = [self.index.block_of(key) if b == UPCOMING else b for b, key in pairs]
-            self.hold([b for b, old in zip(found, hit.blocks, strict=True) if old == UPCOMING])
+        table, found = self.table, hit.blocks
+        upcoming = (found == UPCOMING).nonzero()[0]
+        if len(upcoming):
+            found = found.copy()
+            found[upcoming] = [self.index.block_of(sequence.keys[i]) for i in upcoming.tolist()]
+            self.pool.hold(found[upcoming])
         slot = sequence.slot = self.free_slots.pop()
-        ids = np.concatenate((np.array(found, np.intp), ids))
+        ids = np.concatenate((found, ids))
         self.blocks.fill(slot, ids)
         length = len(sequence.token_ids)
         self.table.reserve_tokens(max(length, self.blocks.width * self._size) + 1)
@@ -109,7 +103,7 @@ class SlotMemory:
     def release(self, slot: int) -> None:
         """Free a slot and its blocks, the last block first: it is the least likely to be hit."""
         self.publish(slot)
-        self.pool.drop(self.blocks.row(slot)[::-1], self.index.keyed)
+        self.drop(self.blocks.row(slot)[::-1])
         self.blocks.clear(slot)
         self.table.known[slot] = 0
         self.table.sequences[slot] = None

@@ -206,8 +206,8 @@ def _admit(state: State, limits: SchedulerLimits, grant: Grant, supply: Supply) 
     if budget <= 0 or not state.memory.free_slots:
         return admissions
     available = supply.num_free - _reserved(state, size)
+    references = supply.references.copy()
     upcoming = _upcoming(state.memory, grant, size) if limits.enable_prefix_caching else set()
-    touched: set[int] = set()
     for sequence in state.waiting.first(len(state.memory.free_slots)):
         # Some room for the others to grow, else the newcomer would be preempted at once.
         spare = limits.num_blocks // 100 if admissions or len(state.rows.slots) else 0
@@ -216,23 +216,22 @@ def _admit(state: State, limits: SchedulerLimits, grant: Grant, supply: Supply) 
             break
         held = None if supply.drop_held else sequence.held
         hit = held or _lookup(state.memory.index, sequence, upcoming, limits)
-        total = -(-len(sequence.token_ids) // size)
-        woken = _woken(hit, supply.references, touched)
-        if total - len(hit.blocks) + len(woken) > room and hit.source in woken:
+        missing = -(-len(sequence.token_ids) // size) - len(hit.blocks)
+        woken = _woken(hit, references)
+        if missing + len(woken) > room and hit.source in woken:
             # The copy's source needs one block more than computing its tokens does.
             hit = Hit(hit.blocks, -1, len(hit.blocks) * size)
-            woken = _woken(hit, supply.references, touched)
-        need = total - len(hit.blocks) + len(woken)
-        if need > room:
+            woken = _woken(hit, references)
+        if missing + len(woken) > room:
             break
         count = min(budget, len(sequence.token_ids) - hit.num_tokens)
         end = hit.num_tokens + count
         admissions.append(Admission(sequence, hit, count, -(-end // size) - len(hit.blocks)))
-        available -= need
+        available -= missing + len(woken)
         budget -= count
         if budget == 0:
             break
-        touched |= woken
+        references[woken] = 1
         if limits.enable_prefix_caching:
             upcoming.update(sequence.keys[len(hit.blocks) : end // size])
     return admissions
@@ -266,19 +265,16 @@ def _lookup(
     if not limits.enable_prefix_caching:
         return NO_HIT
     size, most = limits.block_size, len(sequence.token_ids) - 1
-    blocks = index.find(islice(sequence.keys, most // size), upcoming)
-    start = len(blocks) * size
-    if start == most or (blocks and blocks[-1] == UPCOMING):
+    found = index.find(islice(sequence.keys, most // size), upcoming)
+    blocks, start = np.array(found, np.intp), len(found) * size
+    if start == most or (found and found[-1] == UPCOMING):
         return Hit(blocks, -1, start)
     rest = sequence.token_ids[start : min(start + size, most)]
-    source, length = index.partial(sequence.root, blocks[-1] if blocks else None, rest)
+    source, length = index.partial(sequence.root, found[-1] if found else None, rest)
     return Hit(blocks, source, start + length)
 
 
-def _woken(hit: Hit, references: NDArray[np.int32], touched: set[int]) -> set[int]:
-    """Free blocks that a hit takes from the free ones, beyond those `touched` before it."""
-    wanted = hit.held()
-    if not wanted:
-        return set()
-    ids = np.array(wanted, np.intp)
-    return set(ids[references[ids] == 0].tolist()) - touched
+def _woken(hit: Hit, references: NDArray[np.int32]) -> IdArray:
+    """Blocks that a hit takes from the free ones."""
+    held = hit.held()
+    return held[references[held] == 0]

@@ -149,9 +149,9 @@ class Scheduler:
         computed = min(self._confirmed(parent.slot), len(child.token_ids) - 1)
         full, rest = divmod(computed, self._limits.block_size)
         if computed:
-            blocks = self._memory.blocks.row(parent.slot).tolist()
-            child.held = Hit(blocks[:full], blocks[full] if rest else -1, computed)
-            self._memory.hold(child.held.held())
+            blocks = self._memory.blocks.row(parent.slot)
+            child.held = Hit(blocks[:full], int(blocks[full]) if rest else -1, computed)
+            self._memory.pool.hold(child.held.held())
             self._state.holders.append(child)
 
     def abort(self, request_id: str) -> TokenEvents | None:
@@ -303,7 +303,7 @@ class Scheduler:
             if hit.source >= 0:
                 pins.append(hit.source)
             if sequence.held is None:
-                self._memory.hold(hit.held())
+                self._memory.pool.hold(hit.held())
             else:
                 sequence.held = None
                 self._state.holders.remove(sequence)
@@ -311,7 +311,7 @@ class Scheduler:
 
     def _unpin(self, pins: list[int]) -> None:
         for pin in pins:
-            self._memory.drop([pin])
+            self._memory.drop(np.array([pin], np.intp))
 
     def _advance(self, grant: Grant) -> NDArray[np.bool_]:
         """Count the step's tokens of running sequences; tells which rows sample."""

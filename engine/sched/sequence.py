@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ..errors import ParamsError
+from ..kv.block_pool import IdArray
 from ..request import IntArray, Request
 from .limits import SchedulerLimits
 
@@ -15,19 +16,19 @@ from .limits import SchedulerLimits
 class Hit(NamedTuple):
     """Computed tokens that a sequence finds in memory."""
 
-    blocks: list[int]
+    blocks: IdArray
     """Full blocks to share; prefix_index.UPCOMING where an earlier row of the step writes it."""
     source: int
     """Block to copy for the tokens after them, or -1."""
     num_tokens: int
 
-    def held(self) -> list[int]:
+    def held(self) -> IdArray:
         """List the blocks that exist already: all to be referenced, the source once it is used."""
-        blocks = [block for block in self.blocks if block >= 0]
-        return blocks if self.source < 0 else [*blocks, self.source]
+        blocks = self.blocks[self.blocks >= 0]
+        return blocks if self.source < 0 else np.append(blocks, self.source)
 
 
-NO_HIT = Hit([], -1, 0)
+NO_HIT = Hit(np.zeros(0, np.intp), -1, 0)
 
 
 @dataclass(slots=True, eq=False)

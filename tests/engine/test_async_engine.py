@@ -47,7 +47,7 @@ async def test_concurrent_streams_equal_the_offline_answers(
     prompts = [[index + 2, 3, index % 5 + 1] for index in range(12)]
 
     async def ask(prompt: list[int]) -> tuple[int, ...]:
-        last = ()
+        last: tuple[int, ...] = ()
         async for output in engine.generate(prompt, params()):
             assert output.outputs[0].token_ids[: len(last)] == last, "cumulative outputs grow"
             last = output.outputs[0].token_ids

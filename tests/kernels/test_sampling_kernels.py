@@ -122,6 +122,15 @@ def test_greedy_takes_the_first_of_equals() -> None:
     assert sample_both(logits.bfloat16(), rows)[:4] == [20, 0, 199, 65]
 
 
+def test_equal_scores_go_to_the_lowest_id() -> None:
+    # So great that noise is rounded away.
+    row = [0.0] * 300
+    row[70] = row[90] = row[200] = 1e30
+    for filters in ((0, 1.0, 0.0), (3, 1.0, 0.0), (0, 0.9, 0.0)):
+        assert draw_set(row, filters=filters) == {70}
+    sample_both(torch.tensor([row]), make_sampling_rows(1))
+
+
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 @pytest.mark.parametrize("vocab", [1, 63, 64, 65, 300])
 def test_rows_without_an_answer_give_minus_one(vocab: int, temperature: float) -> None:

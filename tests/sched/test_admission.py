@@ -11,7 +11,7 @@ from quire.fuzz.strategies import make_limits, make_request
 
 
 def tokens(plan_counts: object) -> list[int]:
-    return np.asarray(plan_counts).tolist()
+    return [int(count) for count in np.asarray(plan_counts)]
 
 
 def test_running_come_first_then_the_queue_and_the_last_is_cut() -> None:
