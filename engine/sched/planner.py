@@ -277,4 +277,5 @@ def _lookup(
 def _woken(hit: Hit, references: NDArray[np.int32]) -> IdArray:
     """Blocks that a hit takes from the free ones."""
     held = hit.held()
-    return held[references[held] == 0]
+    woken: IdArray = held[references[held] == 0]
+    return woken

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from quire.engine.kv.block_table import BlockTable, spread
+from quire.engine.kv.block_table import BlockTable, spread, widened
 
 
 def ids(*blocks: int) -> np.ndarray[tuple[int], np.dtype[np.intp]]:
@@ -45,3 +45,10 @@ def test_spread_counts_on_from_each_first_index() -> None:
     slots, indices = spread(ids(5, 8), ids(2, 0), ids(3, 1), 4)
     assert slots.tolist() == [5, 5, 5, 8]
     assert indices.tolist() == [2, 3, 4, 0]
+
+
+def test_widening_copies_only_what_is_in_use() -> None:
+    array = np.full((3, 4), 9, np.int32)
+    wider = widened(array, 5, ids(0, 2, 4))
+    assert wider.tolist() == [[0] * 8, [9, 9, *[0] * 6], [9] * 4 + [0] * 4]
+    assert widened(wider, 8, ids(0, 0, 0)) is wider

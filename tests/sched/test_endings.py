@@ -123,3 +123,23 @@ def test_a_result_of_the_wrong_length_is_noticed() -> None:
     assert plan is not None
     with pytest.raises(AssertionError):
         rig.scheduler.retire(plan, StepResult(plan.step, np.zeros(2, np.int32)))
+
+
+@pytest.mark.parametrize("damage", ["reference", "slot", "key", "length"])
+def test_check_notices_damage(damage: str) -> None:
+    """Case 34: what the machines rely on."""
+    rig = Rig(make_limits())
+    rig.add(make_request("a", [1, 2, 3, 4, 5], params=LONG, seed=1))
+    rig.step()
+    memory = rig.scheduler._memory
+    match damage:
+        case "reference":
+            memory.pool.references[memory.blocks.row(0)[0]] += 1
+        case "slot":
+            memory.free_slots.pop()
+        case "key":
+            memory.index.keyed[memory.blocks.row(0)[0]] = False
+        case _:
+            memory.table.submitted[0] += 4
+    with pytest.raises(AssertionError):
+        rig.scheduler.check()
