@@ -2,7 +2,8 @@
 
 oneDNN's packed linear keeps the bits of a row at every number of rows from two on, whatever stands
 beside it and on any number of threads (measured, not documented: hence `self_test`); a single row
-takes another path, so single rows are padded to two. Where oneDNN is absent or the self-test fails,
+takes another path, so fewer than four are padded (two would do, and take a quarter longer than
+four, measured at several shapes). Where oneDNN is absent or the self-test fails,
 pack with `padded=16`: F.linear on rows padded to a multiple of 16.
 
 Shared by both CPU implementations; `kernels.cpu` re-exports it.
@@ -16,12 +17,13 @@ from torch.nn.functional import linear as plain_linear
 
 from .ops import PackedLinear
 
+LEAST_ROWS = 4
 PADDED_FALLBACK = 16
 _SELF_TEST_ROWS = (1, 2, 3, 16, 17, 64)
 
 
 def pack_linear(
-    weight: Tensor, bias: Tensor | None, *, segments: int = 1, padded: int = 2
+    weight: Tensor, bias: Tensor | None, *, segments: int = 1, padded: int = LEAST_ROWS
 ) -> PackedLinear:
     """See Ops.pack_linear. padded=16 chooses the fallback without oneDNN."""
     out_features, in_features = weight.shape
@@ -31,8 +33,8 @@ def pack_linear(
             f"{in_features} input features do not make {segments} equal segments, "
             "each a multiple of 16."
         )
-    if padded not in (2, PADDED_FALLBACK):
-        raise ValueError(f"padded is {padded}: it must be 2 or {PADDED_FALLBACK}.")
+    if padded not in (LEAST_ROWS, PADDED_FALLBACK):
+        raise ValueError(f"padded is {padded}: it must be {LEAST_ROWS} or {PADDED_FALLBACK}.")
     if not _has_packed_matmul(weight.dtype):
         padded = PADDED_FALLBACK
     parts = [
@@ -79,11 +81,9 @@ def linear(x: Tensor, weight: PackedLinear) -> Tensor:
 
 
 def _pad_rows(x: Tensor, padded: int) -> Tensor:
-    """Bring a single row to two, or the rows to a multiple of 16; the filling has no effect."""
+    """Bring rows to at least four, or to a multiple of 16; the filling has no effect."""
     rows = len(x)
-    if padded != PADDED_FALLBACK:
-        return torch.cat((x, x)) if rows == 1 else x
-    missing = -rows % padded
+    missing = max(0, padded - rows) if padded == LEAST_ROWS else -rows % padded
     return torch.cat((x, x.new_zeros((missing, x.shape[1])))) if missing else x
 
 

@@ -71,7 +71,7 @@ class PackedLinear:
     """One packed weight for each K segment, left to right."""
     bias: Tensor | None
     padded: int
-    """Rows are padded up to a multiple of this (2 when single rows differ, 16 in the fallback)."""
+    """At least this many rows are multiplied (4), or a multiple of it (16, the fallback)."""
 
 
 class SamplingRows(NamedTuple):
@@ -124,7 +124,7 @@ class Ops(Protocol):
         hidden]."""
 
     def pack_linear(
-        self, weight: Tensor, bias: Tensor | None, *, segments: int = 1, padded: int = 2
+        self, weight: Tensor, bias: Tensor | None, *, segments: int = 1, padded: int = 4
     ) -> PackedLinear:
         """Prepare weight [out, in] (and bias [out]) once at load. The weight may be freed after.
 

@@ -18,7 +18,7 @@ from quire.engine.device.memory import (
 )
 from quire.engine.opset import choose_ops
 from quire.fuzz.checkpoints import Kind, Tiny
-from quire.reference.linear import PADDED_FALLBACK
+from quire.reference.linear import LEAST_ROWS, PADDED_FALLBACK
 
 TinyModel = Callable[[Kind, DTypeName, Backend], Tiny]
 REFERENCE = choose_ops("cpu", "reference")
@@ -29,7 +29,7 @@ def test_this_machine_passes(dtype: torch.dtype) -> None:
     weights = [torch.randn(n, k, dtype=dtype) for n, k in ((96, 64), (96, 64), (48, 128))]
     linears = [REFERENCE.pack_linear(weight, None) for weight in weights]
     assert selftest.check_linears(linears, REFERENCE) == []
-    assert all(linear.padded == 2 for linear in linears)
+    assert all(linear.padded == LEAST_ROWS for linear in linears)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -49,7 +49,7 @@ def test_failing_shapes_are_repacked_and_logged(
     monkeypatch.setattr(selftest, "self_test", lambda linear, seed: linear.in_features != 64)
     with caplog.at_level(logging.WARNING, logger="quire"):
         assert selftest.check_linears(linears, REFERENCE) == [(64, 96)]
-    assert [linear.padded for linear in linears] == [PADDED_FALLBACK, PADDED_FALLBACK, 2]
+    assert [linear.padded for linear in linears] == [PADDED_FALLBACK, PADDED_FALLBACK, LEAST_ROWS]
     assert [len(linear.segments) for linear in linears] == [segments] * 3
     assert "64 -> 96" in caplog.text
     x = torch.randn(5, 64).to(dtype)
