@@ -54,6 +54,8 @@ class Grant(NamedTuple):
     """[rows]"""
     starts: IdArray
     """[rows]"""
+    ends: IdArray
+    """[rows]"""
     counts: IdArray
     """[rows] tokens of each,"""
     num_tokens: int
@@ -153,13 +155,13 @@ def _grant(state: State, slots: IdArray, limits: SchedulerLimits) -> Grant:
     capacity = blocks.capacity[slots]
     rows = (ends > capacity).nonzero()[0]
     if len(rows) == 0:
-        return Grant(slots, starts, counts, num_tokens, NO_IDS, NO_IDS, 0)
+        return Grant(slots, starts, ends, counts, num_tokens, NO_IDS, NO_IDS, 0)
     # A single token opens a single block.
     num_opened, num_blocks = counts[rows], len(rows)
     if not decoding:
         num_opened = (ends[rows] - capacity[rows] + (size - 1)) // size
         num_blocks = int(num_opened.sum())
-    return Grant(slots, starts, counts, num_tokens, slots[rows], num_opened, num_blocks)
+    return Grant(slots, starts, ends, counts, num_tokens, slots[rows], num_opened, num_blocks)
 
 
 def _cut(wanted: IdArray, budget: int) -> IdArray:
@@ -253,7 +255,7 @@ def _upcoming(memory: SlotMemory, grant: Grant, size: int) -> set[bytes]:
         return keys
     for row in (grant.counts > 1).nonzero()[0].tolist():
         slot = int(grant.slots[row])
-        last = int(min(grant.starts[row] + grant.counts[row], table.known[slot])) // size
+        last = int(min(grant.ends[row], table.known[slot])) // size
         keys.update(islice(table.sequence(slot).keys, int(table.num_published[slot]), last))
     return keys
 

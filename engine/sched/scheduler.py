@@ -63,6 +63,10 @@ class Flight:
     plan: StepPlan
     slots: IdArray
     """[samples] whose tokens the result brings,"""
+    places: IdArray
+    """[samples] their positions,"""
+    lengths: IdArray
+    """[samples] and places + 1."""
     request_ids: list[str]
     num_cached: IntArray
     pins: list[int]
@@ -184,7 +188,8 @@ class Scheduler:
         used, opened = grant.num_blocks, (NO_IDS, NO_IDS)
         if used:
             opened = memory.open(grant.openers, grant.num_opened, ids[:used])
-        diff = PlanDiff(grant, self._advance(grant), opened, ids[:used])
+        samples, targets = self._advance(grant)
+        diff = PlanDiff(grant, samples, opened, ids[:used])
         for admission in decision.admissions:
             self._start(admission, ids[used : used + admission.num_blocks], diff)
             used += admission.num_blocks
@@ -194,7 +199,7 @@ class Scheduler:
         memory.released = []
         if decision.victims or decision.admissions:
             self._refresh_rows()
-        self._launch(plan, grant, pins)
+        self._launch(plan, grant, targets, pins)
         stats = self._stats
         stats.num_steps += 1
         stats.num_scheduled_tokens += grant.num_tokens
@@ -209,16 +214,16 @@ class Scheduler:
         self._state.in_flight.popleft()
         self._unpin(flight.pins)
         slots, token_ids, logprobs = flight.slots, result.token_ids, result.logprobs
+        places, lengths = flight.places, flight.lengths
         request_ids, num_cached = flight.request_ids, flight.num_cached
         assert len(slots) == len(token_ids), (len(slots), len(token_ids))
         if self._draining:
             alive = (~table.draining[slots]).nonzero()[0]
             if len(alive) < len(slots):
                 slots, token_ids, num_cached = slots[alive], token_ids[alive], num_cached[alive]
+                places, lengths = places[alive], lengths[alive]
                 request_ids = [request_ids[row] for row in alive.tolist()]
                 logprobs = _rows_of(logprobs, alive)
-        places = table.known[slots]
-        lengths = places + 1
         table.tokens[slots, places] = token_ids
         table.known[slots] = lengths
         finished: tuple[Finished, ...] = ()
@@ -313,18 +318,21 @@ class Scheduler:
         for pin in pins:
             self._memory.drop(np.array([pin], np.intp))
 
-    def _advance(self, grant: Grant) -> NDArray[np.bool_]:
-        """Count the step's tokens of running sequences; tells which rows sample."""
-        table, slots = self._memory.table, grant.slots
+    def _advance(self, grant: Grant) -> tuple[NDArray[np.bool_], IdArray]:
+        """Count the step's tokens of running sequences.
+
+        Returns, for each row, whether it samples and what can be computed from now on.
+        """
+        table, slots, ends = self._memory.table, grant.slots, grant.ends
         target = table.target[slots]
-        ends = grant.starts + grant.counts
-        samples: NDArray[np.bool_] = ends == target
+        samples = ends == target
+        targets = target + samples
         table.submitted[slots] = ends
-        table.target[slots] = target + samples
+        table.target[slots] = targets
         if grant.num_tokens > len(slots):
             for slot in slots[grant.counts > 1].tolist():
                 self._memory.publish(slot)
-        return samples
+        return samples, targets
 
     def _start(self, admission: Admission, ids: IdArray, diff: PlanDiff) -> None:
         """Put an admitted sequence into a slot and count its tokens of this step."""
@@ -354,17 +362,19 @@ class Scheduler:
             stats.resumed_queries += length
             stats.resumed_hits += hit.num_tokens
 
-    def _launch(self, plan: StepPlan, grant: Grant, pins: list[int]) -> None:
+    def _launch(self, plan: StepPlan, grant: Grant, targets: IdArray, pins: list[int]) -> None:
         """Record a plan as being in flight."""
         table, rows, samples = self._memory.table, self._state.rows, plan.samples
         if grant.slots is rows.slots and np.count_nonzero(samples) == len(rows.slots):
-            slots = rows.slots
-            flight = Flight(plan, slots, rows.request_ids, rows.num_cached, pins)
+            slots, names = rows.slots, rows.request_ids
+            flight = Flight(plan, slots, grant.ends, targets, names, rows.num_cached, pins)
         else:
             slots = plan.slots.astype(np.intp)
             drawn = slots[samples]
-            request_ids = table.request_ids[drawn].tolist()
-            flight = Flight(plan, drawn, request_ids, table.num_cached[drawn], pins)
+            names = table.request_ids[drawn].tolist()
+            places = (plan.starts + plan.num_tokens)[samples].astype(np.intp)
+            cached = table.num_cached[drawn]
+            flight = Flight(plan, drawn, places, places + 1, names, cached, pins)
         self._flights.append(flight)
         self._state.in_flight.append(slots)
 
