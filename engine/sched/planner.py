@@ -4,8 +4,8 @@ There is no prefill and no decode phase: the computed tokens of every sequence c
 known ones under one token budget, running sequences first, then the queue in strict order. The
 planner counts blocks and never picks ids. Its counts are exact, so that a commit cannot fail:
 - a hit on a free block takes it from the free ones, once for all that hit it in the same step;
-- a sequence is admitted only if all its known tokens fit beside what the running ones still need
-  for theirs, else admitted prefills would starve each other;
+- a sequence is admitted only if all its known tokens fit, not just their first chunk, and only if
+  the running ones left some budget, else admitted prefills would starve each other;
 - a sequence may hit full blocks that an earlier row of the same step writes (the device writes all
   keys of a layer before it reads any), but copy only from blocks of earlier steps, since copies
   run before the writes.
@@ -207,7 +207,8 @@ def _admit(state: State, limits: SchedulerLimits, grant: Grant, supply: Supply) 
     budget = limits.max_num_batched_tokens - grant.num_tokens
     if budget <= 0 or not state.memory.free_slots:
         return admissions
-    available = supply.num_free - _reserved(state, size)
+    # Budget is left, so the running ones got all that they can compute: nobody needs more blocks.
+    available = supply.num_free - grant.num_blocks
     references = supply.references.copy()
     upcoming = _upcoming(state.memory, grant, size) if limits.enable_prefix_caching else set()
     for sequence in state.waiting.first(len(state.memory.free_slots)):
@@ -237,14 +238,6 @@ def _admit(state: State, limits: SchedulerLimits, grant: Grant, supply: Supply) 
         if limits.enable_prefix_caching:
             upcoming.update(sequence.keys[len(hit.blocks) : end // size])
     return admissions
-
-
-def _reserved(state: State, size: int) -> int:
-    """Blocks that the running sequences still need for their known tokens, this step's included."""
-    table, slots = state.memory.table, state.rows.slots
-    known = np.minimum(table.target[slots], table.limit[slots])
-    missing = known - state.memory.blocks.capacity[slots]
-    return int(((missing.clip(0) + (size - 1)) // size).sum())
 
 
 def _upcoming(memory: SlotMemory, grant: Grant, size: int) -> set[bytes]:

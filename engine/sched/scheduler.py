@@ -133,7 +133,7 @@ class Scheduler:
     def fork(self, parent_id: str, request: Request) -> None:
         """Queue a request that continues a living one from all its known tokens.
 
-        It shares the parent's computed blocks; a partial last one is copied when it starts.
+        It shares the parent's blocks of these tokens; a partial last one is copied when it starts.
         Raises ParamsError as add() does, if the parent is not alive, or if prompt or cache salt
         are not the parent's.
         """
@@ -150,7 +150,9 @@ class Scheduler:
             return
         # What a sequence shares is published, or it could not publish what follows.
         self._memory.publish(parent.slot)
-        computed = min(self._confirmed(parent.slot), len(child.token_ids) - 1)
+        # Steps in flight count: the device runs them before any step of the child.
+        submitted = int(self._memory.table.submitted[parent.slot])
+        computed = min(submitted, len(child.token_ids) - 1)
         full, rest = divmod(computed, self._limits.block_size)
         if computed:
             blocks = self._memory.blocks.row(parent.slot)
@@ -292,14 +294,6 @@ class Scheduler:
 
     def _is_in_flight(self, slot: int) -> bool:
         return any(bool((slots == slot).any()) for slots in self._state.in_flight)
-
-    def _confirmed(self, slot: int) -> int:
-        """Count the tokens of a slot whose KV is written by retired steps."""
-        for flight in self._flights:
-            rows = (flight.plan.slots == slot).nonzero()[0]
-            if len(rows):
-                return int(flight.plan.starts[rows[0]])
-        return int(self._memory.table.submitted[slot])
 
     def _hold_hits(self, admissions: list[Admission]) -> list[int]:
         """Reference the blocks that admissions found; gives the copy sources among them."""

@@ -63,11 +63,11 @@ def test_mid_prefill_steps_give_no_events() -> None:
 
 
 def test_a_prefill_is_admitted_only_if_all_of_it_fits_beside_the_others() -> None:
-    """Case 39: two prefills of three blocks each in five blocks do not starve each other."""
-    rig = Rig(make_limits(budget=4, num_blocks=5, max_model_len=17))
-    rig.add(make_request("a", [1] * 12, params=SamplingParams(max_tokens=1), seed=1))
+    """Case 39: its first chunk would fit, and would only be preempted."""
+    rig = Rig(make_limits(budget=5, num_blocks=5, max_model_len=17))
+    rig.add(make_request("a", [1] * 12, params=SamplingParams(max_tokens=4), seed=1))
     rig.add(make_request("b", [2] * 12, params=SamplingParams(max_tokens=1), seed=2))
-    for _ in range(3):
+    while "a" not in rig.ended:
         assert len(rig.step().slots) == 1
     rig.drain()
     assert rig.scheduler.stats.num_preemptions == 0

@@ -107,15 +107,23 @@ def test_a_fork_of_a_waiting_request_is_an_ordinary_request() -> None:
     rig.drain()
 
 
-def test_only_confirmed_tokens_are_shared_under_overlap() -> None:
-    rig = Rig(make_limits(overlap=2, budget=8))
+def test_what_a_step_in_flight_writes_is_shared() -> None:
+    """The device runs the steps in order: the child's copy comes after the parent's writes."""
+    rig = Rig(make_limits(overlap=2))
     rig.add(make_request("parent", [1, 2, 3, 4, 5, 6], params=LONG, seed=1))
     rig.launch()
     fork(rig, [1, 2, 3, 4, 5, 6], "early", 2)
-    rig.launch()
+    plan = rig.launch()
+    assert plan is not None
+    assert (plan.starts.tolist(), len(plan.copy_sources)) == ([6, 5], 1)
     rig.land()
     fork(rig, [1, 2, 3, 4, 5, 6, *rig.outputs["parent"]], "late", 3)
+    rig.scheduler.abort("parent")
     rig.drain()
+    assert {name: len(outputs) for name, outputs in rig.outputs.items() if name != "parent"} == {
+        "early": 9,
+        "late": 9,
+    }
 
 
 def test_bad_forks_are_refused() -> None:

@@ -191,6 +191,15 @@ def test_eviction_takes_the_least_recently_used_and_tails_first() -> None:
     assert run(rig, [1, 2, 3, 4, 1, 1, 1, 1], seed=5).starts.tolist() == [4]
 
 
+def test_the_tail_of_a_sequence_is_evicted_before_its_head() -> None:
+    """Case 22."""
+    rig = Rig(make_limits(num_blocks=3, max_model_len=12))
+    run(rig, [1, 2, 3, 4, 1, 1, 1, 1], seed=1)
+    run(rig, [5, 5, 5, 5, 5], seed=2)
+    assert rig.scheduler.stats.num_evictions == 1
+    assert run(rig, [1, 2, 3, 4, 1, 1, 1, 1], seed=3).starts.tolist() == [4]
+
+
 def test_twins_are_both_published() -> None:
     """Case 9: two equal prompts, admitted in different steps before the last block is full."""
     rig = Rig(make_limits(budget=4))
