@@ -39,6 +39,7 @@ class Tiny(NamedTuple):
 
     config: DecoderConfig
     weights: DecoderWeights
+    """The same weights, packed for the reference."""
     model: DecoderModel
     ops: Ops
 
@@ -140,8 +141,8 @@ def make_tiny(kind: Kind, folder: Path, dtype: DTypeName, backend: Backend) -> T
     write_config(kind, folder, attention_bias=kind == "llama2")
     config = read_model_config(folder, dtype, linear_segments=2 if kind == "llama3" else 1)
     ops = choose_ops("cpu", backend)
-    weights = random_weights(config, ops)
-    return Tiny(config.decoder, weights, DecoderModel(config.decoder, weights, ops), ops)
+    model = DecoderModel(config.decoder, random_weights(config, ops), ops)
+    return Tiny(config.decoder, random_weights(config, choose_ops("cpu", "reference")), model, ops)
 
 
 def _noise(key: str, shape: Sequence[int], generator: torch.Generator) -> Tensor:

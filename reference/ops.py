@@ -70,8 +70,12 @@ class PackedLinear:
     segments: tuple[Any, ...]
     """One packed weight for each K segment, left to right."""
     bias: Tensor | None
+    """[out], or longer where the form asks for it."""
     padded: int
-    """At least this many rows are multiplied (4), or a multiple of it (16, the fallback)."""
+    """At least this many rows are multiplied (1 by own kernels, 4 by oneDNN), or a multiple of it
+    (16, the fallback)."""
+    chunk: int = 0
+    """Own kernels: elements of K that are added up before they are added to the rest."""
 
 
 class SamplingRows(NamedTuple):
@@ -124,20 +128,23 @@ class Ops(Protocol):
         hidden]."""
 
     def pack_linear(
-        self, weight: Tensor, bias: Tensor | None, *, segments: int = 1, padded: int = 4
+        self, weight: Tensor, bias: Tensor | None, *, segments: int = 1, padded: int | None = None
     ) -> PackedLinear:
         """Prepare weight [out, in] (and bias [out]) once at load. The weight may be freed after.
 
         `segments` cuts K into that many equal parts, each a multiple of 16 (ValueError otherwise).
+        padded: of PackedLinear, None for the fastest form.
         """
+
+    def unpack_linear(self, weight: PackedLinear) -> tuple[Tensor, Tensor | None]:
+        """Return the weight [out, in] and the bias [out] that pack_linear took."""
 
     def linear(self, x: Tensor, weight: PackedLinear) -> Tensor:
         """Multiply x [tokens, in] dtype -> [tokens, out] dtype.
 
         One segment: the packed oneDNN matmul, float32 accumulation, bias inside. More segments:
         each is rounded to dtype, widened, added by a fixed binary tree (neighbours first) in
-        float32, then bias, then one rounding. Both CPU implementations share the oneDNN call; rows
-        keep their bits at every number of rows because single rows are padded (see
+        float32, then bias, then one rounding. Rows keep their bits at every number of rows (see
         `reference.linear`).
         """
 

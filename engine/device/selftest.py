@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import logging
 
-import torch
-
 from ...reference.linear import PADDED_FALLBACK, self_test
 from ...reference.ops import Ops, PackedLinear
 
@@ -29,7 +27,7 @@ def check_linears(linears: list[PackedLinear], ops: Ops) -> list[tuple[int, int]
         shapes.setdefault(key, []).append(linear)
     failed = []
     for (in_features, out_features, _, _), alike in shapes.items():
-        if alike[0].padded == PADDED_FALLBACK or self_test(alike[0], SEED):
+        if alike[0].padded == PADDED_FALLBACK or self_test(alike[0], SEED, ops.linear):
             continue
         logger.warning(
             "The packed matmul of %d -> %d does not keep a row's bits on this machine: "
@@ -44,8 +42,6 @@ def check_linears(linears: list[PackedLinear], ops: Ops) -> list[tuple[int, int]
 
 
 def _repack(linear: PackedLinear, ops: Ops) -> None:
-    weight = torch.cat([segment.to_dense() for segment in linear.segments], dim=1)
-    padded = ops.pack_linear(
-        weight, linear.bias, segments=len(linear.segments), padded=PADDED_FALLBACK
-    )
-    linear.segments, linear.padded = padded.segments, padded.padded
+    weight, bias = ops.unpack_linear(linear)
+    padded = ops.pack_linear(weight, bias, segments=len(linear.segments), padded=PADDED_FALLBACK)
+    linear.segments, linear.bias, linear.padded = padded.segments, padded.bias, padded.padded

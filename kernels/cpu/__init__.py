@@ -8,7 +8,7 @@ from .activation import silu_mul
 from .attention import paged_attention
 from .embedding import embed
 from .kv import copy_blocks, new_kv_cache, read_kv
-from .linear import linear, pack_linear
+from .linear import linear, pack_linear, unpack_linear
 from .norm import add_rms_norm, rms_norm
 from .rope import qkv_post
 from .sampling import logprobs, sample
@@ -27,4 +27,5 @@ __all__ = [
     "rms_norm",
     "sample",
     "silu_mul",
+    "unpack_linear",
 ]

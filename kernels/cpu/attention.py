@@ -22,6 +22,7 @@ from ...reference.activation import LOG2_E
 from ...reference.attention import LEAST_FINITE
 from ...reference.ops import KV_TILE, Batch
 from . import tiles
+from .emit import best_bfloat16_tag
 from .kv import PART, KVCache
 from .launch import compiled, inlined, run_ranges
 from .simd import bfloat16s, float32s, int32s, int64s
@@ -388,7 +389,7 @@ def _attend(tag: Any, args: tuple[int, ...], factor: float, start: int, end: int
 
 @cache
 def _kernel(tag: str) -> Any:
-    """Compile for a tag of kernels.cpu.tiles, on first use."""
+    """Compile for a tag of kernels.cpu.emit, on first use."""
     signature = f"void({tag}, UniTuple(int64, {len(_Call._fields)}), float32, int64, int64)"
     return compiled(signature)(_attend)
 
@@ -402,7 +403,7 @@ def paged_attention(
     window: int = 0,
     tag: str | None = None,
 ) -> Tensor:
-    """Twin of reference.attention.paged_attention. tag: of kernels.cpu.tiles, None for the best."""
+    """Twin of reference.attention.paged_attention. tag: of kernels.cpu.emit, None for the best."""
     tokens, heads, head_dim = q.shape
     keys, values, tables = cache.keys, cache.values, batch.block_tables
     kv_heads = keys.shape[1]
@@ -431,7 +432,7 @@ def paged_attention(
         q.element_size(),
     )
     if tag is None:
-        tag = "float32" if q.dtype == torch.float32 else tiles.best_bfloat16_tag()
+        tag = "float32" if q.dtype == torch.float32 else best_bfloat16_tag()
     kernel = _kernel(tag)
     factor = scale * LOG2_E
 

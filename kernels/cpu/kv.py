@@ -3,7 +3,7 @@
 A place (block * block_size + offset) is a line of one long memory that knows no blocks: place p is
 lane p % 16 of part p // 16, so that one rule serves every block size, and a block whose size is a
 multiple of 16 is a whole number of parts that attention reads where they lie. With steps of 4 bytes
-(one float32, or a pair of bfloat16, see kernels.cpu.tiles) a part is
+(one float32, or a pair of bfloat16, see kernels.cpu.emit) a part is
 
 * keys    [kv_heads, steps of head_dim, 16 keys]: a vector is one step of 16 keys,
 * values  [kv_heads, steps of 16 keys, head_dim]: a vector is 16 elements of one key, or of two.
@@ -11,17 +11,15 @@ multiple of 16 is a whole number of parts that attention reads where they lie. W
 
 from __future__ import annotations
 
-import contextlib
-import math
-import mmap
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from .pages import zeros
+
 PART = 16
 """Keys in a part."""
-_HUGE_PAGE = 1 << 21
 
 
 @dataclass(slots=True, eq=False)
@@ -62,23 +60,9 @@ def new_kv_cache(
     assert head_dim % 16 == 0, f"head_dim is {head_dim}: it must be a multiple of 16"
     parts = -(-num_blocks * block_size // PART)
     pair = 2 if dtype == torch.bfloat16 else 1
-    keys = _zeros((parts, kv_heads, head_dim // pair, PART, pair), dtype)
-    values = _zeros((parts, kv_heads, PART // pair, head_dim, pair), dtype)
+    keys = zeros((parts, kv_heads, head_dim // pair, PART, pair), dtype)
+    values = zeros((parts, kv_heads, PART // pair, head_dim, pair), dtype)
     return KVCache(num_blocks, block_size, keys, values)
-
-
-def _zeros(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    """Zeros in huge pages where the system has them, not touched before their first use.
-
-    A plain read of 256 MiB runs at 33 GB/s from them and at 24 from small pages.
-    """
-    size = math.prod(shape) * dtype.itemsize
-    if size < _HUGE_PAGE or not hasattr(mmap, "MADV_HUGEPAGE"):
-        return torch.zeros(shape, dtype=dtype)
-    memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    with contextlib.suppress(OSError):  # a kernel without them
-        memory.madvise(mmap.MADV_HUGEPAGE)
-    return torch.frombuffer(memory, dtype=dtype).view(shape)
 
 
 def copy_blocks(cache: KVCache, sources: Tensor, targets: Tensor) -> None:

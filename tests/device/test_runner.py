@@ -212,7 +212,7 @@ def test_unsound_logits_give_minus_one_and_the_next_step_survives(tiny_model: Ti
     """A plan that was queued ahead computes on whatever token stands in the table."""
     tiny = tiny_model("llama2", "float32", "kernels")
     runner = make_runner(tiny, 16)
-    norm = tiny.weights.final_norm
+    norm = tiny.model.weights.final_norm
     before = norm.clone()
     norm.fill_(torch.nan)
     try:

@@ -18,43 +18,50 @@ from quire.engine.device.memory import (
 )
 from quire.engine.opset import choose_ops
 from quire.fuzz.checkpoints import Kind, Tiny
-from quire.reference.linear import LEAST_ROWS, PADDED_FALLBACK
+from quire.kernels.cpu.linear import OWN_ROWS
+from quire.reference.linear import LEAST_ROWS
 
 TinyModel = Callable[[Kind, DTypeName, Backend], Tiny]
-REFERENCE = choose_ops("cpu", "reference")
+FORMS: dict[Backend, int] = {"kernels": OWN_ROWS, "reference": LEAST_ROWS}
+OPS = {backend: choose_ops("cpu", backend) for backend in FORMS}
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_this_machine_passes(dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("backend", list(FORMS))
+def test_this_machine_passes(dtype: torch.dtype, backend: Backend) -> None:
+    ops = OPS[backend]
     weights = [torch.randn(n, k, dtype=dtype) for n, k in ((96, 64), (96, 64), (48, 128))]
-    linears = [REFERENCE.pack_linear(weight, None) for weight in weights]
-    assert selftest.check_linears(linears, REFERENCE) == []
-    assert all(linear.padded == LEAST_ROWS for linear in linears)
+    linears = [ops.pack_linear(weight, None) for weight in weights]
+    assert selftest.check_linears(linears, ops) == []
+    assert all(linear.padded == FORMS[backend] for linear in linears)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("segments", [1, 2])
+@pytest.mark.parametrize("backend", list(FORMS))
 def test_failing_shapes_are_repacked_and_logged(
     dtype: torch.dtype,
     segments: int,
+    backend: Backend,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
+    ops = OPS[backend]
     weights = [torch.randn(n, k).to(dtype) for n, k in ((96, 64), (96, 64), (48, 128))]
     bias = torch.randn(96).to(dtype)
     linears = [
-        REFERENCE.pack_linear(weight, bias if len(weight) == 96 else None, segments=segments)
+        ops.pack_linear(weight, bias if len(weight) == 96 else None, segments=segments)
         for weight in weights
     ]
-    monkeypatch.setattr(selftest, "self_test", lambda linear, seed: linear.in_features != 64)
+    monkeypatch.setattr(selftest, "self_test", lambda linear, *_: linear.in_features != 64)
     with caplog.at_level(logging.WARNING, logger="quire"):
-        assert selftest.check_linears(linears, REFERENCE) == [(64, 96)]
-    assert [linear.padded for linear in linears] == [PADDED_FALLBACK, PADDED_FALLBACK, LEAST_ROWS]
+        assert selftest.check_linears(linears, ops) == [(64, 96)]
+    assert [linear.padded for linear in linears] == [16, 16, FORMS[backend]]
     assert [len(linear.segments) for linear in linears] == [segments] * 3
     assert "64 -> 96" in caplog.text
     x = torch.randn(5, 64).to(dtype)
     wanted = x.double() @ weights[1].double().T + bias.double()
-    error = (REFERENCE.linear(x, linears[1]).double() - wanted).norm() / wanted.norm()
+    error = (ops.linear(x, linears[1]).double() - wanted).norm() / wanted.norm()
     assert error < (1e-6 if dtype == torch.float32 else 1e-2)
 
 

@@ -25,7 +25,7 @@ from quire.fuzz.attention_cases import (
 )
 from quire.fuzz.kernel_cases import assert_same_bits, poisoned_memory
 from quire.kernels import cpu
-from quire.kernels.cpu import launch, tiles
+from quire.kernels.cpu import emit, launch
 
 BFLOAT16_TAGS = ["uint16", "int16", "int8"]
 
@@ -97,7 +97,7 @@ def test_twins_agree_on_every_input(case: AttentionCase) -> None:
 @settings(max_examples=40)
 @given(attention_cases(), st.sampled_from(BFLOAT16_TAGS))
 def test_all_instructions_give_the_same_bits(case: AttentionCase, tag: str) -> None:
-    if tag == "uint16" and tiles.best_bfloat16_tag() != "uint16":
+    if tag == "uint16" and emit.best_bfloat16_tag() != "uint16":
         tag = "int8"
     case = case._replace(dtype=torch.bfloat16)
     assert_same_bits(attend(cpu, case, tag=tag), attend(reference, case))

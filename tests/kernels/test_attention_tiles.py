@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numba import njit
 from quire.fuzz.kernel_cases import assert_same_bits, seeds
-from quire.kernels.cpu import tiles
+from quire.kernels.cpu import emit, tiles
 from quire.reference.attention import _dot
 
 STEPS = 8
@@ -50,7 +50,7 @@ def make_near_denormal(seed: int, spread: int) -> tuple[torch.Tensor, torch.Tens
 
 @pytest.mark.parametrize("tag", ["uint16", "int16", "int8"])
 def test_dot_products_flush_as_the_reference_says(tag: str) -> None:
-    best = tiles.best_bfloat16_tag()
+    best = emit.best_bfloat16_tag()
     if (tag == "uint16" and best != "uint16") or (tag == "int16" and best == "int8"):
         tag = "int8"
     run = scores_of(tag)
@@ -60,7 +60,7 @@ def test_dot_products_flush_as_the_reference_says(tag: str) -> None:
     def check(seed: int, spread: int) -> None:
         q, k = make_near_denormal(seed, spread)
         out = torch.full((KEYS,), float("nan"))
-        steps = k.view(STEPS, 2, tiles.PARTS, tiles.LANES).permute(2, 0, 3, 1).contiguous()
+        steps = k.view(STEPS, 2, tiles.PARTS, emit.LANES).permute(2, 0, 3, 1).contiguous()
         bases = [steps[i % tiles.PARTS].data_ptr() for i in range(4 * tiles.PARTS)]
         parts = torch.tensor(bases)
         run(0, q.data_ptr(), parts.data_ptr(), out.data_ptr())

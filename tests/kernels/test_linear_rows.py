@@ -4,28 +4,34 @@ from __future__ import annotations
 
 import importlib
 import itertools
+from functools import partial
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from quire import reference
-from quire.fuzz.kernel_cases import assert_same_bits
+from quire.fuzz.kernel_cases import assert_same_bits, dtypes, flavours, make_floats, seeds
 from quire.kernels import cpu
-from quire.reference.linear import linear, pack_linear, self_test
+from quire.kernels.cpu import linear, pack_linear, unpack_linear
+from quire.kernels.cpu.emit import best_bfloat16_tag
+from quire.reference.linear import self_test
 from quire.reference.ops import PackedLinear
 from torch import Tensor
 
 # By name: the package gives its function `linear` the same one.
 linear_module = importlib.import_module("quire.reference.linear")
+own_module = importlib.import_module("quire.kernels.cpu.linear")
 
 DTYPES = [torch.float32, torch.bfloat16]
 SHAPES = [(256, 768), (2048, 256), (192, 1000), (80, 17)]
 """At the second, oneDNN gives a single row other bits: what padding is for."""
-FORMS = [(1, 4), (1, 16), (4, 4), (4, 16)]
-"""(segments, padded)"""
+FORMS = [(1, 1), (1, 4), (1, 16), (4, 1), (4, 4), (4, 16)]
+"""(segments, padded): own kernels, oneDNN, fallback"""
 
 
 def make_packed(
-    in_features: int, out_features: int, dtype: torch.dtype, *, segments: int = 1, padded: int = 4
+    in_features: int, out_features: int, dtype: torch.dtype, *, segments: int = 1, padded: int = 1
 ) -> tuple[PackedLinear, Tensor, Tensor]:
     """Make (packed, weight, bias)."""
     generator = torch.Generator().manual_seed(in_features * out_features)
@@ -64,7 +70,7 @@ def test_linear_is_near_float64(form: tuple[int, int]) -> None:
         assert (linear(x, packed) - exact).abs().max() < bound * exact.abs().max()
 
 
-@pytest.mark.parametrize("form", [*FORMS, (2, 4), (3, 4), (6, 16)])
+@pytest.mark.parametrize("form", [*FORMS, (2, 1), (3, 4), (6, 16)])
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_linear_is_exact_where_no_step_rounds(dtype: torch.dtype, form: tuple[int, int]) -> None:
     weight = torch.randint(-1, 2, (40, 192)).to(dtype)
@@ -87,7 +93,7 @@ def test_segments_are_rounded_and_added_as_a_tree(dtype: torch.dtype) -> None:
     assert_same_bits(linear(x, packed), (total + bias.float()).to(dtype))
 
 
-@pytest.mark.parametrize("padded", [4, 16])
+@pytest.mark.parametrize("padded", [1, 4, 16])
 def test_linear_takes_strided_and_empty_inputs(padded: int) -> None:
     packed, _, _ = make_packed(64, 32, torch.float32, padded=padded)
     wide = torch.randn(9, 100)
@@ -96,7 +102,7 @@ def test_linear_takes_strided_and_empty_inputs(padded: int) -> None:
     assert linear(torch.empty(0, 64), packed).shape == (0, 32)
 
 
-@pytest.mark.parametrize("padded", [4, 16])
+@pytest.mark.parametrize("padded", [1, 4, 16])
 def test_a_row_of_nan_stays_alone(padded: int) -> None:
     packed, _, _ = make_packed(64, 32, torch.float32, padded=padded)
     x = torch.randn(3, 64)
@@ -127,7 +133,7 @@ def test_pack_linear_names_what_does_not_fit() -> None:
 def test_self_test_holds_for_all_forms() -> None:
     for dtype, (segments, padded) in itertools.product(DTYPES, FORMS):
         packed, _, _ = make_packed(256, 128, dtype, segments=segments, padded=padded)
-        assert self_test(packed, 7)
+        assert self_test(packed, 7, linear)
 
 
 @pytest.mark.parametrize("rows", [4, 16, 17, 64])
@@ -140,21 +146,95 @@ def test_self_test_finds_a_number_of_rows_with_other_bits(
         product = multiply(x, segment, bias, padded)
         return torch.nextafter(product, product + 1) if len(x) == rows else product
 
-    packed, _, _ = make_packed(64, 32, torch.float32)
+    packed, _, _ = make_packed(64, 32, torch.float32, padded=4)
     monkeypatch.setattr(linear_module, "_multiply", wrong)
-    assert not self_test(packed, 7)
+    assert not self_test(packed, 7, linear)
 
 
 def test_without_packed_matmul_the_fallback_is_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(linear_module, "_has_packed_matmul", lambda _: False)
-    packed, weight, bias = make_packed(64, 32, torch.float32)
+    monkeypatch.setattr(linear_module, "has_packed_matmul", lambda _: False)
+    packed, weight, bias = make_packed(64, 32, torch.float32, padded=4)
     assert packed.padded == 16
     x = torch.randn(5, 64)
     torch.testing.assert_close(linear(x, packed), x @ weight.t() + bias)
 
 
-def test_both_implementations_share_linear_and_embed() -> None:
-    assert cpu.linear is reference.linear
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("in_features", [16, 192, 512, 514, 768, 1024, 1026, 2048, 4096])
+def test_own_kernels_multiply_on_this_machine(dtype: torch.dtype, in_features: int) -> None:
+    """Else every test below of own against library would compare the library with itself."""
+    if dtype == torch.bfloat16 and best_bfloat16_tag() != "uint16":
+        pytest.skip("oneDNN emulates bfloat16 on this machine, in an order of its own")
+    assert pack_linear(torch.zeros(8, in_features, dtype=dtype), None).padded == 1
+
+
+@settings(max_examples=60)
+@given(data=st.data())
+def test_own_kernels_have_the_bits_of_the_library(data: st.DataObject) -> None:
+    """On the worst numbers: denormals, infinities, NaN, sums that cancel, any number of threads."""
+    dtype = data.draw(dtypes)
+    in_features = data.draw(st.sampled_from([2, 16, 130, 512, 768, 1026, 2050]))
+    out_features = data.draw(st.sampled_from([1, 63, 64, 65, 200]))
+    rows = data.draw(st.one_of(st.integers(1, 14), st.sampled_from([47, 48, 49, 97])))
+    x, weight, bias = (
+        make_floats(data.draw(seeds), shape, data.draw(flavours), dtype)
+        for shape in ((rows, in_features), (out_features, in_features), (out_features,))
+    )
+    some_bias = bias if data.draw(st.booleans()) else None
+    torch.set_num_threads(data.draw(st.sampled_from([1, 2])))
+    own = linear(x, pack_linear(weight, some_bias))
+    assert_same_bits(own, reference.linear(x, reference.pack_linear(weight, some_bias)))
+
+
+def test_work_is_split_over_threads_without_a_trace() -> None:
+    packed, _, _ = make_packed(768, 4096, torch.bfloat16)
+    x = torch.randn(40, 768).bfloat16()
+    torch.set_num_threads(1)
+    alone = linear(x, packed)
+    torch.set_num_threads(2)
+    assert_same_bits(linear(x, packed), alone)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("form", FORMS)
+def test_unpack_gives_back_weight_and_bias(dtype: torch.dtype, form: tuple[int, int]) -> None:
+    packed, weight, bias = make_packed(128, 70, dtype, segments=form[0], padded=form[1])
+    unpacked, unpacked_bias = unpack_linear(packed)
+    assert_same_bits(unpacked, weight)
+    assert unpacked_bias is not None
+    assert_same_bits(unpacked_bias, bias)
+
+
+@pytest.mark.parametrize("chunk", [64, 256, 768])
+def test_another_order_of_addition_is_found_out(
+    chunk: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A library that cut K otherwise would be followed, or left to itself."""
+    other = partial(own_module.multiply, chunk=chunk, tag="float32")
+
+    def pack(weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        return own_module.block_weight(weight), bias
+
+    def library(x: Tensor, weight: tuple[Tensor, Tensor | None]) -> Tensor:
+        product: Tensor = other(x, weight[0], len(weight[0]) * 64, weight[1])
+        return product
+
+    monkeypatch.setattr(own_module, "library_pack_linear", pack)
+    monkeypatch.setattr(own_module, "library_linear", library)
+    assert own_module.find_chunk.__wrapped__(torch.float32, 768, 128) == chunk
+    monkeypatch.setattr(own_module, "_CHUNKS", (512, 384))
+    assert own_module.find_chunk.__wrapped__(torch.float32, 768, 128) == (chunk == 768) * 768
+
+
+def test_without_its_order_the_library_multiplies(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(own_module, "find_chunk", lambda *_: 0)
+    packed, weight, bias = make_packed(64, 32, torch.float32)
+    assert packed.padded == 4
+    x = torch.randn(5, 64)
+    assert_same_bits(linear(x, packed), reference.linear(x, reference.pack_linear(weight, bias)))
+
+
+def test_both_implementations_share_embed() -> None:
     assert cpu.embed is reference.embed
 
 

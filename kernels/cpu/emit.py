@@ -1,0 +1,237 @@
+"""Vector code by hand: an emitter of LLVM instructions on 16 float32 lanes, for kernels in SIMD.
+
+LLVM splits the vectors on narrower machines, with the same result in every lane. A tag, the first
+argument of what is emitted, tells by its type the elements and how their products are added:
+
+* float32: float32, separate multiply and add.
+* uint16: bfloat16 through the dot product instruction vdpbf16ps, which is two fused multiply-adds,
+  the odd element first, with denormals flushed.
+* int16: bfloat16 through fused multiply-adds while the processor's flush modes are on.
+* int8: bfloat16 through float64 (see reference.attention), on any machine.
+
+The last three have the same bits; `best_bfloat16_tag` says which is the fastest here.
+
+One *step* is 4 bytes of a row: an element, or a pair of bfloat16. Addresses are integers; nothing
+here is checked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from functools import cache
+from typing import Any
+
+import llvmlite.binding
+from llvmlite import ir
+from numba import types
+from numba.extending import intrinsic
+
+from ...reference.activation import EXP2_COEFFICIENTS
+from ...reference.attention import FLUSHED, LEAST_NORMAL
+from .simd import cgutils
+
+LANES = 16
+STEP_BYTES = 4
+VECTOR_BYTES = 64
+FLOAT = ir.FloatType()
+I16 = ir.IntType(16)
+I32 = ir.IntType(32)
+I64 = ir.IntType(64)
+FLOATS = ir.VectorType(FLOAT, LANES)
+DOUBLES = ir.VectorType(ir.DoubleType(), LANES)
+I16S = ir.VectorType(I16, LANES)
+I32S = ir.VectorType(I32, LANES)
+_ROUND_MAGIC = 12582912.0 + 127
+"""1.5 * 2^23 + 127: added to a small integral float32, leaves integer + 127 in the low bits."""
+
+_FLUSH_MODES = 0x8040
+"""Bits of MXCSR: flush results to zero, denormals are zeros."""
+
+
+@cache
+def best_bfloat16_tag() -> str:
+    """Return the fastest tag of bfloat16 that this machine has."""
+    features = llvmlite.binding.get_host_cpu_features()
+    return "uint16" if features.get("avx512bf16") else "int16" if features.get("fma") else "int8"
+
+
+class Emit:
+    """Builder of vector code; operands are LLVM values."""
+
+    def __init__(self, builder: Any, tag: Any) -> None:
+        self.b = builder
+        self.tag = tag
+
+    def call(self, name: str, result: Any, *args: Any) -> Any:
+        """Call an LLVM intrinsic."""
+        kind = ir.FunctionType(result, [a.type for a in args])
+        return self.b.call(cgutils.get_or_insert_function(self.b.module, kind, name), args)
+
+    def address(self, base: Any, *terms: Any) -> Any:
+        """Return base plus terms, each an integer or a value."""
+        for term in terms:
+            value = ir.Constant(I64, term) if isinstance(term, int) else term
+            base = self.b.add(base, value)
+        return base
+
+    def times(self, value: Any, factor: int) -> Any:
+        """Return value * factor for an integer value."""
+        return self.b.mul(value, ir.Constant(I64, factor))
+
+    def load(self, address: Any, kind: Any = FLOATS) -> Any:
+        """Load a vector or a number."""
+        return self.b.load(
+            self.b.inttoptr(address, kind.as_pointer()), align=2 if kind == I16S else 4
+        )
+
+    def store(self, value: Any, address: Any) -> None:
+        """Store a vector or a number."""
+        self.b.store(value, self.b.inttoptr(address, value.type.as_pointer()), align=2)
+
+    def prefetch(self, address: Any) -> None:
+        """Ask for a cache line, into the second level: a third faster here than into the first."""
+        pointer = self.b.inttoptr(address, ir.IntType(8).as_pointer())
+        numbers = [ir.Constant(I32, n) for n in (0, 2, 1)]  # read, second-level cache, data
+        self.call("llvm.prefetch.p0", ir.VoidType(), pointer, *numbers)
+
+    def splat(self, x: Any) -> Any:
+        """Return a number in all lanes."""
+        kind = ir.VectorType(x.type, LANES)
+        v = self.b.insert_element(ir.Constant(kind, ir.Undefined), x, ir.Constant(I32, 0))
+        return self.b.shuffle_vector(v, v, ir.Constant(I32S, [0] * LANES))
+
+    def floats(self, x: float) -> Any:
+        """Return a constant in all lanes."""
+        return ir.Constant(FLOATS, [x] * LANES)
+
+    def fold(self, v: Any, combine: Callable[[Any, Any], Any]) -> Any:
+        """Fold lanes by halves; return lane 0."""
+        for half in (8, 4, 2, 1):
+            order = ir.Constant(I32S, [(j + half) % LANES for j in range(LANES)])
+            v = combine(v, self.b.shuffle_vector(v, v, order))
+        return self.b.extract_element(v, ir.Constant(I32, 0))
+
+    def greater(self, x: Any, y: Any) -> Any:
+        """Return the greater of two."""
+        return self.b.select(self.b.fcmp_ordered(">", x, y), x, y)
+
+    def exp2(self, x: Any) -> Any:
+        """Twin of reference.activation.exp2."""
+        b = self.b
+        least = self.floats(-126.0)
+        x = b.select(b.fcmp_ordered("<", x, least), least, x)
+        n = self.call("llvm.floor.v16f32", FLOATS, b.fadd(x, self.floats(0.5)))
+        f = b.fsub(x, n)
+        p = self.floats(EXP2_COEFFICIENTS[0])
+        for coefficient in EXP2_COEFFICIENTS[1:]:
+            p = b.fadd(b.fmul(p, f), self.floats(coefficient))
+        biased = b.bitcast(b.fadd(n, self.floats(_ROUND_MAGIC)), I32S)
+        power = b.bitcast(b.shl(biased, ir.Constant(I32S, [23] * LANES)), FLOATS)
+        return b.fmul(p, power)
+
+    def widen(self, x: Any) -> Any:
+        """Return 16 bfloat16, given as their bits, as float32."""
+        high = self.b.shl(self.b.zext(x, I32S), ir.Constant(I32S, [16] * LANES))
+        return self.b.bitcast(high, FLOATS)
+
+    def narrow(self, x: Any) -> Any:
+        """Round float32 lanes to bfloat16 bits, nearest even; NaN becomes the plain one."""
+        b = self.b
+        u = b.bitcast(x, I32S)
+        sixteen = ir.Constant(I32S, [16] * LANES)
+        odd = b.and_(b.lshr(u, sixteen), ir.Constant(I32S, [1] * LANES))
+        rounded = b.lshr(b.add(b.add(u, odd), ir.Constant(I32S, [0x7FFF] * LANES)), sixteen)
+        nan = b.fcmp_unordered("uno", x, x)
+        return b.trunc(b.select(nan, ir.Constant(I32S, [0x7FC0] * LANES), rounded), I16S)
+
+    def add_products(self, sums: list[list[Any]], left: list[Any], right: list[Any]) -> None:
+        """Add left[i] * right[j] of one step to sums[i][j] (stack places); each 16 x 4 bytes."""
+        for take in self.halves():
+            right_half = [take(x) for x in right]
+            for row, x in zip(sums, left, strict=True):
+                left_half = take(x)
+                for place, y in zip(row, right_half, strict=True):
+                    self.b.store(self.add_product(self.b.load(place), left_half, y), place)
+
+    def halves(self) -> tuple[Callable[[Any], Any], ...]:
+        """Return what takes the factors out of 4 bytes, in the order of addition."""
+        b = self.b
+        if self.tag == types.uint16:
+            return (lambda x: x,)
+        if self.tag == types.float32:
+            return (lambda x: b.bitcast(x, FLOATS),)
+        high = ir.Constant(I32S, [0xFFFF0000 - (1 << 32)] * LANES)
+        sixteen = ir.Constant(I32S, [16] * LANES)
+        return (
+            lambda x: b.bitcast(b.and_(x, high), FLOATS),
+            lambda x: b.bitcast(b.shl(x, sixteen), FLOATS),
+        )
+
+    def add_product(self, total: Any, x: Any, y: Any) -> Any:
+        """Return total + x * y, or both products of a pair."""
+        if self.tag == types.float32:
+            return self.b.fadd(total, self.b.fmul(x, y))
+        if self.tag == types.uint16:
+            return self.call("llvm.x86.avx512bf16.dpbf16ps.512", FLOATS, total, y, x)
+        if self.tag == types.int16:
+            return self.call("llvm.fma.v16f32", FLOATS, x, y, total)
+        return self.add_exact(total, x, y)
+
+    def add_exact(self, total: Any, x: Any, y: Any) -> Any:
+        """Return total + x * y rounded once, all denormals flushed; x, y: bfloat16 values."""
+        b = self.b
+        total, x, y = (b.fpext(self.flush(v), DOUBLES) for v in (total, x, y))
+        exact = b.fadd(total, b.fmul(x, y))
+        size = self.call("llvm.fabs.v16f64", DOUBLES, exact)
+        tiny = b.fcmp_ordered("<=", size, ir.Constant(DOUBLES, [FLUSHED] * LANES))
+        return b.select(tiny, self.floats(0.0), b.fptrunc(exact, FLOATS))
+
+    @contextmanager
+    def flush_modes(self) -> Iterator[None]:
+        """Let the processor flush denormal operands and results, for the tag that needs it.
+
+        The arithmetic between hangs on loads that follow the first change, stores that precede the
+        second, and the machine's instructions are ordered by the mode register.
+        """
+        if self.tag != types.int16:
+            yield
+            return
+        old, new = cgutils.alloca_once(self.b, I32), cgutils.alloca_once(self.b, I32)
+        self.call("llvm.x86.sse.stmxcsr", ir.VoidType(), old)
+        self.b.store(self.b.or_(self.b.load(old), ir.Constant(I32, _FLUSH_MODES)), new)
+        self.call("llvm.x86.sse.ldmxcsr", ir.VoidType(), new)
+        yield
+        self.call("llvm.x86.sse.ldmxcsr", ir.VoidType(), old)
+
+    def flush(self, x: Any) -> Any:
+        """Denormals become zero."""
+        size = self.call("llvm.fabs.v16f32", FLOATS, x)
+        tiny = self.b.fcmp_ordered("<", size, self.floats(LEAST_NORMAL))
+        return self.b.select(tiny, self.floats(0.0), x)
+
+    def store_rounded(self, x: Any, address: Any) -> None:
+        """Store 16 float32 in the elements' type."""
+        if self.tag == types.uint16:
+            x = self.call("llvm.x86.avx512bf16.cvtneps2bf16.512", I16S, x)
+        elif self.tag != types.float32:
+            x = self.narrow(x)
+        self.store(x, address)
+
+
+def emitted(emit: Callable[..., None], *, dots: bool = False) -> Any:
+    """Make an intrinsic of (tag, tuple of int64) from emit(emitter, *integers).
+
+    dots: all of it is products and their sums, under the rules of the tag.
+    """
+
+    def typed(_context: Any, tag: Any, args: Any) -> Any:
+        def codegen(context: Any, builder: Any, _signature: Any, values: Any) -> Any:
+            emitter = Emit(builder, tag)
+            with emitter.flush_modes() if dots else nullcontext():
+                emit(emitter, *cgutils.unpack_tuple(builder, values[1]))
+            return context.get_dummy_value()
+
+        return types.void(tag, args), codegen
+
+    return intrinsic(typed)

@@ -1,0 +1,305 @@
+"""Multiplication by a blocked weight, in explicit SIMD, with the bits of oneDNN's packed matmul.
+
+oneDNN cuts K into chunks. The products of a chunk are added one after the other into a float32
+that starts from zero (bfloat16: pairs through vdpbf16ps; float32: fused multiply-adds), chunks are
+added from left to right, then bias, then comes one rounding. Nothing documents that, nor how long
+a chunk is (512 or 1,024 elements where K is longer than 512): `kernels.cpu.linear` finds it out by
+comparison, and multiplies here only where the bits are equal.
+
+A blocked weight is [blocks, steps, COLUMNS] steps of 4 bytes (one float32 or a pair of bfloat16),
+block b holding output columns b * COLUMNS on, zeros behind the last. One block is read once for
+all rows of a step: from memory by the first register tile, from the second-level cache by the
+others, which meanwhile ask for the next block. So a few rows cost what reading the weight costs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from typing import Any, NamedTuple
+
+import numpy as np
+from llvmlite import ir
+from numba import types
+from torch import Tensor
+
+from .emit import FLOATS, I16S, I32, I32S, I64, STEP_BYTES, VECTOR_BYTES, Emit, emitted
+from .launch import compiled, inlined, run_ranges
+from .pages import Arena
+from .simd import bfloat16s, cgutils, float32s
+
+VECTORS = 4
+COLUMNS = 16 * VECTORS
+"""Output columns of a block."""
+MAX_TILE_ROWS = 6
+"""Rows of a register tile: 6 x 4 vectors of sums leave room for the operands in 32 registers."""
+GROUP_ROWS = 48
+"""Rows whose sums are kept over the chunks of a block: 12 KiB."""
+AHEAD_LINES = 2
+"""Cache lines of the next block that a step of a register tile asks for."""
+FIRST, LAST, BIASED = 1, 2, 4
+"""Flags of a tile: its chunk is the first, the last; there is a bias."""
+
+
+class _Call(NamedTuple):
+    """Addresses and sizes of one call; columns: out_features."""
+
+    x: int
+    row_bytes: int
+    rows: int
+    weight: int
+    steps: int
+    chunk_steps: int
+    bias: int
+    y: int
+    y_row_bytes: int
+    columns: int
+    element_bytes: int
+
+
+def _tile(num_rows: int) -> Callable[..., None]:
+    """Add the products of one chunk for num_rows rows and one block of columns.
+
+    x: the chunk of the first row; weight: [steps, COLUMNS] steps; ahead: what to ask for meanwhile,
+    AHEAD_LINES lines for each step; sums: [num_rows, COLUMNS] float32, what the chunks before have
+    left (unless FIRST) and what comes next will find (unless LAST); bias: [COLUMNS] (if BIASED);
+    target: [num_rows, COLUMNS] elements, its rows target_bytes apart (if LAST).
+    """
+
+    def emit(
+        e: Emit, x: Any, row_bytes: Any, weight: Any, steps: Any, ahead: Any, *rest: Any
+    ) -> None:
+        b = e.b
+        sums, flags, bias, target, target_bytes = rest
+        totals = [
+            [cgutils.alloca_once_value(b, e.floats(0.0)) for _ in range(VECTORS)]
+            for _ in range(num_rows)
+        ]
+        rows = [e.address(x, e.times(row_bytes, i)) for i in range(num_rows)]
+        with cgutils.for_range(b, steps) as loop:
+            base = e.address(weight, e.times(loop.index, VECTORS * VECTOR_BYTES))
+            w = [e.load(e.address(base, j * VECTOR_BYTES), I32S) for j in range(VECTORS)]
+            coming = e.address(ahead, e.times(loop.index, AHEAD_LINES * VECTOR_BYTES))
+            for line in range(AHEAD_LINES):
+                e.prefetch(e.address(coming, line * VECTOR_BYTES))
+            for row, places in zip(rows, totals, strict=True):
+                factor = e.splat(e.load(e.address(row, e.times(loop.index, STEP_BYTES)), I32))
+                for place, columns in zip(places, w, strict=True):
+                    b.store(_add_product(e, b.load(place), factor, columns), place)
+        saved = [
+            [e.address(sums, (i * VECTORS + j) * VECTOR_BYTES) for j in range(VECTORS)]
+            for i in range(num_rows)
+        ]
+        with b.if_then(b.not_(_has(e, flags, FIRST))):
+            _for_all(totals, saved, lambda total, place: _add_to(e, total, e.load(place)))
+        with b.if_else(_has(e, flags, LAST)) as (last, between):
+            with last:
+                _finish(e, totals, flags, bias, target, target_bytes)
+            with between:
+                _for_all(totals, saved, lambda total, place: e.store(b.load(total), place))
+
+    return emit
+
+
+def _add_product(e: Emit, total: Any, x: Any, y: Any) -> Any:
+    """Return total + x * y rounded once, or both products of a pair in the order of the tag."""
+    if e.tag == types.float32:
+        factors = e.b.bitcast(x, FLOATS), e.b.bitcast(y, FLOATS)
+        return e.call("llvm.fma.v16f32", FLOATS, *factors, total)
+    for take in e.halves():
+        total = e.add_product(total, take(x), take(y))
+    return total
+
+
+def _has(e: Emit, flags: Any, flag: int) -> Any:
+    return e.b.trunc(e.b.lshr(flags, ir.Constant(I64, flag.bit_length() - 1)), ir.IntType(1))
+
+
+def _for_all(
+    rows: list[list[Any]], others: list[list[Any]], act: Callable[[Any, Any], Any]
+) -> None:
+    for row, other in zip(rows, others, strict=True):
+        for value, partner in zip(row, other, strict=True):
+            act(value, partner)
+
+
+def _add_to(e: Emit, total: Any, x: Any) -> None:
+    """Add a vector to the one in a stack place."""
+    e.b.store(e.b.fadd(e.b.load(total), x), total)
+
+
+def _finish(
+    e: Emit, totals: list[list[Any]], flags: Any, bias: Any, target: Any, target_bytes: Any
+) -> None:
+    """Add bias to the sums of a tile and round them into target."""
+    size = VECTOR_BYTES if e.tag == types.float32 else VECTOR_BYTES // 2
+    with e.b.if_then(_has(e, flags, BIASED)):
+        for j in range(VECTORS):
+            place = e.address(bias, j * size)
+            x = e.load(place) if e.tag == types.float32 else e.widen(e.load(place, I16S))
+            for row in totals:
+                _add_to(e, row[j], x)
+    for i, row in enumerate(totals):
+        row_target = e.address(target, e.times(target_bytes, i))
+        for j, total in enumerate(row):
+            e.store_rounded(e.b.load(total), e.address(row_target, j * size))
+
+
+_tile_1, _tile_2, _tile_3, _tile_4, _tile_5, _tile_6 = (
+    emitted(_tile(rows), dots=True) for rows in range(1, MAX_TILE_ROWS + 1)
+)
+
+
+@inlined
+def _multiply_tile(tag: Any, rows: int, args: Any) -> None:
+    if rows == 6:
+        _tile_6(tag, args)
+    elif rows == 5:
+        _tile_5(tag, args)
+    elif rows == 4:
+        _tile_4(tag, args)
+    elif rows == 3:
+        _tile_3(tag, args)
+    elif rows == 2:
+        _tile_2(tag, args)
+    else:
+        _tile_1(tag, args)
+
+
+@inlined
+def _add_chunk(tag: Any, call: _Call, place: Any, rows: Any, sums: int, out: Any) -> None:
+    """Add the products of a chunk (block, first step) for some rows, in tiles of equal height.
+
+    rows: first and number; sums: of all these rows; out: address and bytes between rows, where the
+    last chunk leaves them.
+    """
+    block, start = place
+    first_row, num_rows = rows
+    target, target_bytes = out
+    steps = min(call.chunk_steps, call.steps - start)
+    weight = call.weight + (block * call.steps + start) * VECTORS * VECTOR_BYTES
+    bias = call.bias + block * COLUMNS * call.element_bytes
+    last = LAST | (BIASED if call.bias else 0)
+    flags = (FIRST if start == 0 else 0) | (last if start + steps == call.steps else 0)
+    x = call.x + first_row * call.row_bytes + start * STEP_BYTES
+    tiles = (num_rows + MAX_TILE_ROWS - 1) // MAX_TILE_ROWS
+    height, taller = num_rows // tiles, num_rows % tiles
+    # The first tile reads from memory itself; the others ask for what comes next, a share each.
+    share = steps * AHEAD_LINES * VECTOR_BYTES
+    next_weight = weight + steps * VECTORS * VECTOR_BYTES
+    ahead = weight
+    for tile in range(tiles):
+        tile_rows = height + (1 if tile < taller else 0)
+        args = (x, call.row_bytes, weight, steps, ahead, sums, flags, bias, target, target_bytes)
+        _multiply_tile(tag, tile_rows, args)
+        x += tile_rows * call.row_bytes
+        sums += tile_rows * VECTORS * VECTOR_BYTES
+        target += tile_rows * target_bytes
+        asked = tile * share
+        ahead = next_weight + asked if asked < next_weight - weight else weight
+
+
+@inlined
+def _copy_rows(call: _Call, block: int, rows: Any, source: int) -> None:
+    """Copy rows (first, number) of the last block, of which not every column is wanted, into y."""
+    first_row, num_rows = rows
+    column = block * COLUMNS
+    width = call.columns - column
+    for row in range(num_rows):
+        place = source + row * COLUMNS * call.element_bytes
+        target = call.y + (first_row + row) * call.y_row_bytes + column * call.element_bytes
+        if call.element_bytes == 4:
+            float32s(target, width)[:] = float32s(place, width)
+        else:
+            bfloat16s(target, width)[:] = bfloat16s(place, width)
+
+
+def _multiply(tag: Any, args: tuple[int, ...], start: int, end: int) -> None:
+    """Multiply all rows by blocks [start, end)."""
+    call = _Call(*args)
+    memory = np.empty(2 * GROUP_ROWS * COLUMNS, np.float32)
+    sums: Any = np.int64(memory.ctypes.data)  # a plain address is unsigned
+    narrow = sums + GROUP_ROWS * COLUMNS * 4
+    for block in range(start, end):
+        whole = (block + 1) * COLUMNS <= call.columns
+        for row in range(0, call.rows, GROUP_ROWS):
+            rows = (row, min(GROUP_ROWS, call.rows - row))
+            out = (narrow, COLUMNS * call.element_bytes)
+            if whole:
+                target = call.y + row * call.y_row_bytes + block * COLUMNS * call.element_bytes
+                out = (target, call.y_row_bytes)
+            for step in range(0, call.steps, call.chunk_steps):
+                _add_chunk(tag, call, (block, step), rows, sums, out)
+            if not whole:
+                _copy_rows(call, block, rows, narrow)
+    memory[0] = 0  # The last use of the owner: its memory must live until here.
+
+
+@cache
+def _kernel(tag: str) -> Any:
+    """Compile for a tag of kernels.cpu.emit, on first use."""
+    signature = f"void({tag}, UniTuple(int64, {len(_Call._fields)}), int64, int64)"
+    return compiled(signature)(_multiply)
+
+
+_arena = Arena()
+
+
+def block_weight(weight: Tensor) -> Tensor:
+    """Return weight [out, in], float32 or bfloat16, blocked: [blocks, steps, COLUMNS, pair] dtype.
+
+    A step holds `pair` elements of a row, 2 of bfloat16, and in_features must be a multiple of it.
+    """
+    out_features, in_features = weight.shape
+    pair = STEP_BYTES // weight.element_size()
+    blocks = -(-out_features // COLUMNS)
+    steps = in_features // pair
+    blocked = _arena.empty((blocks, steps, COLUMNS, pair), weight.dtype)
+    whole = out_features // COLUMNS
+    parts = weight[: whole * COLUMNS].view(whole, COLUMNS, steps, pair)
+    blocked[:whole] = parts.transpose(1, 2)
+    if whole < blocks:
+        blocked[whole] = 0
+        rest = weight[whole * COLUMNS :]
+        blocked[whole, :, : len(rest)] = rest.view(len(rest), steps, pair).transpose(0, 1)
+    return blocked
+
+
+def unblock_weight(blocked: Tensor, out_features: int) -> Tensor:
+    """Return the weight [out, in] that block_weight took."""
+    return blocked.transpose(1, 2).flatten(0, 1).flatten(1)[:out_features].contiguous()
+
+
+def multiply(
+    x: Tensor, blocked: Tensor, out_features: int, bias: Tensor | None, *, chunk: int, tag: str
+) -> Tensor:
+    """Multiply x [rows, in] (its rows may lie apart) by a blocked weight -> [rows, out_features].
+
+    bias: [blocks * COLUMNS]; chunk: elements of K that are added up before they are added to the
+    rest, a multiple of `pair`; tag: of kernels.cpu.emit.
+    """
+    rows, width = x.shape
+    blocks, steps, columns, pair = blocked.shape
+    assert x.dtype == blocked.dtype and width == steps * pair, (x.shape, blocked.shape)
+    assert x.stride(1) == 1 and columns == COLUMNS and chunk % pair == 0, (x.stride(), chunk)
+    assert bias is None or bias.shape == (blocks * COLUMNS,), bias
+    y = x.new_empty((rows, out_features))
+    size = x.element_size()
+    args = (
+        x.data_ptr(),
+        x.stride(0) * size,
+        rows,
+        blocked.data_ptr(),
+        steps,
+        chunk // pair,
+        0 if bias is None else bias.data_ptr(),
+        y.data_ptr(),
+        out_features * size,
+        out_features,
+        size,
+    )
+    kernel = _kernel(tag)
+    # Eight nanoseconds a step where memory is the limit, one for each row where arithmetic is.
+    work = blocks * steps * max(8, rows)
+    run_ranges(lambda start, end: kernel(0, args, start, end), blocks, work)
+    return y
