@@ -67,7 +67,12 @@ class AllocatorMachine(RuleBasedStateMachine):
         known = sorted({longer for other, longer in self.model.prefixes.values() if other == salt})
         known += [tuple(h.tokens) for h in self.holders.values() if h.salt == salt]
         if data.draw(st.integers(0, 2)) and known:
-            tokens = [*data.draw(st.sampled_from(known), label="prefix"), *tokens[:3]]
+            prefix = data.draw(st.sampled_from(known), label="prefix")
+            cut = data.draw(st.sampled_from((len(prefix), len(prefix), len(prefix) // 2, 1)))
+            tokens = [*prefix[:cut], *tokens[:3]]
+        if data.draw(st.integers(0, 4)):
+            # Mostly what fits, else most sequences would be refused.
+            tokens = tokens[: max(1, self.pool.num_free * self.size)]
         ids = np.array(tokens, np.int32)
         root, keys = self.hasher.root(salt), list[bytes]()
         self.hasher.extend(keys, root, ids)
@@ -115,9 +120,14 @@ class AllocatorMachine(RuleBasedStateMachine):
         """Publish some more of a sequence's full blocks."""
         slot = data.draw(st.sampled_from(sorted(self.holders)))
         holder = self.holders[slot]
-        full = len(holder.tokens) // self.size
-        first = holder.num_published
+        full, first = len(holder.tokens) // self.size, holder.num_published
         last = data.draw(st.sampled_from((full, full, first + (full - first) // 2)))
+        self.publish_until(slot, last)
+
+    def publish_until(self, slot: int, last: int) -> None:
+        """Publish a sequence's blocks up to `last`."""
+        holder = self.holders[slot]
+        first = holder.num_published
         if first == last:
             return
         ids = np.array(holder.tokens[: last * self.size], np.int32)
@@ -150,12 +160,14 @@ class AllocatorMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.holders)
     @rule(data=st.data())
     def end(self, data: st.DataObject) -> None:
-        """Give a sequence's blocks back, its tail first."""
+        """Give a sequence's blocks back, its tail first or, to make holes and orphans, last."""
         slot = data.draw(st.sampled_from(sorted(self.holders)))
+        if data.draw(st.integers(0, 3)):
+            self.publish_until(slot, len(self.holders[slot].tokens) // self.size)
         holder = self.holders.pop(slot)
         assert self.table.row(slot).tolist() == holder.blocks, slot
         self.table.clear(slot)
-        self.drop(holder.blocks[::-1])
+        self.drop(holder.blocks[:: data.draw(st.sampled_from((-1, -1, 1)))])
 
     @precondition(lambda self: not self.holders)
     @rule()
@@ -190,6 +202,7 @@ class AllocatorMachine(RuleBasedStateMachine):
         if not hasattr(self, "pool"):
             return
         self.totals["steps"] += 1
+        self.totals["steps with orphans"] += bool(self.model.orphans)
         self.pool.check(self.index.keyed)
         self.index.check()
         assert self.pool.references.tolist() == self.model.references

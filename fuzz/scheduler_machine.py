@@ -46,6 +46,8 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.ended: dict[str, Finished] = {}
         self.expected: dict[str, Alone] = {}
         self.contents: dict[bytes, tuple[int, ...]] = {}
+        self.cached: dict[str, int] = {}
+        """Hit tokens of each request's first admission."""
         self.num_requests = 0
 
     @property
@@ -100,7 +102,11 @@ class SchedulerMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.requests)
     @rule(data=st.data())
     def abort(self, data: st.DataObject) -> None:
-        name = data.draw(st.sampled_from(list(self.requests)))
+        # Rather those that only one of two steps in flight computes, and rather the living.
+        steps = [set(self.names_of(plan)) for plan, _ in self.flying]
+        single = sorted(steps[0] ^ steps[1]) if len(steps) == 2 else []
+        name = data.draw(st.sampled_from(single or [*self.alive, *self.requests]))
+        self.totals["aborts in one of two steps"] += bool(single)
         events = self.scheduler.abort(name)
         assert (events is None) == (name in self.ended), (name, events)
         if events is not None:
@@ -122,7 +128,16 @@ class SchedulerMachine(RuleBasedStateMachine):
             UPCOMING in a.hit.blocks for a in decision.admissions
         )
         first = [s.request_id for s in self.scheduler._running][:1]
+        before = self.scheduler.stats
         plan = self.scheduler.commit(decision)
+        after = self.scheduler.stats
+        assert after.num_steps - before.num_steps == 1
+        computed = after.num_scheduled_tokens - before.num_scheduled_tokens
+        assert computed == plan.num_scheduled_tokens, (computed, plan)
+        assert after.num_copies - before.num_copies == len(plan.copy_sources), plan
+        assert after.num_preemptions - before.num_preemptions == len(decision.victims)
+        for admission in decision.admissions:
+            self.cached.setdefault(admission.sequence.request_id, admission.hit.num_tokens)
         if first:
             assert first[0] in [s.request_id for s in self.scheduler._running], first
         if decision.victims:
@@ -136,25 +151,39 @@ class SchedulerMachine(RuleBasedStateMachine):
         plan, result = self.flying.popleft()
         self.take(self.scheduler.retire(plan, result))
 
-    @rule(number=st.integers(1, 6))
-    def step(self, number: int) -> None:
-        """Run some steps as the engine does: as deep as allowed, then land the oldest."""
+    def names_of(self, plan: StepPlan) -> list[str]:
+        """Name the living requests that compute in a plan in flight."""
+        slots = set(plan.slots.tolist())
+        return [s.request_id for s in self.scheduler._running if s.slot in slots]
+
+    @rule(number=st.integers(1, 6), deep=st.booleans())
+    def step(self, number: int, deep: bool = False) -> None:
+        """Run some steps as the engine does: as deep as allowed, then land the oldest.
+
+        deep: what comes next finds as many steps in flight as may be.
+        """
         for _ in range(number):
-            while len(self.flying) < self.limits.overlap:
-                depth = len(self.flying)
-                self.launch()
-                if len(self.flying) == depth:
-                    break
+            self.fill()
             if self.flying:
                 self.land()
             self.scheduler.check()
+        if deep:
+            self.fill()
+
+    def fill(self) -> None:
+        """Launch steps as long as it is possible."""
+        depth = -1
+        while depth < len(self.flying) < self.limits.overlap:
+            depth = len(self.flying)
+            self.launch()
 
     @precondition(lambda self: self.flying)
-    @rule(number=st.integers(0, 9))
+    @rule(number=st.integers(0, 3))
     def fail(self, number: int) -> None:
         """Now and then a step dies: all with a step in flight end, the others survive."""
         if number:
             return
+        self.totals["failures amid copies"] += any(len(p.copy_sources) for p, _ in self.flying)
         busy = {slot for plan, _ in self.flying for slot in plan.slots.tolist()}
         doomed = [s.request_id for s in self.scheduler._running if s.slot in busy]
         self.flying.clear()
@@ -243,7 +272,8 @@ class SchedulerMachine(RuleBasedStateMachine):
         for index, (name, token) in enumerate(zip(names, events.token_ids.tolist(), strict=True)):
             assert name not in self.ended, (name, "an event after the end")
             cached = int(events.num_cached_tokens[index])
-            assert 0 <= cached < len(self.requests[name].prompt_token_ids), (name, cached)
+            assert cached == self.cached.get(name, 0), (name, cached)
+            assert cached < len(self.requests[name].prompt_token_ids), (name, cached)
             finished = endings.get(index)
             assert token >= 0 or (finished and finished.reason in ("abort", "error")), name
             if finished is None or token >= 0:

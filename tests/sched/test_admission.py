@@ -92,6 +92,38 @@ def test_some_blocks_stay_spare_unless_nothing_else_runs() -> None:
     rig.drain()
 
 
+def test_spare_blocks_count_between_newcomers_of_one_step_too() -> None:
+    """Case 40: the second of them finds 100 blocks free, two of them spare."""
+    rig = Rig(
+        make_limits(max_num_seqs=8, num_blocks=200, block_size=1, max_model_len=201, budget=999)
+    )
+    rig.add(make_request("a", [1] * 100, seed=1))
+    rig.add(make_request("b", [2] * 99, seed=2))
+    assert len(rig.step().slots) == 1
+    rig.drain()
+
+
+@pytest.mark.parametrize("block_size", [1, 16])
+@pytest.mark.parametrize("num_prompt", [1, 64, 127, 128, 129, 256])
+def test_the_last_token_may_stand_just_behind_the_last_block(
+    block_size: int, num_prompt: int
+) -> None:
+    """Case 44: it is sampled and never fed, so no block holds it, and arrays must have room."""
+    rig = Rig(
+        make_limits(
+            max_num_seqs=1,
+            budget=999,
+            max_model_len=257,
+            block_size=block_size,
+            num_blocks=256 // block_size,
+        )
+    )
+    params = SamplingParams(max_tokens=None, ignore_eos=True)
+    rig.add(make_request("a", [1] * num_prompt, params=params, seed=1))
+    rig.drain()
+    assert len(rig.outputs["a"]) == 257 - num_prompt
+
+
 def test_the_queue_is_not_overtaken() -> None:
     rig = Rig(make_limits(num_blocks=6, max_model_len=24))
     rig.add(make_request("a", [1] * 12, params=SamplingParams(max_tokens=2), seed=1))

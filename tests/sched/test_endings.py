@@ -88,6 +88,20 @@ def test_a_step_that_died_ends_those_in_it_and_spares_the_rest() -> None:
     assert set(rig.ended) == {"b", "c", "d"} - doomed
 
 
+def test_a_step_that_died_amid_a_copy_leaves_no_source_pinned() -> None:
+    """Case 30: the sources of copies in flight are let go with their steps."""
+    rig = Rig(make_limits())
+    rig.add(make_request("a", [1, 2, 3, 4, 5, 6, 1, 2], params=LONG, seed=1))
+    rig.drain()
+    rig.add(make_request("b", [1, 2, 3, 4, 5, 6, 0, 0], params=LONG, seed=2))
+    plan = rig.launch()
+    assert plan is not None
+    assert len(plan.copy_sources) == 1
+    rig.scheduler.fail("boom")
+    assert rig.scheduler.num_free_blocks == rig.scheduler.num_blocks
+    rig.scheduler.check()
+
+
 def test_idle_sequences_survive_a_failure_and_are_recomputed() -> None:
     rig = Rig(make_limits(budget=1))
     rig.add(make_request("a", [1, 2], params=LONG, seed=1))

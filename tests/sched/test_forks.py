@@ -66,7 +66,7 @@ def test_many_children_of_one_partial_block() -> None:
         fork(rig, known, f"child{seed}", seed)
     plan = rig.step()
     assert len(set(plan.copy_sources.tolist())) == 1
-    assert len(set(plan.copy_targets.tolist())) == 5
+    assert len(set(plan.copy_targets.tolist())) == rig.scheduler.stats.num_copies == 5
     rig.drain()
 
 
@@ -79,6 +79,17 @@ def test_an_aborted_waiting_child_gives_its_share_back() -> None:
     rig.drain()
 
 
+def test_a_share_that_is_given_back_is_evicted_from_its_tail() -> None:
+    """Case 22."""
+    rig = Rig(make_limits())
+    fork(rig, make_parent(rig, num_steps=6), "child", 2)
+    head, tail = rig.scheduler._memory.blocks.row(0)[:2].tolist()
+    rig.scheduler.abort("parent")
+    rig.scheduler.abort("child")
+    assert rig.scheduler._memory.pool.free_order()[-2:] == [tail, head]
+    rig.drain()
+
+
 def test_waiting_children_give_way_before_anybody_is_preempted() -> None:
     rig = Rig(make_limits(num_blocks=4, max_model_len=17, max_num_seqs=2, caching=False))
     known = make_parent(rig)
@@ -87,6 +98,19 @@ def test_waiting_children_give_way_before_anybody_is_preempted() -> None:
     rig.scheduler.abort("parent")
     rig.drain()
     assert len(rig.outputs["child"]) == len(rig.outputs["other"]) == 9
+
+
+def test_nobody_is_preempted_while_a_waiting_child_holds_blocks() -> None:
+    """The pool is just enough for the two that run, once the child gives its two blocks up."""
+    rig = Rig(make_limits(num_blocks=8, max_model_len=32, max_num_seqs=2, caching=False))
+    rig.add(make_request("other", [3] * 6, params=LONG, seed=3))
+    known = make_parent(rig)
+    rig.add(make_request("next", [4] * 6, params=LONG, seed=4))
+    fork(rig, known, "child", 2)
+    rig.scheduler.abort("parent")
+    rig.drain()
+    assert rig.scheduler.stats.num_preemptions == 0
+    assert len(rig.outputs["child"]) == 9
 
 
 def test_children_whose_shares_fill_the_pool_do_not_block_each_other() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 from quire.engine.params import SamplingParams
 from quire.engine.plan import StepResult
 from quire.engine.request import LogprobRows
@@ -33,6 +34,34 @@ def test_no_step_is_planned_past_a_certain_end() -> None:
     assert rig.launch() is None
     rig.drain()
     assert len(rig.outputs["a"]) == 2
+
+
+@pytest.mark.parametrize("where", ["older", "newer"])
+@pytest.mark.parametrize("end", ["abort", "fail"])
+def test_a_sequence_in_only_one_of_two_steps_in_flight_ends_as_any_other(
+    where: str, end: str
+) -> None:
+    """Cases 51, 56: its last step may be the older one, its first the newer one."""
+    rig = Rig(make_limits(overlap=2))
+    if where == "older":
+        rig.add(make_request("a", [1, 2, 3], params=SamplingParams(max_tokens=1), seed=1))
+    rig.add(make_request("b", [4, 4, 4], seed=2))
+    first = rig.launch()
+    if where == "newer":
+        rig.add(make_request("a", [1, 2, 3], seed=1))
+    second = rig.launch()
+    assert first is not None and second is not None
+    assert len(first.slots) + len(second.slots) == 3
+    if end == "fail":
+        assert set(rig.scheduler.fail("boom").request_ids) == {"a", "b"}
+        return
+    free = rig.scheduler.num_free_blocks
+    assert rig.scheduler.abort("a") is not None
+    assert rig.scheduler.num_free_blocks == free, "its block is still being written"
+    assert rig.land().request_ids == ["b"]
+    assert (rig.scheduler.num_free_blocks > free) == (where == "older")
+    assert rig.land().request_ids == ["b"]
+    rig.drain()
 
 
 def make_pair(scheduler: Scheduler) -> list[StepResult]:

@@ -36,6 +36,16 @@ def test_the_victim_loses_the_fewest_tokens_and_is_not_the_oldest() -> None:
     rig.drain()
 
 
+def test_of_victims_that_lose_equally_much_the_latest_goes() -> None:
+    """Case 46: who waited longest is disturbed last."""
+    rig = Rig(make_limits(num_blocks=6, max_model_len=24, block_size=4))
+    make_crowd(rig, {"old": 4, "early": 4, "late": 4})
+    while rig.scheduler.stats.num_preemptions == 0:
+        rig.step()
+    assert waiting(rig) == ["late"]
+    rig.drain()
+
+
 def test_the_oldest_is_never_preempted_even_if_it_loses_least() -> None:
     """Case 46: progress."""
     rig = Rig(make_limits(num_blocks=5, max_model_len=20, block_size=4))
@@ -79,6 +89,31 @@ def test_a_preempted_sequence_returns_to_the_front_with_its_outputs() -> None:
     assert stats.prefix_queries == 15 + ("late" in running(rig))
     rig.drain()
     assert len(rig.outputs["short"]) == 12
+
+
+def test_blocks_that_a_victim_shares_do_not_become_free() -> None:
+    """Case 21: all three share two blocks; a victim gives only its third one, and two must go."""
+    rig = Rig(make_limits(num_blocks=5, max_model_len=21, block_size=4))
+    for seed, name in enumerate(("old", "early", "late"), 1):
+        rig.add(make_request(name, [1] * 8 + [seed + 1] * 3, params=LONG, seed=seed))
+    while rig.scheduler.stats.num_preemptions == 0:
+        rig.step()
+    assert running(rig) == ["old"]
+    assert waiting(rig) == ["early", "late"]
+    rig.drain()
+
+
+def test_a_resumed_sequence_hits_its_own_outputs() -> None:
+    """Case 13: what may be hit ends with prompt and outputs, not with the prompt."""
+    rig = Rig(make_limits(num_blocks=5, max_model_len=20, block_size=4))
+    make_crowd(rig, {"old": 8, "short": 3})
+    while rig.scheduler.stats.num_preemptions == 0:
+        rig.step()
+    assert waiting(rig) == ["short"]
+    rig.scheduler.abort("old")
+    assert rig.step().starts.tolist() == [4], "the prompt's three tokens and one output"
+    assert rig.scheduler.stats.resumed_hits == 4
+    rig.drain()
 
 
 def test_a_preempting_step_admits_nobody_and_withdraws_its_victim() -> None:

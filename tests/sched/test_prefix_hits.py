@@ -95,6 +95,15 @@ def test_salts_separate_tenants() -> None:
     assert starts == [0, 0, 0, 4, 4, 0]
 
 
+def test_events_tell_the_cached_tokens_of_the_first_admission() -> None:
+    rig = Rig(make_limits())
+    run(rig, [1, 2, 3, 4, 5, 6, 1, 2], seed=1)
+    rig.add(make_request("new", [2, 2], params=SamplingParams(max_tokens=3), seed=2))
+    rig.add(make_request("hit", [1, 2, 3, 4, 5, 6, 0], params=SamplingParams(max_tokens=3), seed=3))
+    while rig.launch():
+        assert rig.land().num_cached_tokens.tolist() == [0, 6]
+
+
 def test_without_caching_nothing_is_shared_or_counted() -> None:
     """Case 18."""
     rig = Rig(make_limits(caching=False))
@@ -131,6 +140,27 @@ def test_a_hit_on_free_blocks_does_not_count_them_twice() -> None:
     rig.add(make_request("c", [1, 2, 3, 4] * 3 + [0] * 8, params=params, seed=3))
     plan = rig.step()
     assert plan.starts.tolist() == [12]
+    rig.drain()
+
+
+def test_free_blocks_that_two_rows_hit_are_taken_from_the_free_ones_once() -> None:
+    """Case 20: six free blocks, three of them hit by both rows, one new one for each row."""
+    rig = Rig(make_limits(num_blocks=6, max_model_len=25, block_size=4))
+    run(rig, [1, 2, 3, 4] * 3 + [5], seed=1)
+    for seed in (2, 3):
+        rig.add(make_request(f"r{seed}", [1, 2, 3, 4] * 3 + [seed - 2], params=ONE, seed=seed))
+    assert rig.step().starts.tolist() == [12, 12]
+    rig.drain()
+
+
+def test_a_known_block_is_preferred_to_its_twin_of_the_same_step() -> None:
+    """Case 19: what follows a known block can be compared, and the copy need not wait."""
+    rig = Rig(make_limits())
+    prompt = [1, 2, 3, 4, 5, 6, 1, 2]
+    run(rig, [*prompt, 3, 3, 3, 3], seed=1)
+    rig.add(make_request("a", prompt, params=ONE, seed=2))
+    rig.add(make_request("b", [*prompt, 3, 3, 0], params=ONE, seed=3))
+    assert rig.step().starts.tolist() == [7, 10]
     rig.drain()
 
 
@@ -198,6 +228,13 @@ def test_the_tail_of_a_sequence_is_evicted_before_its_head() -> None:
     run(rig, [5, 5, 5, 5, 5], seed=2)
     assert rig.scheduler.stats.num_evictions == 1
     assert run(rig, [1, 2, 3, 4, 1, 1, 1, 1], seed=3).starts.tolist() == [4]
+
+
+def test_evictions_are_counted_by_block() -> None:
+    rig = Rig(make_limits(num_blocks=3, max_model_len=12))
+    run(rig, [1, 2, 3, 4, 1, 1, 1, 1], seed=1)
+    run(rig, [5] * 9, seed=2)
+    assert rig.scheduler.stats.num_evictions == 2
 
 
 def test_twins_are_both_published() -> None:
