@@ -24,6 +24,12 @@ EXP2_COEFFICIENTS = (
     1.0,
 )
 """Of f^6 .. f^0, f in [-1/2, 1/2]."""
+EXP2_MAGIC = 12582912.0 + 127
+"""1.5 * 2^23 + 127: float32 is integral there, and the low bits of n + it are 2^n's exponent."""
+_BELOW_FLOAT32 = (1 << 29) - 1
+"""Bits of a float64 that float32 has not,"""
+_HALF_FLOAT32 = 1 << 28
+"""and the middle between two float32."""
 LOG_COEFFICIENTS = (
     0.0873592496,
     -0.143092647,
@@ -41,18 +47,42 @@ LOG_COEFFICIENTS = (
 def exp2(x: Tensor) -> Tensor:
     """Return 2 ** x for float32 x <= 127 of any shape, relative error below 3e-7.
 
-    x is clamped to -126 from below (the least normal result); n = floor(x + 0.5), f = x - n;
-    Horner's rule with separate multiplies and adds; times 2^n through the exponent bits. NaN stays
-    NaN.
+    x is clamped to -126 from below (the least normal result); n is x rounded to an integer by
+    adding and taking away EXP2_MAGIC, f = x - n; Horner's rule with fused multiply-adds; times 2^n
+    through the exponent bits. NaN stays NaN.
     """
     x = torch.maximum(x, x.new_tensor(-126.0))
-    n = torch.floor(x + 0.5)
+    n = (x + EXP2_MAGIC) - EXP2_MAGIC
     f = x - n
     p = torch.full_like(f, EXP2_COEFFICIENTS[0])
     for coefficient in EXP2_COEFFICIENTS[1:]:
-        p = p * f + coefficient
+        p = fma(p, f, coefficient)
     exponent = torch.nan_to_num(n).to(torch.int32) + 127
     return p * (exponent << 23).view(torch.float32)
+
+
+def fma(x: Tensor, y: Tensor, addend: float) -> Tensor:
+    """Return x * y + addend of float32, rounded once; the result must be normal.
+
+    float64 holds the product exactly and rounds the sum; a second rounding, to float32, goes wrong
+    only where the first has ended in the middle between two float32.
+    """
+    z = x.new_tensor(addend).double()
+    product = x.double() * y.double()
+    total = product + z
+    middle = (total.view(torch.int64) & _BELOW_FLOAT32) == _HALF_FLOAT32
+    if middle.any():
+        total = torch.where(middle, _rounded_to_odd(product, total, z), total)
+    return total.float()
+
+
+def _rounded_to_odd(product: Tensor, total: Tensor, z: Tensor) -> Tensor:
+    """Return float64 sums whose last bit is set where they are not exact: it makes no ties."""
+    part = total - product
+    error = (product - (total - part)) + (z - part)
+    bits = total.view(torch.int64)
+    toward_zero = bits - ((error != 0) & ((error < 0) != (total < 0))).long()
+    return torch.where(error == 0, bits, toward_zero | 1).view(torch.float64)
 
 
 def log(x: Tensor) -> Tensor:

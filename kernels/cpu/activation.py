@@ -10,13 +10,14 @@ from torch import Tensor
 
 from ...reference.activation import (
     EXP2_COEFFICIENTS,
+    EXP2_MAGIC,
     LN_2,
     LOG2_E,
     LOG_COEFFICIENTS,
     SQRT_HALF_BITS,
 )
 from .launch import compiled, inlined, run_ranges
-from .simd import bfloat16s, bits, float32s, floor, from_bits, narrow, widen
+from .simd import bfloat16s, bits, float32s, fma, from_bits, narrow, widen
 
 _LOG2_E = np.float32(LOG2_E)
 _E6, _E5, _E4, _E3, _E2, _E1, _E0 = (np.float32(c) for c in EXP2_COEFFICIENTS)
@@ -24,7 +25,7 @@ _L8, _L7, _L6, _L5, _L4, _L3, _L2, _L1, _L0 = (np.float32(c) for c in LOG_COEFFI
 _LN_2 = np.float32(LN_2)
 _SQRT_HALF_BITS = np.int32(SQRT_HALF_BITS)
 _ONE = np.float32(1.0)
-_HALF = np.float32(0.5)
+_MAGIC = np.float32(EXP2_MAGIC)
 _MIN_EXPONENT = np.float32(-126.0)
 _MAX_EXPONENT = np.float32(126.0)
 
@@ -33,15 +34,15 @@ _MAX_EXPONENT = np.float32(126.0)
 def exp2(x: Any) -> Any:
     """Twin of reference.activation.exp2, but NaN gives 2^-126: callers look after NaN."""
     x = x if x > _MIN_EXPONENT else _MIN_EXPONENT
-    n = floor(x + _HALF)
-    f = x - n
-    p = _E6 * f + _E5
-    p = p * f + _E4
-    p = p * f + _E3
-    p = p * f + _E2
-    p = p * f + _E1
-    p = p * f + _E0
-    return p * from_bits(np.uint32((np.int32(n) + np.int32(127)) << np.int32(23)))
+    biased = x + _MAGIC
+    f = x - (biased - _MAGIC)
+    p = fma(_E6, f, _E5)
+    p = fma(p, f, _E4)
+    p = fma(p, f, _E3)
+    p = fma(p, f, _E2)
+    p = fma(p, f, _E1)
+    p = fma(p, f, _E0)
+    return p * from_bits(bits(biased) << np.uint32(23))
 
 
 @inlined

@@ -29,6 +29,10 @@ from .simd import bfloat16s, float32s, int32s, int64s
 from .tiles import MAX_ROWS
 
 QUERY_ROWS = 48
+PASS_GROUPS = 8
+"""Groups of MAX_ROWS rows that go through a tile together, pass by pass."""
+_MASK_BYTES = 64
+"""Of a group: MAX_ROWS masks, the parts to compute (tiles.FULL: none masked), a span of keys."""
 _PARTS = KV_TILE // PART
 
 
@@ -70,11 +74,11 @@ class _Scratch(NamedTuple):
     states: int
     """[groups] of tiles.STATE_BYTES."""
     scores: int
-    """[MAX_ROWS, KV_TILE] float32."""
+    """[PASS_GROUPS, MAX_ROWS, KV_TILE] float32."""
     p: int
-    """[MAX_ROWS, KV_TILE] elements."""
+    """[PASS_GROUPS, MAX_ROWS, KV_TILE] elements."""
     masks: int
-    """[MAX_ROWS] int64."""
+    """[PASS_GROUPS] of _MASK_BYTES."""
     parts: int
     """[4, _PARTS] addresses of a tile's keys and values, and of the next tile's keys and values."""
     keys: int
@@ -119,9 +123,9 @@ def _scratch(call: _Call, group: int) -> tuple[Any, _Scratch]:
     rows = groups * MAX_ROWS
     q_bytes = rows * call.head_dim * call.element_bytes
     tile_bytes = KV_TILE * call.head_dim * call.element_bytes
-    row_tile_bytes = MAX_ROWS * KV_TILE * 4
+    row_tile_bytes = PASS_GROUPS * MAX_ROWS * KV_TILE * 4
     size = q_bytes + rows * call.head_dim * 4 + groups * tiles.STATE_BYTES
-    size += 2 * row_tile_bytes + 64 + 32 * _PARTS + 2 * tile_bytes + 64
+    size += 2 * row_tile_bytes + PASS_GROUPS * _MASK_BYTES + 32 * _PARTS + 2 * tile_bytes + 64
     memory = np.zeros(size, np.uint8)
     q = (memory.ctypes.data + 63) // 64 * 64
     out = q + q_bytes
@@ -129,7 +133,7 @@ def _scratch(call: _Call, group: int) -> tuple[Any, _Scratch]:
     scores = states + groups * tiles.STATE_BYTES
     p = scores + row_tile_bytes
     masks = p + row_tile_bytes
-    parts = masks + 64
+    parts = masks + PASS_GROUPS * _MASK_BYTES
     keys = parts + 32 * _PARTS
     return memory, _Scratch(q, out, states, scores, p, masks, parts, keys, keys + tile_bytes)
 
@@ -161,7 +165,7 @@ def _load_queries(call: _Call, scratch: _Scratch, unit: _Unit, factor: float) ->
     for i in range(num_rows // MAX_ROWS):
         state = float32s(scratch.states + i * tiles.STATE_BYTES, tiles.STATE_BYTES // 4)
         for j in range(tiles.STATE_BYTES // 4):
-            state[j] = np.float32(LEAST_FINITE if j < 16 else 0.0)
+            state[j] = np.float32(LEAST_FINITE if j < 32 else 0.0)
         state[tiles.FACTOR_OFFSET // 4] = factor
 
 
@@ -236,72 +240,96 @@ def _copy_lane(call: _Call, scratch: _Scratch, part: int, lanes: tuple[int, int]
 
 
 @inlined
-def _mask_rows(
-    call: _Call, scratch: _Scratch, unit: _Unit, rows: tuple[int, int, int]
-) -> tuple[int, int]:
-    """Write masks of rows = (first, end, tile_start); return the range of keys that any sees."""
+def _mask_rows(call: _Call, unit: _Unit, masks: int, rows: tuple[int, int, int]) -> None:
+    """Write the masks of a group, rows = (first, end, tile_start), and what follows from them."""
     first, end_row, tile_start = rows
     group = call.heads // call.kv_heads
-    masks = int64s(scratch.masks, MAX_ROWS)
+    words = int64s(masks, MAX_ROWS + 2)
     ones = np.uint64(0xFFFFFFFFFFFFFFFF)
     union_start, union_end = KV_TILE, 0
+    all_start, all_end = 0, KV_TILE
     for i in range(MAX_ROWS):
         mask = np.uint64(0)
         if first + i < end_row:
             position = unit.position + (first + i) // group
             start, end = _visible(position, tile_start, call.window)
+            all_start, all_end = max(all_start, start), min(all_end, end)
             if start < end:
                 mask = (ones >> np.uint64(KV_TILE - end)) & (ones << np.uint64(start))
                 union_start, union_end = min(union_start, start), max(union_end, end)
-        masks[i] = np.int64(mask)
-    return union_start, union_end
+        words[i] = np.int64(mask)
+    if all_start == 0 and all_end == KV_TILE:
+        words[MAX_ROWS] = tiles.FULL
+    elif end_row - first > 3:
+        words[MAX_ROWS] = (union_end + PART - 1) // PART
+    else:
+        words[MAX_ROWS] = _PARTS if union_end else 0
+    pair = 4 // call.element_bytes
+    words[MAX_ROWS + 1] = ((union_start // pair) << 32) | ((union_end + pair - 1) // pair)
+
+
+class _Group(NamedTuple):
+    """Addresses and sizes of up to MAX_ROWS rows in scratch."""
+
+    num_rows: int
+    q: int
+    out: int
+    state: int
+    scores: int
+    p: int
+    masks: int
+
+
+@inlined
+def _group_at(call: _Call, scratch: _Scratch, place: int, index: int, num_rows: int) -> _Group:
+    """Return group `index` of those that begin at row `place` of scratch and have num_rows left."""
+    row, tile_bytes = place + index * MAX_ROWS, index * MAX_ROWS * KV_TILE * 4
+    return _Group(
+        min(MAX_ROWS, num_rows - index * MAX_ROWS),
+        scratch.q + row * call.head_dim * call.element_bytes,
+        scratch.out + row * call.head_dim * 4,
+        scratch.states + row // MAX_ROWS * tiles.STATE_BYTES,
+        scratch.scores + tile_bytes,
+        scratch.p + tile_bytes,
+        scratch.masks + index * _MASK_BYTES,
+    )
 
 
 @inlined
 def _attend_rows(
     tag: Any, call: _Call, scratch: _Scratch, unit: _Unit, rows: tuple[int, int, int, int]
 ) -> None:
-    """One tile of keys for MAX_ROWS rows or less; rows = (head, first, end, tile_start)."""
+    """One tile of keys for PASS_GROUPS groups of rows or less; rows = (head, first, end, start).
+
+    Pass by pass: one group's next pass would wait for the last numbers of the one before.
+    """
     head, first, end_row, tile_start = rows
-    start, end = _mask_rows(call, scratch, unit, (first, end_row, tile_start))
-    if end <= start:
-        return
-    num_rows = min(MAX_ROWS, end_row - first)
-    place = head * _head_rows(call, unit) + first
-    row_bytes = call.head_dim * 4
+    place, num_rows = head * _head_rows(call, unit) + first, end_row - first
+    num_groups = min(PASS_GROUPS, _groups(num_rows))
     steps = call.head_dim * call.element_bytes // 4
-    out = scratch.out + place * row_bytes
-    score_args = (scratch.q + place * steps * 4, scratch.parts, scratch.scores, steps)
-    if num_rows > 3:
-        tiles.scores_6(tag, score_args)
-    elif num_rows > 1:
-        tiles.scores_3(tag, score_args)
-    else:
-        tiles.scores_1(tag, score_args)
-    state = scratch.states + place // MAX_ROWS * tiles.STATE_BYTES
-    size = (num_rows << 32) | call.head_dim
-    tiles.softmax_rows(tag, (size, scratch.scores, scratch.masks, state, out, scratch.p))
-    pair = 4 // call.element_bytes
-    span = ((start // pair) << 32) | ((end + pair - 1) // pair)
-    column = 0
-    while column < row_bytes:
-        args = (scratch.p, scratch.parts, out, span, column, row_bytes)
-        wide = row_bytes - column >= 256
-        if num_rows > 3:
-            if wide:
-                tiles.values_6x4(tag, args)
-            else:
-                tiles.values_6x1(tag, args)
-        elif num_rows > 1:
-            if wide:
-                tiles.values_3x4(tag, args)
-            else:
-                tiles.values_3x1(tag, args)
-        elif wide:
-            tiles.values_1x4(tag, args)
-        else:
-            tiles.values_1x1(tag, args)
-        column += 256 if wide else 64
+    for index in range(num_groups):
+        g = _group_at(call, scratch, place, index, num_rows)
+        _mask_rows(call, unit, g.masks, (first + index * MAX_ROWS, end_row, tile_start))
+        parts = int64s(g.masks, MAX_ROWS + 2)[MAX_ROWS]
+        if parts:
+            tiles.add_scores(tag, g.num_rows, parts, (g.q, scratch.parts, g.scores, steps))
+            size = g.num_rows << 32
+            tiles.find_tops(tag, parts, (size, g.scores, g.masks, g.state))
+    for index in range(num_groups):
+        tiles.new_maxima(tag, (_group_at(call, scratch, place, index, num_rows).state,))
+    for index in range(num_groups):
+        g = _group_at(call, scratch, place, index, num_rows)
+        words = int64s(g.masks, MAX_ROWS + 2)
+        parts, span = words[MAX_ROWS], words[MAX_ROWS + 1]
+        if parts:
+            size = (g.num_rows << 32) | call.head_dim
+            tiles.find_probabilities(tag, parts, (size, g.scores, g.masks, g.state, g.out, g.p))
+            row_bytes, column = call.head_dim * 4, 0
+            while column < row_bytes:
+                wide = row_bytes - column >= 256
+                args = (g.p, scratch.parts, g.out, span, column, row_bytes)
+                tiles.add_values(tag, g.num_rows, wide, args)
+                column += 256 if wide else 64
 
 
 @inlined
@@ -338,7 +366,7 @@ def _attend_unit(tag: Any, call: _Call, scratch: _Scratch, unit: _Unit, factor: 
                 _gather(call, scratch, unit, head, tile_start)
             else:
                 _advance(call, scratch, unit, head, tile_start + KV_TILE)
-            for row in range(0, num_rows, MAX_ROWS):
+            for row in range(0, num_rows, PASS_GROUPS * MAX_ROWS):
                 _attend_rows(tag, call, scratch, unit, (head, row, num_rows, tile_start))
     return _finish(tag, call, scratch, unit)
 

@@ -27,7 +27,7 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from ...reference.activation import EXP2_COEFFICIENTS
+from ...reference.activation import EXP2_COEFFICIENTS, EXP2_MAGIC
 from ...reference.attention import FLUSHED, LEAST_NORMAL
 from .simd import cgutils
 
@@ -42,9 +42,6 @@ FLOATS = ir.VectorType(FLOAT, LANES)
 DOUBLES = ir.VectorType(ir.DoubleType(), LANES)
 I16S = ir.VectorType(I16, LANES)
 I32S = ir.VectorType(I32, LANES)
-_ROUND_MAGIC = 12582912.0 + 127
-"""1.5 * 2^23 + 127: added to a small integral float32, leaves integer + 127 in the low bits."""
-
 _FLUSH_MODES = 0x8040
 """Bits of MXCSR: flush results to zero, denormals are zeros."""
 
@@ -116,18 +113,22 @@ class Emit:
         """Return the greater of two."""
         return self.b.select(self.b.fcmp_ordered(">", x, y), x, y)
 
+    def fma(self, x: Any, y: Any, z: Any) -> Any:
+        """Return x * y + z rounded once."""
+        return self.call("llvm.fma.v16f32", FLOATS, x, y, z)
+
     def exp2(self, x: Any) -> Any:
         """Twin of reference.activation.exp2."""
         b = self.b
         least = self.floats(-126.0)
         x = b.select(b.fcmp_ordered("<", x, least), least, x)
-        n = self.call("llvm.floor.v16f32", FLOATS, b.fadd(x, self.floats(0.5)))
-        f = b.fsub(x, n)
+        magic = self.floats(EXP2_MAGIC)
+        biased = b.fadd(x, magic)
+        f = b.fsub(x, b.fsub(biased, magic))
         p = self.floats(EXP2_COEFFICIENTS[0])
         for coefficient in EXP2_COEFFICIENTS[1:]:
-            p = b.fadd(b.fmul(p, f), self.floats(coefficient))
-        biased = b.bitcast(b.fadd(n, self.floats(_ROUND_MAGIC)), I32S)
-        power = b.bitcast(b.shl(biased, ir.Constant(I32S, [23] * LANES)), FLOATS)
+            p = self.fma(p, f, self.floats(coefficient))
+        power = b.bitcast(b.shl(b.bitcast(biased, I32S), ir.Constant(I32S, [23] * LANES)), FLOATS)
         return b.fmul(p, power)
 
     def widen(self, x: Any) -> Any:
@@ -175,7 +176,7 @@ class Emit:
         if self.tag == types.uint16:
             return self.call("llvm.x86.avx512bf16.dpbf16ps.512", FLOATS, total, y, x)
         if self.tag == types.int16:
-            return self.call("llvm.fma.v16f32", FLOATS, x, y, total)
+            return self.fma(x, y, total)
         return self.add_exact(total, x, y)
 
     def add_exact(self, total: Any, x: Any, y: Any) -> Any:

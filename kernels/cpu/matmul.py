@@ -35,6 +35,8 @@ MAX_TILE_ROWS = 6
 """Rows of a register tile: 6 x 4 vectors of sums leave room for the operands in 32 registers."""
 GROUP_ROWS = 48
 """Rows whose sums are kept over the chunks of a block: 12 KiB."""
+PANEL_BYTES = 300_000
+"""Rows of x that stay in the second-level cache while all blocks pass."""
 AHEAD_LINES = 2
 """Cache lines of the next block that a step of a register tile asks for."""
 FIRST, LAST, BIASED = 1, 2, 4
@@ -105,7 +107,7 @@ def _add_product(e: Emit, total: Any, x: Any, y: Any) -> Any:
     """Return total + x * y rounded once, or both products of a pair in the order of the tag."""
     if e.tag == types.float32:
         factors = e.b.bitcast(x, FLOATS), e.b.bitcast(y, FLOATS)
-        return e.call("llvm.fma.v16f32", FLOATS, *factors, total)
+        return e.fma(*factors, total)
     for take in e.halves():
         total = e.add_product(total, take(x), take(y))
     return total
@@ -220,18 +222,22 @@ def _multiply(tag: Any, args: tuple[int, ...], start: int, end: int) -> None:
     memory = np.empty(2 * GROUP_ROWS * COLUMNS, np.float32)
     sums: Any = np.int64(memory.ctypes.data)  # a plain address is unsigned
     narrow = sums + GROUP_ROWS * COLUMNS * 4
-    for block in range(start, end):
-        whole = (block + 1) * COLUMNS <= call.columns
-        for row in range(0, call.rows, GROUP_ROWS):
-            rows = (row, min(GROUP_ROWS, call.rows - row))
-            out = (narrow, COLUMNS * call.element_bytes)
-            if whole:
-                target = call.y + row * call.y_row_bytes + block * COLUMNS * call.element_bytes
-                out = (target, call.y_row_bytes)
-            for step in range(0, call.steps, call.chunk_steps):
-                _add_chunk(tag, call, (block, step), rows, sums, out)
-            if not whole:
-                _copy_rows(call, block, rows, narrow)
+    groups = max(1, PANEL_BYTES // (GROUP_ROWS * call.steps * STEP_BYTES))
+    panel_rows = groups * GROUP_ROWS
+    for panel in range(0, call.rows, panel_rows):
+        panel_end = min(panel + panel_rows, call.rows)
+        for block in range(start, end):
+            whole = (block + 1) * COLUMNS <= call.columns
+            for row in range(panel, panel_end, GROUP_ROWS):
+                rows = (row, min(GROUP_ROWS, panel_end - row))
+                out = (narrow, COLUMNS * call.element_bytes)
+                if whole:
+                    target = call.y + row * call.y_row_bytes + block * COLUMNS * call.element_bytes
+                    out = (target, call.y_row_bytes)
+                for step in range(0, call.steps, call.chunk_steps):
+                    _add_chunk(tag, call, (block, step), rows, sums, out)
+                if not whole:
+                    _copy_rows(call, block, rows, narrow)
     memory[0] = 0  # The last use of the owner: its memory must live until here.
 
 

@@ -83,16 +83,16 @@ def widen(_context: Any, x: Any) -> Any:
 
 
 @intrinsic
-def floor(_context: Any, x: Any) -> Any:
-    """Return the floor of a float32 (one instruction; np.floor would call the C library)."""
+def fma(_context: Any, x: Any, y: Any, z: Any) -> Any:
+    """Return x * y + z of float32, rounded once."""
 
     def codegen(_context: Any, builder: Any, _signature: Any, args: Any) -> Any:
         function = cgutils.get_or_insert_function(
-            builder.module, ir.FunctionType(_FLOAT, [_FLOAT]), "llvm.floor.f32"
+            builder.module, ir.FunctionType(_FLOAT, [_FLOAT] * 3), "llvm.fma.f32"
         )
         return builder.call(function, args)
 
-    return types.float32(types.float32), codegen
+    return types.float32(types.float32, types.float32, types.float32), codegen
 
 
 @intrinsic

@@ -1,4 +1,4 @@
-"""Attention tiles in explicit SIMD: scores, softmax row, values. Code generators, no kernel.
+"""Attention tiles in explicit SIMD: scores, the passes of the softmax, values. No kernel.
 
 The arithmetic of reference.attention for a few rows and one tile of KV_TILE keys, by the tags of
 `emit`. All geometry is in steps, the same for all tags: a part (16 keys) of keys is [steps of
@@ -8,6 +8,7 @@ head_dim, 16 keys], of values [steps of 16 keys, head_dim].
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import reduce
 from typing import Any
 
 from llvmlite import ir
@@ -15,10 +16,13 @@ from numba import types
 
 from ...reference.attention import LEAST_FINITE
 from .emit import FLOAT, I16, I32, I32S, I64, LANES, STEP_BYTES, VECTOR_BYTES, Emit, emitted
+from .launch import inlined
 from .simd import cgutils
 
 PARTS = 4
 """Parts of 16 keys in a tile."""
+FULL = PARTS + 1
+"""Number of parts of a tile that every row sees whole."""
 MAX_ROWS = 6
 """Rows of a register tile: 6 x 4 vectors of sums leave room for the operands in 32 registers."""
 TOPS_OFFSET, RESCALE_OFFSET, FACTOR_OFFSET, SUMS_OFFSET = 64, 128, 192, 256
@@ -27,8 +31,8 @@ STATE_BYTES = SUMS_OFFSET + MAX_ROWS * VECTOR_BYTES
 SUMS_OFFSET on the 16 sums of each row."""
 
 
-def _scores(num_rows: int) -> Callable[..., None]:
-    """Scores of num_rows x KV_TILE.
+def _scores(num_rows: int, num_parts: int = PARTS) -> Callable[..., None]:
+    """Scores of num_rows with the first num_parts parts of a tile.
 
     q: [num_rows, steps] steps; parts: [4, PARTS] addresses of the tile's keys, its values, the
     next tile's keys (which are prefetched) and its values; out: [num_rows, KV_TILE] float32.
@@ -36,10 +40,10 @@ def _scores(num_rows: int) -> Callable[..., None]:
 
     def emit(e: Emit, q: Any, parts: Any, out: Any, steps: Any) -> None:
         b = e.b
-        keys = [e.load(e.address(parts, 8 * j), I64) for j in range(PARTS)]
+        keys = [e.load(e.address(parts, 8 * j), I64) for j in range(num_parts)]
         coming = [e.load(e.address(parts, 8 * (2 * PARTS + j)), I64) for j in range(PARTS)]
         sums = [
-            [cgutils.alloca_once_value(b, e.floats(0.0)) for _ in range(PARTS)]
+            [cgutils.alloca_once_value(b, e.floats(0.0)) for _ in range(num_parts)]
             for _ in range(num_rows)
         ]
         row_bytes = e.times(steps, STEP_BYTES)
@@ -106,62 +110,93 @@ def _values(num_rows: int, num_vectors: int) -> Callable[..., None]:
     return emit
 
 
-def _softmax(e: Emit, rows: Any, scores: Any, masks: Any, state: Any, out: Any, p: Any) -> None:
-    """One step of the online softmax for rows <= 16: probabilities, new sums, rescaled outputs.
+def _tops(num_parts: int, masked: bool) -> Callable[..., None]:
+    """First pass of the softmax, for rows <= 16: the greatest score of each into the state.
 
-    rows: number of rows << 32 | head_dim; scores: [rows, KV_TILE] float32, before the factor;
-    masks: [rows] int64, bit j set where key j is visible; a row without any is left as it is, its
-    probabilities are 0. state: see STATE_BYTES; out: [rows, head_dim] float32; p: [rows, KV_TILE].
+    rows: number of rows << 32 | head_dim; scores: [rows, KV_TILE] float32, before the factor, of
+    which the first num_parts parts are there; masks: [rows] int64, bit j set where key j is
+    visible (not masked: all are); state: see STATE_BYTES.
     """
-    b = e.b
-    num_rows = b.lshr(rows, ir.Constant(I64, 32))
-    row_bytes = e.times(b.and_(rows, ir.Constant(I64, 0xFFFF)), 4)
-    num_vectors = b.udiv(row_bytes, ir.Constant(I64, VECTOR_BYTES))
-    element_bytes = STEP_BYTES if e.tag == types.float32 else STEP_BYTES // 2
-    factor = e.splat(e.load(e.address(state, FACTOR_OFFSET), FLOAT))
-    tops = e.address(state, TOPS_OFFSET)
-    e.store(e.floats(LEAST_FINITE), tops)
-    with cgutils.for_range(b, num_rows) as loop:
-        scaled, seen = _scaled(e, scores, masks, loop.index, factor)
-        pairs = [b.select(s, x, e.floats(LEAST_FINITE)) for s, x in zip(seen, scaled, strict=True)]
-        top = e.fold(e.greater(e.greater(*pairs[:2]), e.greater(*pairs[2:])), e.greater)
-        e.store(top, e.address(tops, e.times(loop.index, 4)))
+
+    def emit(e: Emit, rows: Any, scores: Any, masks: Any, state: Any) -> None:
+        b = e.b
+        factor = e.splat(e.load(e.address(state, FACTOR_OFFSET), FLOAT))
+        tops = e.address(state, TOPS_OFFSET)
+        e.store(e.floats(LEAST_FINITE), tops)
+        with cgutils.for_range(b, b.lshr(rows, ir.Constant(I64, 32))) as loop:
+            scaled = _scaled(e, scores, loop.index, factor, num_parts)
+            if masked:
+                seen = _seen(e, masks, loop.index, num_parts)
+                least = e.floats(LEAST_FINITE)
+                scaled = [b.select(s, x, least) for s, x in zip(seen, scaled, strict=True)]
+            top = e.fold(reduce(e.greater, scaled), e.greater)
+            e.store(top, e.address(tops, e.times(loop.index, 4)))
+
+    return emit
+
+
+def _new_maxima(e: Emit, state: Any) -> None:
+    """Second pass: running maxima, and the factors that bring old sums down to them."""
     m = e.load(state)
-    new_m = e.greater(e.load(tops), m)
+    new_m = e.greater(e.load(e.address(state, TOPS_OFFSET)), m)
     e.store(new_m, state)
-    factors = e.address(state, RESCALE_OFFSET)
-    e.store(e.exp2(b.fsub(m, new_m)), factors)
-    with cgutils.for_range(b, num_rows) as loop:
-        scaled, seen = _scaled(e, scores, masks, loop.index, factor)
-        m_row = e.splat(e.load(e.address(state, e.times(loop.index, 4)), FLOAT))
-        row_p = e.address(p, e.times(loop.index, PARTS * LANES * element_bytes))
-        total = None
-        for j in range(PARTS):
-            x = b.select(seen[j], e.exp2(b.fsub(scaled[j], m_row)), e.floats(0.0))
-            e.store_rounded(x, e.address(row_p, j * LANES * element_bytes))
-            total = x if total is None else b.fadd(total, x)
-        c_row = e.load(e.address(factors, e.times(loop.index, 4)), FLOAT)
-        c = e.splat(c_row)
-        sums = e.address(state, SUMS_OFFSET, e.times(loop.index, VECTOR_BYTES))
-        e.store(b.fadd(b.fmul(e.load(sums), c), total), sums)
-        row_out = e.address(out, b.mul(loop.index, row_bytes))
-        changed = b.fcmp_unordered("une", c_row, ir.Constant(FLOAT, 1.0))
-        with b.if_then(changed), cgutils.for_range(b, num_vectors) as column:
-            place = e.address(row_out, e.times(column.index, VECTOR_BYTES))
+    e.store(e.exp2(e.b.fsub(m, new_m)), e.address(state, RESCALE_OFFSET))
+
+
+def _probabilities(num_parts: int, masked: bool) -> Callable[..., None]:
+    """Third pass: probabilities p [rows, KV_TILE], new sums, rescaled outputs [rows, head_dim].
+
+    Arguments as in the first pass. A row that sees no key is left as it is, its p are 0.
+    """
+
+    def emit(e: Emit, rows: Any, scores: Any, masks: Any, state: Any, out: Any, p: Any) -> None:
+        b = e.b
+        row_bytes = e.times(b.and_(rows, ir.Constant(I64, 0xFFFF)), 4)
+        factor = e.splat(e.load(e.address(state, FACTOR_OFFSET), FLOAT))
+        element_bytes = STEP_BYTES if e.tag == types.float32 else STEP_BYTES // 2
+        with cgutils.for_range(b, b.lshr(rows, ir.Constant(I64, 32))) as loop:
+            scaled = _scaled(e, scores, loop.index, factor, num_parts)
+            word = e.times(loop.index, 4)
+            m_row = e.splat(e.load(e.address(state, word), FLOAT))
+            xs = [e.exp2(b.fsub(x, m_row)) for x in scaled]
+            if masked:
+                seen = _seen(e, masks, loop.index, num_parts)
+                xs = [b.select(s, x, e.floats(0.0)) for s, x in zip(seen, xs, strict=True)]
+            row_p = e.address(p, e.times(loop.index, PARTS * LANES * element_bytes))
+            for j, x in enumerate(xs):
+                e.store_rounded(x, e.address(row_p, j * LANES * element_bytes))
+            c = e.load(e.address(state, RESCALE_OFFSET, word), FLOAT)
+            sums = e.address(state, SUMS_OFFSET, e.times(loop.index, VECTOR_BYTES))
+            e.store(b.fadd(b.fmul(e.load(sums), e.splat(c)), reduce(b.fadd, xs)), sums)
+            _rescale(e, c, e.address(out, b.mul(loop.index, row_bytes)), row_bytes)
+
+    return emit
+
+
+def _rescale(e: Emit, factor: Any, out: Any, row_bytes: Any) -> None:
+    """Multiply the outputs of a row by a factor, which is one more often than not."""
+    b = e.b
+    changed = b.fcmp_unordered("une", factor, ir.Constant(FLOAT, 1.0))
+    with b.if_then(changed):
+        c = e.splat(factor)
+        with cgutils.for_range(b, b.udiv(row_bytes, ir.Constant(I64, VECTOR_BYTES))) as column:
+            place = e.address(out, e.times(column.index, VECTOR_BYTES))
             e.store(b.fmul(e.load(place), c), place)
 
 
-def _scaled(e: Emit, scores: Any, masks: Any, row: Any, factor: Any) -> tuple[list[Any], list[Any]]:
-    """Scores of a row times the factor, and which are visible: PARTS vectors each."""
+def _scaled(e: Emit, scores: Any, row: Any, factor: Any, num_parts: int) -> list[Any]:
+    """Scores of a row times the factor: num_parts vectors."""
+    base = e.address(scores, e.times(row, PARTS * VECTOR_BYTES))
+    vectors = (e.load(e.address(base, j * VECTOR_BYTES)) for j in range(num_parts))
+    return [e.b.fmul(vector, factor) for vector in vectors]
+
+
+def _seen(e: Emit, masks: Any, row: Any, num_parts: int) -> list[Any]:
+    """Which scores of a row are visible: num_parts vectors."""
     b = e.b
     mask = e.load(e.address(masks, e.times(row, 8)), I64)
-    base = e.address(scores, e.times(row, PARTS * VECTOR_BYTES))
-    scaled, seen = [], []
-    for j in range(PARTS):
-        scaled.append(b.fmul(e.load(e.address(base, j * VECTOR_BYTES)), factor))
-        bits = b.trunc(b.lshr(mask, ir.Constant(I64, LANES * j)), I16)
-        seen.append(b.bitcast(bits, ir.VectorType(ir.IntType(1), LANES)))
-    return scaled, seen
+    words = (b.trunc(b.lshr(mask, ir.Constant(I64, LANES * j)), I16) for j in range(num_parts))
+    return [b.bitcast(word, ir.VectorType(ir.IntType(1), LANES)) for word in words]
 
 
 def _finish(e: Emit, sums: Any, out: Any, target: Any, head_dim: Any) -> None:
@@ -183,14 +218,94 @@ def _finish(e: Emit, sums: Any, out: Any, target: Any, head_dim: Any) -> None:
     e.store(e.fold(b.load(nans), b.fadd), sums)
 
 
-scores_6 = emitted(_scores(6), dots=True)
-scores_3 = emitted(_scores(3), dots=True)
-scores_1 = emitted(_scores(1), dots=True)
+scores_6x4 = emitted(_scores(6), dots=True)
+scores_6x3 = emitted(_scores(6, 3), dots=True)
+scores_6x2 = emitted(_scores(6, 2), dots=True)
+scores_6x1 = emitted(_scores(6, 1), dots=True)
+scores_3x4 = emitted(_scores(3), dots=True)
+scores_1x4 = emitted(_scores(1), dots=True)
 values_6x4 = emitted(_values(6, 4), dots=True)
 values_3x4 = emitted(_values(3, 4), dots=True)
 values_1x4 = emitted(_values(1, 4), dots=True)
 values_6x1 = emitted(_values(6, 1), dots=True)
 values_3x1 = emitted(_values(3, 1), dots=True)
 values_1x1 = emitted(_values(1, 1), dots=True)
-softmax_rows = emitted(_softmax)
+tops_full = emitted(_tops(PARTS, masked=False))
+tops_4 = emitted(_tops(4, masked=True))
+tops_3 = emitted(_tops(3, masked=True))
+tops_2 = emitted(_tops(2, masked=True))
+tops_1 = emitted(_tops(1, masked=True))
+new_maxima = emitted(_new_maxima)
+probabilities_full = emitted(_probabilities(PARTS, masked=False))
+probabilities_4 = emitted(_probabilities(4, masked=True))
+probabilities_3 = emitted(_probabilities(3, masked=True))
+probabilities_2 = emitted(_probabilities(2, masked=True))
+probabilities_1 = emitted(_probabilities(1, masked=True))
 finish_row = emitted(_finish)
+
+
+@inlined
+def add_scores(tag: Any, num_rows: int, num_parts: int, args: Any) -> None:
+    """Scores of 1, 2 to 3 or more rows; num_parts: of the last kind only."""
+    if num_rows > 3:
+        if num_parts >= 4:
+            scores_6x4(tag, args)
+        elif num_parts == 3:
+            scores_6x3(tag, args)
+        elif num_parts == 2:
+            scores_6x2(tag, args)
+        else:
+            scores_6x1(tag, args)
+    elif num_rows > 1:
+        scores_3x4(tag, args)
+    else:
+        scores_1x4(tag, args)
+
+
+@inlined
+def find_tops(tag: Any, num_parts: int, args: Any) -> None:
+    """First pass of the softmax; num_parts may be FULL."""
+    if num_parts == FULL:
+        tops_full(tag, args)
+    elif num_parts == 4:
+        tops_4(tag, args)
+    elif num_parts == 3:
+        tops_3(tag, args)
+    elif num_parts == 2:
+        tops_2(tag, args)
+    else:
+        tops_1(tag, args)
+
+
+@inlined
+def find_probabilities(tag: Any, num_parts: int, args: Any) -> None:
+    """Third pass of the softmax; num_parts may be FULL."""
+    if num_parts == FULL:
+        probabilities_full(tag, args)
+    elif num_parts == 4:
+        probabilities_4(tag, args)
+    elif num_parts == 3:
+        probabilities_3(tag, args)
+    elif num_parts == 2:
+        probabilities_2(tag, args)
+    else:
+        probabilities_1(tag, args)
+
+
+@inlined
+def add_values(tag: Any, num_rows: int, wide: bool, args: Any) -> None:
+    """Values of 1, 2 to 3 or more rows, for 64 columns (wide) or 16."""
+    if num_rows > 3:
+        if wide:
+            values_6x4(tag, args)
+        else:
+            values_6x1(tag, args)
+    elif num_rows > 1:
+        if wide:
+            values_3x4(tag, args)
+        else:
+            values_3x1(tag, args)
+    elif wide:
+        values_1x4(tag, args)
+    else:
+        values_1x1(tag, args)

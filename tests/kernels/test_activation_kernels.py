@@ -83,7 +83,7 @@ def test_log_is_accurate_everywhere() -> None:
 @pytest.mark.parametrize(
     ("values", "digest"),
     [
-        (exp2(torch.arange(-126 * 64, 127 * 64) / 64 + 1 / 256), "1bf1d9d33e92771e"),
+        (exp2(torch.arange(-126 * 64, 127 * 64) / 64 + 1 / 256), "df1a348e846a8662"),
         (log(torch.arange(1, 20_000) / 64), "50ee40a9dce8652b"),
         (gumbel(torch.arange(0, 2**32, 100_003)), "9f93e5e9ef2a9d07"),
     ],

@@ -22,7 +22,7 @@ def scores_of(tag: str) -> Callable[[int, int, int, int], None]:
 
     @njit(f"void({tag}, int64, int64, int64)")
     def run(kind: int, q: int, parts: int, out: int) -> None:
-        tiles.scores_1(kind, (q, parts, out, STEPS))
+        tiles.scores_1x4(kind, (q, parts, out, STEPS))
 
     return run
 
