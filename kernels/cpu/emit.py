@@ -136,6 +136,12 @@ class Emit:
         high = self.b.shl(self.b.zext(x, I32S), ir.Constant(I32S, [16] * LANES))
         return self.b.bitcast(high, FLOATS)
 
+    def load_wide(self, address: Any) -> Any:
+        """Load 16 elements as float32."""
+        if self.tag == types.float32:
+            return self.load(address)
+        return self.widen(self.load(address, I16S))
+
     def narrow(self, x: Any) -> Any:
         """Round float32 lanes to bfloat16 bits, nearest even; NaN becomes the plain one."""
         b = self.b
@@ -211,8 +217,12 @@ class Emit:
         tiny = self.b.fcmp_ordered("<", size, self.floats(LEAST_NORMAL))
         return self.b.select(tiny, self.floats(0.0), x)
 
+    def store_exactly(self, x: Any, address: Any) -> None:
+        """Store 16 float32 in the elements' type, denormals too."""
+        self.store(x if self.tag == types.float32 else self.narrow(x), address)
+
     def store_rounded(self, x: Any, address: Any) -> None:
-        """Store 16 float32 in the elements' type."""
+        """Store 16 float32 in the elements' type; the instruction flushes denormals."""
         if self.tag == types.uint16:
             x = self.call("llvm.x86.avx512bf16.cvtneps2bf16.512", I16S, x)
         elif self.tag != types.float32:

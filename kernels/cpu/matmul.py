@@ -23,7 +23,7 @@ from llvmlite import ir
 from numba import types
 from torch import Tensor
 
-from .emit import FLOATS, I16S, I32, I32S, I64, STEP_BYTES, VECTOR_BYTES, Emit, emitted
+from .emit import FLOATS, I32, I32S, I64, STEP_BYTES, VECTOR_BYTES, Emit, emitted
 from .launch import compiled, inlined, run_ranges
 from .pages import Arena
 from .simd import bfloat16s, cgutils, float32s
@@ -137,8 +137,7 @@ def _finish(
     size = VECTOR_BYTES if e.tag == types.float32 else VECTOR_BYTES // 2
     with e.b.if_then(_has(e, flags, BIASED)):
         for j in range(VECTORS):
-            place = e.address(bias, j * size)
-            x = e.load(place) if e.tag == types.float32 else e.widen(e.load(place, I16S))
+            x = e.load_wide(e.address(bias, j * size))
             for row in totals:
                 _add_to(e, row[j], x)
     for i, row in enumerate(totals):

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import cache
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from llvmlite import ir
+from numba import types
 from torch import Tensor
 
 from ...reference.ops import Batch
+from .emit import FLOAT, I64, LANES, VECTOR_BYTES, Emit, emitted
 from .kv import PART, KVCache
 from .launch import compiled, inlined, run_ranges
 from .norm import reciprocal_rms
-from .simd import bfloat16s, float32s, int32s, int64s, narrow, widen
+from .simd import bfloat16s, cgutils, float32s, int32s, int64s, narrow, widen
 
 
 class _Call(NamedTuple):
@@ -101,14 +106,80 @@ def _write_kv(call: _Call, key: int, value: int, part: int, lane: int) -> None:
             half_target[2 * i + lane % 2] = half_source[i]
 
 
-@compiled(f"void(UniTuple(int64, {len(_Call._fields)}), float32, int64, int64)")
-def _qkv_post(args: tuple[int, ...], eps: float, start: int, end: int) -> None:
+def _turn(*, normed: bool) -> Callable[..., None]:
+    """`_rotated` and `_round` of one head in vectors; head_dim must be a multiple of 32.
+
+    source, target: elements [head_dim]; weight: float32 [head_dim]; eps: address of a float32.
+    """
+
+    def emit(
+        e: Emit, source: Any, target: Any, weight: Any, turns: Any, eps: Any, head_dim: Any
+    ) -> None:
+        b = e.b
+        size = VECTOR_BYTES if e.tag == types.float32 else VECTOR_BYTES // 2
+        num_vectors = b.udiv(head_dim, ir.Constant(I64, LANES))
+        scale = _scale(e, source, num_vectors, eps) if normed else None
+        half = b.udiv(num_vectors, ir.Constant(I64, 2))
+        with cgutils.for_range(b, half) as loop:
+            places = [loop.index, b.add(loop.index, half)]
+            low, high = (e.load_wide(e.address(source, e.times(i, size))) for i in places)
+            if scale is not None:
+                w = [e.load(e.address(weight, e.times(i, VECTOR_BYTES))) for i in places]
+                low, high = (
+                    b.fmul(b.fmul(x, scale), y) for x, y in zip((low, high), w, strict=True)
+                )
+            cos, sin = (e.load(e.address(turns, e.times(i, VECTOR_BYTES))) for i in places)
+            turned = (
+                b.fsub(b.fmul(low, cos), b.fmul(high, sin)),
+                b.fadd(b.fmul(high, cos), b.fmul(low, sin)),
+            )
+            for x, i in zip(turned, places, strict=True):
+                e.store_exactly(x, e.address(target, e.times(i, size)))
+
+    return emit
+
+
+def _scale(e: Emit, source: Any, num_vectors: Any, eps: Any) -> Any:
+    """Return `reciprocal_rms` of a head in all lanes."""
+    b = e.b
+    size = VECTOR_BYTES if e.tag == types.float32 else VECTOR_BYTES // 2
+    total = cgutils.alloca_once_value(b, e.floats(0.0))
+    with cgutils.for_range(b, num_vectors) as loop:
+        x = e.load_wide(e.address(source, e.times(loop.index, size)))
+        b.store(b.fadd(b.load(total), b.fmul(x, x)), total)
+    width = b.sitofp(e.times(num_vectors, LANES), FLOAT)
+    mean = b.fdiv(e.fold(b.load(total), b.fadd), width)
+    root = e.call("llvm.sqrt.f32", FLOAT, b.fadd(mean, e.load(eps, FLOAT)))
+    return e.splat(b.fdiv(ir.Constant(FLOAT, 1.0), root))
+
+
+_turn_normed = emitted(_turn(normed=True))
+_turn_plain = emitted(_turn(normed=False))
+
+
+@inlined
+def _turn_head(
+    tag: Any, call: _Call, source: int, target: int, weight: int, turns: int, scratch: Any
+) -> None:
+    """Normalize and rotate one head into target; scratch: address of [head_dim] and of eps."""
+    head_dim, (space, eps) = call.head_dim, scratch
+    if head_dim % (2 * LANES) != 0:
+        _rotated(call, source, weight, turns, space, float32s(eps, 1)[0])
+        _round(call, space, target)
+    elif call.q_norm != 0:
+        _turn_normed(tag, (source, target, weight, turns, eps, head_dim))
+    else:
+        _turn_plain(tag, (source, target, weight, turns, eps, head_dim))
+
+
+def _qkv_post(tag: Any, args: tuple[int, ...], eps: float, start: int, end: int) -> None:
     call = _Call(*args)
     head_dim, kv_heads = call.head_dim, call.kv_heads
-    memory = np.empty(4 * head_dim, np.float32)
-    q_weight = memory.ctypes.data
-    k_weight, scratch = q_weight + head_dim * 4, q_weight + head_dim * 8
-    key = q_weight + head_dim * 12
+    memory = np.empty(4 * head_dim + 1, np.float32)
+    memory[4 * head_dim] = eps
+    q_weight: Any = np.int64(memory.ctypes.data)  # a plain address is unsigned
+    k_weight, key = q_weight + head_dim * 4, q_weight + head_dim * 8
+    scratch = (q_weight + head_dim * 12, q_weight + head_dim * 16)
     if call.q_norm != 0:
         _read(call, call.q_norm, q_weight)
         _read(call, call.k_norm, k_weight)
@@ -119,15 +190,23 @@ def _qkv_post(args: tuple[int, ...], eps: float, start: int, end: int) -> None:
         turns = call.cos_sin + positions[token] * head_dim * 4
         for head in range(call.heads + kv_heads):
             weight = q_weight if head < call.heads else k_weight
-            _rotated(call, source + head * row_bytes, weight, turns, scratch, eps)
-            if head < call.heads:
-                _round(call, scratch, call.out + (token * call.heads + head) * row_bytes)
-            else:
+            target = (
+                call.out + (token * call.heads + head) * row_bytes if head < call.heads else key
+            )
+            _turn_head(tag, call, source + head * row_bytes, target, weight, turns, scratch)
+            if head >= call.heads:
                 place = places[token]
                 part = (place // PART) * kv_heads + head - call.heads
                 value = source + (head + kv_heads) * row_bytes
-                _round(call, scratch, key)
                 _write_kv(call, key, value, part, place % PART)
+    memory[0] = 0  # The last use of the owner: its memory must live until here.
+
+
+@cache
+def _kernel(tag: str) -> Any:
+    """Compile for a tag of kernels.cpu.emit, on first use."""
+    signature = f"void({tag}, UniTuple(int64, {len(_Call._fields)}), float32, int64, int64)"
+    return compiled(signature)(_qkv_post)
 
 
 def qkv_post(
@@ -167,8 +246,10 @@ def qkv_post(
         qkv.element_size(),
     )
 
+    kernel = _kernel("float32" if qkv.dtype == torch.float32 else "uint16")
+
     def call(start: int, end: int) -> None:
-        _qkv_post(args, eps, start, end)
+        kernel(0, args, eps, start, end)
 
     run_ranges(call, tokens, tokens * width)
     return out
