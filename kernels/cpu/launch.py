@@ -7,6 +7,7 @@ threads: numba's own workqueue layer aborts the process when two threads call it
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -17,6 +18,8 @@ from typing import Any, TypeVar, cast
 import numba
 import torch
 from numba.core import caching
+
+logger = logging.getLogger("quire")
 
 MIN_WORK = 1 << 17
 """Work for one thread that outweighs handing it over (tens of microseconds)."""
@@ -42,6 +45,18 @@ class _PackageCache(_caching.FunctionCache):  # type: ignore[misc]  # see above
             filename_base=self._impl.filename_base,
             source_stamp=_source_stamp(),
         )
+
+    def load_overload(self, sig: Any, target_context: Any) -> Any:
+        """Load compiled code, or return None, which is when compiling begins."""
+        found = super().load_overload(sig, target_context)
+        if found is None:
+            _announce()
+        return found
+
+
+@cache
+def _announce() -> None:
+    logger.info("Compiling kernels for this machine, once: this takes about half a minute")
 
 
 def _source_stamp() -> tuple[tuple[str, int, int], ...]:
