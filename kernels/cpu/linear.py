@@ -26,6 +26,7 @@ __all__ = ["linear", "pack_linear", "self_test", "unpack_linear"]
 
 OWN_ROWS = 1
 """`PackedLinear.padded` of a blocked weight."""
+_DTYPES = (torch.float32, torch.bfloat16)
 _CHUNKS = (512, 1024, 256, 128, 64)
 _TEST_ROWS = 7
 _LEAST_NORMAL = 2.0**-126
@@ -36,7 +37,7 @@ def pack_linear(
     weight: Tensor, bias: Tensor | None, *, segments: int = 1, padded: int | None = None
 ) -> PackedLinear:
     """See Ops.pack_linear. padded=4 or 16 leaves the multiplication to the library."""
-    if padded not in (None, OWN_ROWS):
+    if padded not in (None, OWN_ROWS) or (bias is not None and bias.dtype != weight.dtype):
         return library_pack_linear(weight, bias, segments=segments, padded=padded)
     parts = cut_segments(weight, segments)
     out_features, width = parts[0].shape
@@ -44,6 +45,7 @@ def pack_linear(
     if not chunk:
         return library_pack_linear(weight, bias, segments=segments)
     if bias is not None:
+        assert bias.shape == (out_features,), (bias.shape, out_features)
         bias = _pad(bias)
     return PackedLinear(
         in_features=weight.shape[1],
@@ -75,7 +77,8 @@ def linear(x: Tensor, weight: PackedLinear) -> Tensor:
         return multiply(
             x.contiguous(), weight.segments[0], out_features, bias, chunk=chunk, tag=tag
         )
-    parts = x.contiguous().view(len(x), len(weight.segments), -1).unbind(1)
+    width = weight.in_features // len(weight.segments)
+    parts = x.contiguous().view(len(x), len(weight.segments), width).unbind(1)
     sums = [
         multiply(part, segment, out_features, None, chunk=chunk, tag=tag).float()
         for part, segment in zip(parts, weight.segments, strict=True)
@@ -92,7 +95,9 @@ def find_chunk(dtype: torch.dtype, in_features: int, out_features: int) -> int:
 
     0 where no number gives its bits, or where oneDNN is absent.
     """
-    if not has_packed_matmul(dtype) or in_features % (STEP_BYTES // dtype.itemsize):
+    if dtype not in _DTYPES or not has_packed_matmul(dtype):
+        return 0
+    if in_features % (STEP_BYTES // dtype.itemsize):
         return 0
     tests = [
         _Test.make(sample, out_features, biased=biased)

@@ -286,8 +286,9 @@ def multiply(
     rows, width = x.shape
     blocks, steps, columns, pair = blocked.shape
     assert x.dtype == blocked.dtype and width == steps * pair, (x.shape, blocked.shape)
-    assert x.stride(1) == 1 and columns == COLUMNS and chunk % pair == 0, (x.stride(), chunk)
-    assert bias is None or bias.shape == (blocks * COLUMNS,), bias
+    assert x.stride(1) == 1 or width == 1, x.stride()
+    assert columns == COLUMNS and chunk % pair == 0, (columns, chunk)
+    assert bias is None or (bias.shape == (blocks * COLUMNS,) and bias.dtype == x.dtype), bias
     y = x.new_empty((rows, out_features))
     size = x.element_size()
     args = (

@@ -208,3 +208,12 @@ def test_negative_zero_never_appears(ops: ModuleType) -> None:
         v.fill_(-1e-38)
     out = attend_to(ops, case, (q * 0, kv))
     assert not torch.signbit(out[out == 0]).any()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("group", [3, 48, 64])
+def test_twins_agree_on_plain_numbers(dtype: torch.dtype, group: int) -> None:
+    """Whatever the strategy draws: sums that round, several tiles, more than QUERY_ROWS rows."""
+    rows = (Sequence(70, 70), Sequence(1, 200), Sequence(3, 130))
+    case = AttentionCase(1, "normal", dtype, rows, 2, group, 64, 16, 0, 0.125, 0)
+    assert_same_bits(attend(cpu, case), attend(reference, case))

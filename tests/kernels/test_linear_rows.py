@@ -7,7 +7,6 @@ import itertools
 import os
 from functools import partial
 
-import llvmlite.binding
 import pytest
 import torch
 from hypothesis import given, settings
@@ -16,6 +15,7 @@ from quire import reference
 from quire.fuzz.kernel_cases import assert_same_bits, dtypes, flavours, make_floats, seeds
 from quire.kernels import cpu
 from quire.kernels.cpu import linear, pack_linear, unpack_linear
+from quire.kernels.cpu.emit import best_bfloat16_tag
 from quire.reference.linear import self_test
 from quire.reference.ops import PackedLinear
 from torch import Tensor
@@ -164,9 +164,8 @@ def test_without_packed_matmul_the_fallback_is_chosen(monkeypatch: pytest.Monkey
 @pytest.mark.parametrize("in_features", [16, 192, 512, 514, 768, 1024, 1026, 2048, 4096])
 def test_own_kernels_multiply_on_this_machine(dtype: torch.dtype, in_features: int) -> None:
     """Else every test below of own against library would compare the library with itself."""
-    features = llvmlite.binding.get_host_cpu_features()
-    limited = "ONEDNN_MAX_CPU_ISA" in os.environ
-    if limited or not features.get("avx512bf16") or features.get("amx-bf16"):
+    limited = "ONEDNN_MAX_CPU_ISA" in os.environ or torch.cpu._is_amx_tile_supported()
+    if limited or best_bfloat16_tag() != "uint16":
         pytest.skip("oneDNN may have another order on this processor, and multiplies then")
     assert pack_linear(torch.zeros(8, in_features, dtype=dtype), None).padded == 1
 
@@ -235,6 +234,51 @@ def test_without_its_order_the_library_multiplies(monkeypatch: pytest.MonkeyPatc
     assert packed.padded == 4
     x = torch.randn(5, 64)
     assert_same_bits(linear(x, packed), reference.linear(x, reference.pack_linear(weight, bias)))
+
+
+@pytest.mark.parametrize("in_features", [1, 17, 515])
+def test_an_odd_width_of_bfloat16_is_left_to_the_library(in_features: int) -> None:
+    weight, x = torch.randn(70, in_features).bfloat16(), torch.randn(5, in_features).bfloat16()
+    packed = pack_linear(weight, None)
+    assert packed.padded != 1
+    assert_same_bits(linear(x, packed), reference.linear(x, reference.pack_linear(weight, None)))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("in_features", "rows"), [(64, 1300), (512, 290), (2048, 100)])
+def test_rows_of_many_panels(dtype: torch.dtype, in_features: int, rows: int) -> None:
+    """A panel is 24 to 1 groups of 48 rows here."""
+    shapes = ((130, in_features), (rows, in_features))
+    weight, x = (make_floats(seed, shape, "normal", dtype) for seed, shape in enumerate(shapes))
+    own = linear(x, pack_linear(weight, None))
+    assert_same_bits(own, reference.linear(x, reference.pack_linear(weight, None)))
+
+
+def test_a_bias_of_another_dtype_or_length_is_not_misread() -> None:
+    weight, bias = torch.randn(40, 64).bfloat16(), torch.randn(40)
+    packed = pack_linear(weight, bias)
+    x = torch.randn(3, 64).bfloat16()
+    assert packed.padded != 1
+    assert_same_bits(linear(x, packed), reference.linear(x, reference.pack_linear(weight, bias)))
+    with pytest.raises(AssertionError):
+        pack_linear(weight, bias[:17].bfloat16())
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_no_rows_and_segments(dtype: torch.dtype) -> None:
+    packed, _, _ = make_packed(128, 40, dtype, segments=2)
+    assert linear(torch.empty((0, 128), dtype=dtype), packed).shape == (0, 40)
+
+
+def test_a_single_input_feature_may_have_any_stride() -> None:
+    packed, weight, bias = make_packed(1, 5, torch.float32)
+    x = torch.randn(1, 3).t()
+    assert_same_bits(linear(x, packed), reference.linear(x, reference.pack_linear(weight, bias)))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16])
+def test_own_kernels_leave_other_dtypes_alone(dtype: torch.dtype) -> None:
+    assert own_module.find_chunk(dtype, 64, 64) == 0
 
 
 def test_both_implementations_share_embed() -> None:

@@ -80,3 +80,16 @@ def test_qkv_post_does_not_depend_on_threads(case: QKVCase, threads: int) -> Non
                 assert_same_bits(ours, theirs)
         finally:
             torch.set_num_threads(1)
+
+
+@pytest.mark.parametrize("head_dim", [16, 64])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_denormal_heads_are_kept(dtype: torch.dtype, head_dim: int) -> None:
+    case = QKVCase(3, "small", dtype, 9, 2, 1, head_dim, 16, False, False, 1e-6)
+    outs = []
+    for ops in (cpu, reference):
+        qkv, batch, cos_sin, norms = case.make()
+        qkv = (qkv.float() * 1e-1).to(dtype)
+        outs.append(ops.qkv_post(qkv, batch, cos_sin, norms, case.eps, case.make_cache(ops)))
+    assert outs[1].count_nonzero() > 0
+    assert_same_bits(*outs)
