@@ -29,7 +29,7 @@ from .simd import bfloat16s, float32s, int32s, int64s
 from .tiles import MAX_ROWS
 
 QUERY_ROWS = 48
-PASS_GROUPS = 8
+PASS_GROUPS = QUERY_ROWS // MAX_ROWS
 """Groups of MAX_ROWS rows that go through a tile together, pass by pass."""
 _MASK_BYTES = 64
 """Of a group: MAX_ROWS masks, the parts to compute (tiles.FULL: none masked), a span of keys."""

@@ -3,7 +3,7 @@
 LLVM splits the vectors on narrower machines, with the same result in every lane. A tag, the first
 argument of what is emitted, tells by its type the elements and how their products are added:
 
-* float32: float32, separate multiply and add.
+* float32: float32, separate multiply and add (`matmul` fuses them, as oneDNN does).
 * uint16: bfloat16 through the dot product instruction vdpbf16ps, which is two fused multiply-adds,
   the odd element first, with denormals flushed.
 * int16: bfloat16 through fused multiply-adds while the processor's flush modes are on.

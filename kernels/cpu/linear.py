@@ -21,6 +21,7 @@ from ...reference.linear import unpack_linear as library_unpack_linear
 from ...reference.ops import PackedLinear
 from .emit import STEP_BYTES, best_bfloat16_tag
 from .matmul import COLUMNS, block_weight, multiply, unblock_weight
+from .pages import Arena
 
 __all__ = ["linear", "pack_linear", "self_test", "unpack_linear"]
 
@@ -31,18 +32,19 @@ _CHUNKS = (512, 1024, 256, 128, 64)
 _TEST_ROWS = 7
 _LEAST_NORMAL = 2.0**-126
 _MAX_TEST_COLUMNS = 4096
+_arena = Arena()
 
 
 def pack_linear(
     weight: Tensor, bias: Tensor | None, *, segments: int = 1, padded: int | None = None
 ) -> PackedLinear:
     """See Ops.pack_linear. padded=4 or 16 leaves the multiplication to the library."""
-    if padded not in (None, OWN_ROWS) or (bias is not None and bias.dtype != weight.dtype):
+    if padded not in (None, OWN_ROWS):
         return library_pack_linear(weight, bias, segments=segments, padded=padded)
     parts = cut_segments(weight, segments)
     out_features, width = parts[0].shape
     chunk = find_chunk(weight.dtype, width, out_features)
-    if not chunk:
+    if not chunk or (bias is not None and bias.dtype != weight.dtype):
         return library_pack_linear(weight, bias, segments=segments)
     if bias is not None:
         assert bias.shape == (out_features,), (bias.shape, out_features)
@@ -50,7 +52,7 @@ def pack_linear(
     return PackedLinear(
         in_features=weight.shape[1],
         out_features=out_features,
-        segments=tuple(block_weight(part) for part in parts),
+        segments=tuple(block_weight(part, _arena.empty) for part in parts),
         bias=bias,
         padded=OWN_ROWS,
         chunk=chunk,
@@ -101,7 +103,7 @@ def find_chunk(dtype: torch.dtype, in_features: int, out_features: int) -> int:
         return 0
     tests = [
         _Test.make(sample, out_features, biased=biased)
-        for sample in (_random(in_features, dtype), _cancelling(in_features, dtype))
+        for sample in (_near_denormals(in_features, dtype), _cancelling(in_features, dtype))
         for biased in (False, True)
     ]
     for chunk in (in_features, *(c for c in _CHUNKS if c < in_features)):
@@ -143,7 +145,7 @@ def _pad(bias: Tensor) -> Tensor:
     return pad(bias.detach(), (0, -len(bias) % COLUMNS))
 
 
-def _random(in_features: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+def _near_denormals(in_features: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """Make x [_TEST_ROWS, in] and weight [COLUMNS, in] with sums on the border of denormals.
 
     What is flushed to zero on the way tells the order that rounding to bfloat16 would hide.

@@ -19,13 +19,13 @@ from functools import cache
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 from llvmlite import ir
 from numba import types
 from torch import Tensor
 
 from .emit import FLOATS, I32, I32S, I64, STEP_BYTES, VECTOR_BYTES, Emit, emitted
 from .launch import compiled, inlined, run_ranges
-from .pages import Arena
 from .simd import bfloat16s, cgutils, float32s
 
 VECTORS = 4
@@ -247,19 +247,17 @@ def _kernel(tag: str) -> Any:
     return compiled(signature)(_multiply)
 
 
-_arena = Arena()
-
-
-def block_weight(weight: Tensor) -> Tensor:
+def block_weight(weight: Tensor, empty: Callable[..., Tensor] = torch.empty) -> Tensor:
     """Return weight [out, in], float32 or bfloat16, blocked: [blocks, steps, COLUMNS, pair] dtype.
 
     A step holds `pair` elements of a row, 2 of bfloat16, and in_features must be a multiple of it.
+    empty(shape, dtype=) gives the memory.
     """
     out_features, in_features = weight.shape
     pair = STEP_BYTES // weight.element_size()
     blocks = -(-out_features // COLUMNS)
     steps = in_features // pair
-    blocked = _arena.empty((blocks, steps, COLUMNS, pair), weight.dtype)
+    blocked = empty((blocks, steps, COLUMNS, pair), dtype=weight.dtype)
     whole = out_features // COLUMNS
     parts = weight[: whole * COLUMNS].view(whole, COLUMNS, steps, pair)
     blocked[:whole] = parts.transpose(1, 2)
