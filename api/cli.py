@@ -45,6 +45,7 @@ HELP = {
     "scheduling_policy": "who runs first",
     "overlap": "steps in flight, 1 or 2",
     "linear_segments": "segments in which row-parallel matmuls sum",
+    "bfloat16_sums": "order in which products of bfloat16 are added (auto: the processor's)",
     "num_threads": "CPU threads that compute",
     "seed": "draws the seeds of requests that bring none",
     "served_model_name": "name of the model in the API",

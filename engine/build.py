@@ -12,12 +12,11 @@ from .config import EngineConfig
 from .core import EngineCore
 from .device.memory import bytes_per_block, default_cache_bytes, num_blocks_within
 from .device.runner import ModelRunner
-from .device.selftest import check_linears
 from .errors import CheckpointError, ConfigError
 from .executor.inline import InlineExecutor
 from .models.loader import load_model
 from .models.registry import ModelConfig, read_model_config
-from .opset import choose_ops
+from .opset import choose_ops, choose_sums
 from .sched.scheduler import Scheduler, SchedulerLimits
 
 logger = logging.getLogger("quire")
@@ -43,13 +42,13 @@ def build_engine(config: EngineConfig) -> EngineParts:
     Raises ConfigError or CheckpointError. Compiles or loads every kernel before it returns.
     """
     path = resolve_model(config.model)
-    model_config = read_model_config(path, config.dtype, config.linear_segments)
+    sums = choose_sums(config.bfloat16_sums)
+    model_config = read_model_config(path, config.dtype, config.linear_segments, sums)
     block_size = config.block_size
     num_blocks, max_model_len = plan_memory(config, model_config)
     ops = choose_ops("cpu", config.backend)
     with torch.inference_mode():
         model = load_model(model_config, ops, config.load_format, seed=config.seed)
-        check_linears(model.linears(), ops)
     runner = ModelRunner(
         model,
         ops,

@@ -17,6 +17,7 @@ from .errors import ConfigError
 Backend = Literal["auto", "kernels", "reference"]
 DTypeName = Literal["auto", "float32", "bfloat16"]
 LoadFormat = Literal["auto", "safetensors", "dummy"]
+SumsName = Literal["auto", "pairs", "tiles"]
 Policy = Literal["fcfs", "priority"]
 
 DEMO_MODEL = Path(__file__).resolve().parent.parent / "demo" / "model"
@@ -50,6 +51,9 @@ class EngineConfig(Struct, frozen=True, kw_only=True):
     """Steps in flight: 1 or 2."""
     linear_segments: int = 1
     """K segments of row-parallel matmuls (see the law)."""
+    bfloat16_sums: SumsName = "auto"
+    """The order in which products of bfloat16 are added, part of the law: what this processor does
+    fastest, or always "pairs" or "tiles", so that machines of several kinds give one answer."""
     num_threads: int | None = None
     """CPU threads for computing; None: torch's choice."""
     seed: int = 0
@@ -61,6 +65,7 @@ class EngineConfig(Struct, frozen=True, kw_only=True):
             ("dtype", DTypeName),
             ("load_format", LoadFormat),
             ("backend", Backend),
+            ("bfloat16_sums", SumsName),
             ("scheduling_policy", Policy),
         ):
             value = getattr(self, name)

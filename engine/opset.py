@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, cast
 
-from .config import Backend
+from .config import Backend, SumsName
 from .errors import ConfigError
 
 if TYPE_CHECKING:
     from ..reference.ops import Ops
+    from ..reference.sums import Sums
 
 
 def choose_ops(device: str, backend: Backend) -> Ops:
@@ -30,3 +31,15 @@ def choose_ops(device: str, backend: Backend) -> Ops:
         f"backend is {backend!r} on device {device!r}: the device must be 'cpu' "
         "and the backend auto, kernels or reference."
     )
+
+
+def choose_sums(name: SumsName) -> Sums:
+    """Return the order in which products of bfloat16 are added: auto is the processor's fastest.
+
+    The same for every backend, so that backends agree on one machine.
+    """
+    if name != "auto":
+        return name
+    from ..kernels.cpu.emit import fastest_sums
+
+    return fastest_sums()

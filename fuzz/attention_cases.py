@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from types import ModuleType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 import torch
 from hypothesis import strategies as st
@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ..reference.activation import LOG2_E
 from ..reference.ops import Batch, KVCache
+from ..reference.sums import Sums
 from .kernel_cases import DTYPES, Flavour, flavours, make_floats, seeds
 
 UNUSED_ENTRY = 2**31 - 1
@@ -58,6 +59,7 @@ class AttentionCase(NamedTuple):
     scale: float
     num_bad: int
     """Keys or values (one element each) that are infinite or NaN."""
+    sums: Sums = "pairs"
 
     def make_queries(self) -> Tensor:
         """Make q [tokens, heads, head_dim]."""
@@ -98,6 +100,7 @@ def attention_cases(flavour: st.SearchStrategy[Any] = flavours) -> Any:
         window=st.just(0) | st.sampled_from([1, 5, 16, 63, 64, 65, 150]),
         scale=st.sampled_from([0.125, 1.0, 0.3, 1e-20, 1e4]),
         num_bad=st.sampled_from([0, 0, 1, 3]),
+        sums=st.sampled_from(get_args(Sums)),
     )
 
 
@@ -159,7 +162,9 @@ def make_cache(
 ) -> KVCache:
     """Fill a cache of ops with the rows' keys and values and all else with NaN."""
     blocks = num_blocks(case, block_size)
-    cache = ops.new_kv_cache(blocks, block_size, case.kv_heads, case.head_dim, case.dtype)
+    cache = ops.new_kv_cache(
+        blocks, block_size, case.kv_heads, case.head_dim, case.dtype, sums=case.sums
+    )
     nan = torch.full((blocks * block_size, case.kv_heads, case.head_dim), math.nan).to(case.dtype)
     cache.write(torch.arange(blocks * block_size), nan, nan)
     for (k, v), row_places in zip(kv, places, strict=True):

@@ -18,7 +18,7 @@ from ..engine.config import Backend, DTypeName
 from ..engine.models.base import DecoderModel
 from ..engine.models.registry import ModelConfig, read_model_config
 from ..engine.models.weights import WeightBuilder
-from ..engine.opset import choose_ops
+from ..engine.opset import choose_ops, choose_sums
 from ..reference.decoder import DecoderConfig, DecoderWeights
 from ..reference.ops import Ops
 
@@ -139,7 +139,8 @@ def random_weights(config: ModelConfig, ops: Ops, seed: int = 0) -> DecoderWeigh
 def make_tiny(kind: Kind, folder: Path, dtype: DTypeName, backend: Backend) -> Tiny:
     """Build a tiny model by way of a config in folder; Llama 3 with two linear segments."""
     write_config(kind, folder, attention_bias=kind == "llama2")
-    config = read_model_config(folder, dtype, linear_segments=2 if kind == "llama3" else 1)
+    segments, sums = 2 if kind == "llama3" else 1, choose_sums("auto")
+    config = read_model_config(folder, dtype, segments, sums)
     ops = choose_ops("cpu", backend)
     model = DecoderModel(config.decoder, random_weights(config, ops), ops)
     return Tiny(config.decoder, random_weights(config, choose_ops("cpu", "reference")), model, ops)

@@ -11,11 +11,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ..engine.config import DTypeName
+from ..engine.config import DTypeName, SumsName
 from ..engine.llm import LLM
 from ..engine.models.loader import load_weights
 from ..engine.models.registry import read_model_config
-from ..engine.opset import choose_ops
+from ..engine.opset import choose_ops, choose_sums
 from ..engine.params import SamplingParams
 from ..engine.request import RequestOutput
 from ..engine.sched.scheduler import SchedulerStats
@@ -112,9 +112,11 @@ def run(path: Path, requests: Sequence[Asked], *, alone: bool = False, **options
         return Outcome([answer_of(output) for output in outputs], scheduler.stats)
 
 
-def expect(path: Path, requests: Sequence[Asked], dtype: DTypeName) -> list[Answer]:
+def expect(
+    path: Path, requests: Sequence[Asked], dtype: DTypeName, sums: SumsName = "auto"
+) -> list[Answer]:
     """Ask the oracle: the dense model in pure PyTorch, one request at a time, no cache at all."""
-    config = read_model_config(path, dtype)
+    config = read_model_config(path, dtype, sums=choose_sums(sums))
     weights = load_weights(config, choose_ops("cpu", "reference"), progress=False)
     answers = []
     for prompt, params in requests:

@@ -14,7 +14,9 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
+from ..kernels.cpu.emit import TAGS, best_tag
 from ..reference.ops import SamplingRows
+from ..reference.sums import Sums
 
 Flavour = Literal["normal", "small", "large", "bits", "special", "lattice", "ties"]
 """bits: any bit pattern; special: zeros, denormals, infinities, extremes; ties: few values."""
@@ -178,3 +180,12 @@ def poisoned_memory() -> Iterator[None]:
         yield
     finally:
         torch.use_deterministic_algorithms(before)
+
+
+def usable_tag(sums: Sums, tag: str) -> str:
+    """Return a tag of bfloat16 if this machine has its instructions, else the last, which any has.
+
+    What needs less than the best tag is usable too.
+    """
+    tags = TAGS[sums]
+    return tag if tags.index(tag) >= tags.index(best_tag(sums)) else tags[-1]

@@ -24,6 +24,7 @@ EXP2_COEFFICIENTS = (
     1.0,
 )
 """Of f^6 .. f^0, f in [-1/2, 1/2]."""
+LEAST_NORMAL = torch.finfo(torch.float32).tiny
 EXP2_MAGIC = 12582912.0 + 127
 """1.5 * 2^23 + 127: float32 is integral there, and the low bits of n + it are 2^n's exponent."""
 _BELOW_FLOAT32 = (1 << 29) - 1
@@ -61,25 +62,34 @@ def exp2(x: Tensor) -> Tensor:
     return p * (exponent << 23).view(torch.float32)
 
 
-def fma(x: Tensor, y: Tensor, addend: float) -> Tensor:
-    """Return x * y + addend of float32, rounded once; the result must be normal.
+def fma(x: Tensor, y: Tensor, z: Tensor | float) -> Tensor:
+    """Return x * y + z of float32, rounded once.
 
     float64 holds the product exactly and rounds the sum; a second rounding, to float32, goes wrong
-    only where the first has ended in the middle between two float32.
+    only where the first has ended in the middle between two float32, or where float32 has fewer
+    bits because the result is denormal.
     """
-    z = x.new_tensor(addend).double()
+    addend = torch.as_tensor(z).double()
     product = x.double() * y.double()
-    total = product + z
-    middle = (total.view(torch.int64) & _BELOW_FLOAT32) == _HALF_FLOAT32
-    if middle.any():
-        total = torch.where(middle, _rounded_to_odd(product, total, z), total)
+    total = product + addend
+    twice = is_middle(total) | (total.abs() < LEAST_NORMAL)
+    if twice.any():
+        total = torch.where(twice, round_to_odd(product, addend, total), total)
     return total.float()
 
 
-def _rounded_to_odd(product: Tensor, total: Tensor, z: Tensor) -> Tensor:
-    """Return float64 sums whose last bit is set where they are not exact: it makes no ties."""
-    part = total - product
-    error = (product - (total - part)) + (z - part)
+def is_middle(x: Tensor) -> Tensor:
+    """Return where a float64 lies in the middle between two normal float32."""
+    return (x.view(torch.int64) & _BELOW_FLOAT32) == _HALF_FLOAT32
+
+
+def round_to_odd(x: Tensor, y: Tensor, total: Tensor) -> Tensor:
+    """Return x + y of float64, from their finite sum, with the last bit set where it is not exact.
+
+    So it lies in no middle, and rounding it to fewer bits is as rounding the exact sum.
+    """
+    part = total - x
+    error = (x - (total - part)) + (y - part)
     bits = total.view(torch.int64)
     toward_zero = bits - ((error != 0) & ((error < 0) != (total < 0))).long()
     return torch.where(error == 0, bits, toward_zero | 1).view(torch.float64)

@@ -12,13 +12,9 @@ absolute positions 0..63, 64..127, ... A query is one row of arithmetic and neve
 3. Row sum = the 16 lanes folded by halves; result = out / row sum + 0 (no negative zero), rounded
    once to dtype.
 
-The two inner sums ("dots") have the order of the machine's bfloat16 dot product, see
-docs/decisions/0002-attention-arithmetic.md. Both start from what is there (0, or out):
-
-* float32: elements in order, total = total + (a * b), two IEEE operations.
-* bfloat16: elements in the order 1, 0, 3, 2, 5, 4, ...; total = total + a * b exact, then rounded
-  once to float32 (a fused multiply-add); denormals of a, b and total count as zero, and a result
-  that is below the least normal number, after rounding to 24 bits, becomes zero.
+Both inner sums start from what is there (0, or out): in float32 elements in order, total = total +
+(a * b), two IEEE operations; in bfloat16 `reference.sums.add_products` in the order that the cache
+was made for. In "tiles" a block of values is VALUE_TILE keys at absolute positions.
 
 What a query does not see is never read: neither keys nor values of masked places (stale, NaN) nor
 later tokens of the same step reach it.
@@ -26,7 +22,6 @@ later tokens of the same step reach it.
 
 from __future__ import annotations
 
-import math
 from typing import NamedTuple
 
 import torch
@@ -35,12 +30,12 @@ from torch import Tensor
 from .activation import LOG2_E, exp2
 from .kv import KVCache, read_kv
 from .ops import KV_TILE, Batch
+from .sums import TILE, Sums, add_products
 
 LANES = 16
 LEAST_FINITE = torch.finfo(torch.float32).min
-LEAST_NORMAL = torch.finfo(torch.float32).tiny
-FLUSHED = math.nextafter(LEAST_NORMAL * (1 - 2**-25), 0.0)
-"""The greatest magnitude that a bfloat16 dot flushes: above it, sums round up to LEAST_NORMAL."""
+VALUE_TILE = 16
+"""Keys in a block of "tiles"."""
 
 
 class _Queries(NamedTuple):
@@ -100,19 +95,20 @@ def _attend(
     q_rikgd = q[queries.tokens].float().reshape(len(k), count, kv_heads, -1, head_dim)
     q_rkid = q_rikgd.transpose(1, 2).flatten(2, 3)
     see = see.repeat_interleave(heads // kv_heads, dim=1).unsqueeze(1)
-    result = _softmax_values(q_rkid, k, v, see, (q.dtype, scale * LOG2_E))
+    sums = cache.sums if q.dtype == torch.bfloat16 else None
+    result = _softmax_values(q_rkid, k, v, see, (sums, scale * LOG2_E))
     result = result.reshape(len(k), kv_heads, count, -1, head_dim).transpose(1, 2)
     out[queries.tokens] = result.reshape(len(k), count, heads, head_dim).to(q.dtype)
 
 
 def _softmax_values(
-    q: Tensor, k: Tensor, v: Tensor, see: Tensor, kind: tuple[torch.dtype, float]
+    q: Tensor, k: Tensor, v: Tensor, see: Tensor, kind: tuple[Sums | None, float]
 ) -> Tensor:
     """Float32 attention of q [rows, kv_heads, queries, head_dim] over k, v [rows, keys, kv_heads,
-    head_dim], all float32; see: [rows, 1, queries, keys] bool; kind: (dtype, factor)."""
-    dtype, factor = kind
+    head_dim], all float32; see: [rows, 1, queries, keys] bool; kind: (sums of bfloat16, factor)."""
+    sums, factor = kind
     scores = torch.zeros((*q.shape[:3], k.shape[1]))
-    scores = _dot(scores, q.movedim(3, 0)[..., None], k.permute(3, 0, 2, 1)[..., None, :], dtype)
+    scores = _add(scores, q.movedim(3, 0)[..., None], k.permute(3, 0, 2, 1)[..., None, :], sums)
     scores = scores * factor
     out = torch.zeros_like(q)
     m = torch.full((*q.shape[:3], 1), LEAST_FINITE)
@@ -127,8 +123,9 @@ def _softmax_values(
         p = torch.where(seen, exp2(tile_scores - new_m), 0.0)
         p0, p1, p2, p3 = p.reshape(*p.shape[:-1], KV_TILE // LANES, LANES).unbind(-2)
         new_lanes = lanes * c + (((p0 + p1) + p2) + p3)
-        p_i = p.to(dtype).float().movedim(3, 0)[..., None]
-        new_out = _dot(out * c, p_i, v[:, tile].permute(1, 0, 2, 3)[..., None, :], dtype)
+        p = p if sums is None else p.bfloat16().float()
+        v_i = v[:, tile].permute(1, 0, 2, 3)[..., None, :]
+        new_out = _add(out * c, p.movedim(3, 0)[..., None], v_i, sums, tile=VALUE_TILE)
         live = seen.any(-1, keepdim=True)
         m = torch.where(live, new_m, m)
         lanes = torch.where(live, new_lanes, lanes)
@@ -139,21 +136,10 @@ def _softmax_values(
     return out / lanes + 0.0
 
 
-def _dot(total: Tensor, a: Tensor, b: Tensor, dtype: torch.dtype) -> Tensor:
-    """Return total + sum over i of a[i] * b[i] in the normative order; all float32."""
-    if dtype == torch.float32:
-        for a_i, b_i in zip(a, b, strict=True):
-            total = total + a_i * b_i
-        return total
-    # In float64 products are exact and sums so nearly exact (16 and 24 bits) that all is right.
-    a, b, exact = (_flush(x).double() for x in (a, b, total))
-    for pair in range(0, a.shape[0], 2):
-        for i in (pair + 1, pair):
-            exact = torch.nn.functional.hardshrink(torch.addcmul(exact, a[i], b[i]), FLUSHED)
-            exact = exact.float().double()
-    return exact.float()
-
-
-def _flush(x: Tensor) -> Tensor:
-    """Denormals count as zero."""
-    return torch.where(x.abs() < LEAST_NORMAL, 0.0, x)
+def _add(total: Tensor, a: Tensor, b: Tensor, sums: Sums | None, *, tile: int = TILE) -> Tensor:
+    """Return total + sum over i of a[i] * b[i]; sums None: of float32."""
+    if sums is not None:
+        return add_products(total, a, b, sums, tile=tile)
+    for a_i, b_i in zip(a, b, strict=True):
+        total = total + a_i * b_i
+    return total

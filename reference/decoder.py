@@ -22,6 +22,7 @@ from .linear import linear
 from .norm import rms_norm
 from .ops import KV_TILE, Batch, PackedLinear
 from .rope import qkv_post
+from .sums import Sums
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,6 +51,8 @@ class DecoderConfig:
     tie_word_embeddings: bool = False
     linear_segments: int = 1
     """K segments of the row-parallel matmuls: attention output and MLP down."""
+    sums: Sums = "pairs"
+    """The order in which products of bfloat16 are added."""
 
     def __post_init__(self) -> None:
         assert self.num_heads % self.num_kv_heads == 0, (self.num_heads, self.num_kv_heads)
@@ -130,7 +133,12 @@ def logits(config: DecoderConfig, weights: DecoderWeights, tokens: Tensor) -> Te
     for layer, window in zip(weights.layers, config.windows, strict=True):
         hidden = rms_norm(residual, layer.input_norm, config.rms_eps)
         cache = new_kv_cache(
-            1, _block_size(num_tokens), config.num_kv_heads, config.head_dim, config.dtype
+            1,
+            _block_size(num_tokens),
+            config.num_kv_heads,
+            config.head_dim,
+            config.dtype,
+            sums=config.sums,
         )
         qkv = linear(hidden, layer.qkv)
         q = qkv_post(qkv, batch, cos_sin, layer.qk_norms, config.rms_eps, cache)

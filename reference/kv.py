@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from .sums import Sums
+
 
 @dataclass(slots=True, eq=False)
 class KVCache:
@@ -14,6 +16,7 @@ class KVCache:
 
     keys: Tensor
     values: Tensor
+    sums: Sums
 
     @property
     def num_blocks(self) -> int:
@@ -32,12 +35,18 @@ class KVCache:
 
 
 def new_kv_cache(
-    num_blocks: int, block_size: int, kv_heads: int, head_dim: int, dtype: torch.dtype
+    num_blocks: int,
+    block_size: int,
+    kv_heads: int,
+    head_dim: int,
+    dtype: torch.dtype,
+    *,
+    sums: Sums = "pairs",
 ) -> KVCache:
     """See Ops.new_kv_cache."""
     assert head_dim % 16 == 0, f"head_dim is {head_dim}: it must be a multiple of 16"
     shape = (num_blocks, block_size, kv_heads, head_dim)
-    return KVCache(torch.zeros(shape, dtype=dtype), torch.zeros(shape, dtype=dtype))
+    return KVCache(torch.zeros(shape, dtype=dtype), torch.zeros(shape, dtype=dtype), sums)
 
 
 def copy_blocks(cache: KVCache, sources: Tensor, targets: Tensor) -> None:

@@ -19,15 +19,18 @@ Arithmetic that all share, unless an operation says otherwise:
   never contracted into a fused multiply-add, and the result is rounded once to `dtype`.
 * A sum over the width of a row has 16 lanes: lane j adds elements j, j+16, j+32, ... in order,
   then lanes fold by halves (8, 4, 2, 1: lane j += lane j+half). Widths are multiples of 16.
-* exp2 and log2 are the polynomials of `reference.activation` (plain multiplies and adds).
+* Products of bfloat16 are added in one of the two orders of `reference.sums`.
+* exp2 and log are the polynomials of `reference.activation`.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 from torch import Tensor, dtype
+
+from .sums import Sums
 
 KV_TILE = 64
 """Keys in one unit of attention arithmetic, at absolute positions; no block size changes a bit."""
@@ -38,6 +41,7 @@ class KVCache(Protocol):
 
     num_blocks: int
     block_size: int
+    sums: Sums
 
 
 class Batch(NamedTuple):
@@ -67,15 +71,12 @@ class PackedLinear:
 
     in_features: int
     out_features: int
-    segments: tuple[Any, ...]
+    segments: tuple[Tensor, ...]
     """One packed weight for each K segment, left to right."""
     bias: Tensor | None
-    """[out], or longer where the form asks for it."""
-    padded: int
-    """At least this many rows are multiplied (1 by own kernels, 4 by oneDNN), or a multiple of it
-    (16, the fallback)."""
-    chunk: int = 0
-    """Own kernels: elements of K that are added up before they are added to the rest."""
+    """[out] dtype, or longer where the form asks for it."""
+    sums: Sums
+    """The order in which products of bfloat16 are added."""
 
 
 class SamplingRows(NamedTuple):
@@ -112,9 +113,19 @@ class Ops(Protocol):
     """All tensor operations of the data plane; satisfied by modules."""
 
     def new_kv_cache(
-        self, num_blocks: int, block_size: int, kv_heads: int, head_dim: int, dtype: dtype
+        self,
+        num_blocks: int,
+        block_size: int,
+        kv_heads: int,
+        head_dim: int,
+        dtype: dtype,
+        *,
+        sums: Sums = "pairs",
     ) -> KVCache:
-        """Allocate the keys and values of one layer, zeroed. head_dim is a multiple of 16."""
+        """Allocate the keys and values of one layer, zeroed. head_dim is a multiple of 16.
+
+        sums: how attention over it adds products of bfloat16.
+        """
 
     def copy_blocks(self, cache: KVCache, sources: Tensor, targets: Tensor) -> None:
         """Copy whole blocks inside one layer, in order. sources, targets: [n] int64."""
@@ -128,12 +139,12 @@ class Ops(Protocol):
         hidden]."""
 
     def pack_linear(
-        self, weight: Tensor, bias: Tensor | None, *, segments: int = 1, padded: int | None = None
+        self, weight: Tensor, bias: Tensor | None, *, segments: int = 1, sums: Sums = "pairs"
     ) -> PackedLinear:
-        """Prepare weight [out, in] (and bias [out]) once at load. The weight may be freed after.
+        """Prepare weight [out, in] (and bias [out]), both float32 or bfloat16, once at load.
 
-        `segments` cuts K into that many equal parts, each a multiple of 16 (ValueError otherwise).
-        padded: of PackedLinear, None for the fastest form.
+        They may be freed after. `segments` cuts K into that many equal parts, each a multiple of 16
+        (ValueError otherwise). sums: how products of bfloat16 are added.
         """
 
     def unpack_linear(self, weight: PackedLinear) -> tuple[Tensor, Tensor | None]:
@@ -142,10 +153,9 @@ class Ops(Protocol):
     def linear(self, x: Tensor, weight: PackedLinear) -> Tensor:
         """Multiply x [tokens, in] dtype -> [tokens, out] dtype.
 
-        One segment: the packed oneDNN matmul, float32 accumulation, bias inside. More segments:
-        each is rounded to dtype, widened, added by a fixed binary tree (neighbours first) in
-        float32, then bias, then one rounding. Rows keep their bits at every number of rows (see
-        `reference.linear`).
+        The sum over K, in float32, is in the order of `reference.linear`. One segment: bias is
+        added, then comes one rounding. More segments: each is rounded to dtype, widened, added by a
+        fixed binary tree (neighbours first) in float32, then bias, then one rounding.
         """
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:

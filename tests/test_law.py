@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
-from quire.engine.config import DTypeName
 from quire.fuzz.checkpoints import KINDS, VOCAB_SIZE, make_checkpoint
 from quire.fuzz.engine_runs import Answer, Asked, expect, make_requests, run
 
@@ -57,34 +56,39 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_checkpoint("qwen3", tmp_path_factory.mktemp("qwen3"))
 
 
-@pytest.fixture(scope="module", params=["float32", "bfloat16"])
-def case(
-    request: pytest.FixtureRequest, checkpoint: Path
-) -> tuple[DTypeName, list[Asked], list[Answer]]:
-    """Requests (greedy and sampled) and what the oracle answers, in each dtype."""
-    dtype: DTypeName = request.param
+class Case(NamedTuple):
+    """Requests (greedy and sampled), and what the oracle answers with these numbers."""
+
+    numbers: dict[str, Any]
+    asked: list[Asked]
+    expected: list[Answer]
+
+
+@pytest.fixture(
+    scope="module", params=[("float32", "auto"), ("bfloat16", "pairs"), ("bfloat16", "tiles")]
+)
+def case(request: pytest.FixtureRequest, checkpoint: Path) -> Case:
+    """One for every kind of number and every order of its sums."""
+    dtype, sums = request.param
     asked = make_requests(VOCAB_SIZE, seed=1, max_tokens=MAX_TOKENS, sampled=True)
-    return dtype, asked, expect(checkpoint, asked, dtype)
+    numbers = {"dtype": dtype, "bfloat16_sums": sums}
+    return Case(numbers, asked, expect(checkpoint, asked, dtype, sums))
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_every_way_gives_the_oracles_bits(
-    way: str, checkpoint: Path, case: tuple[DTypeName, list[Asked], list[Answer]]
-) -> None:
-    dtype, asked, expected = case
+def test_every_way_gives_the_oracles_bits(way: str, checkpoint: Path, case: Case) -> None:
+    numbers, asked, expected = case
     common = {"num_threads": 1, "num_kv_blocks": 64, "max_model_len": 216}
-    outcome = run(checkpoint, asked, dtype=dtype, **(common | WAYS[way].options))
+    outcome = run(checkpoint, asked, **(numbers | common | WAYS[way].options))
     assert outcome.answers == expected
     for counter in WAYS[way].proves:
         assert getattr(outcome.stats, counter) > 0, (counter, outcome.stats)
 
 
-def test_warm_cache_gives_the_oracles_bits(
-    checkpoint: Path, case: tuple[DTypeName, list[Asked], list[Answer]]
-) -> None:
+def test_warm_cache_gives_the_oracles_bits(checkpoint: Path, case: Case) -> None:
     """The same prompts twice in one engine: the second round reads what the first wrote."""
-    dtype, asked, expected = case
-    outcome = run(checkpoint, asked * 2, dtype=dtype, num_threads=1, max_num_seqs=3)
+    numbers, asked, expected = case
+    outcome = run(checkpoint, asked * 2, **numbers, num_threads=1, max_num_seqs=3)
     assert outcome.answers == expected * 2
     assert outcome.stats.num_copies > 0, "hits inside a block"
 

@@ -65,16 +65,15 @@ class DecoderModel:
         config = self.config
         return [
             self.ops.new_kv_cache(
-                num_blocks, block_size, config.num_kv_heads, config.head_dim, config.dtype
+                num_blocks,
+                block_size,
+                config.num_kv_heads,
+                config.head_dim,
+                config.dtype,
+                sums=config.sums,
             )
             for _ in self._layers
         ]
-
-    def linears(self) -> list[PackedLinear]:
-        """Return every packed matrix."""
-        layers = self.weights.layers
-        found = [m for layer in layers for m in (layer.qkv, layer.o, layer.gate_up, layer.down)]
-        return [*found, self.weights.head]
 
     def forward(
         self, tokens: Tensor, batch: Batch, caches: Sequence[KVCache], tail: Tail | None

@@ -12,6 +12,7 @@ from typing import NamedTuple
 import torch
 
 from ...reference.decoder import DecoderConfig
+from ...reference.sums import Sums
 from ..errors import ConfigError
 from ..layers.rope import (
     Llama3Scaling,
@@ -62,7 +63,11 @@ class Family(NamedTuple):
 
 
 def decoder_config(
-    values: ConfigValues, traits: FamilyTraits, dtype: torch.dtype, linear_segments: int
+    values: ConfigValues,
+    traits: FamilyTraits,
+    dtype: torch.dtype,
+    linear_segments: int,
+    sums: Sums,
 ) -> DecoderConfig:
     """Read the common shape. Raises ConfigError for everything that is not supported."""
     values.demand("hidden_act", "silu")
@@ -104,6 +109,7 @@ def decoder_config(
         mlp_bias=traits.mlp_bias,
         tie_word_embeddings=values.flag("tie_word_embeddings"),
         linear_segments=linear_segments,
+        sums=sums,
     )
 
 

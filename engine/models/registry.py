@@ -9,6 +9,7 @@ import torch
 from msgspec import Struct
 
 from ...reference.decoder import DecoderConfig
+from ...reference.sums import Sums
 from ..config import DTypeName
 from ..errors import ConfigError
 from . import llama, mistral, qwen2, qwen3
@@ -43,7 +44,7 @@ class ModelConfig(Struct, frozen=True, kw_only=True):
 
 
 def read_model_config(
-    path: Path, dtype: DTypeName = "auto", linear_segments: int = 1
+    path: Path, dtype: DTypeName = "auto", linear_segments: int = 1, sums: Sums = "pairs"
 ) -> ModelConfig:
     """Read config.json and generation_config.json of a checkpoint's folder.
 
@@ -55,7 +56,7 @@ def read_model_config(
     architecture = _architecture(values)
     family = FAMILIES[architecture]
     traits = family.traits(values)
-    decoder = decoder_config(values, traits, _dtype(values, dtype), linear_segments)
+    decoder = decoder_config(values, traits, _dtype(values, dtype), linear_segments, sums)
     for width in (decoder.q_size, decoder.intermediate_size):
         if width % (16 * linear_segments):
             raise ConfigError(

@@ -95,7 +95,7 @@ class WeightBuilder:
         """Return the weights; every part must have been placed."""
         embedding = _complete(self._embedding)
         if self._head is None:
-            head = self._ops.pack_linear(embedding, None)
+            head = self._ops.pack_linear(embedding, None, sums=self._config.sums)
         else:
             head = _packed(self._head)
         return DecoderWeights(
@@ -110,7 +110,10 @@ class WeightBuilder:
         if weight.pending or (bias is not None and bias.pending):
             return
         matrix.packed = self._ops.pack_linear(
-            _complete(weight), None if bias is None else bias.tensor, segments=matrix.segments
+            _complete(weight),
+            None if bias is None else bias.tensor,
+            segments=matrix.segments,
+            sums=self._config.sums,
         )
         weight.tensor = None
 

@@ -22,13 +22,15 @@ from ...reference.activation import LOG2_E
 from ...reference.attention import LEAST_FINITE
 from ...reference.ops import KV_TILE, Batch
 from . import tiles
-from .emit import best_bfloat16_tag
+from .amx import TILE_ROWS, make_palette
+from .emit import best_tag
 from .kv import PART, KVCache
 from .launch import compiled, inlined, run_ranges
 from .simd import bfloat16s, float32s, int32s, int64s
 from .tiles import MAX_ROWS
 
 QUERY_ROWS = 48
+"""A multiple of what a register tile holds, 6 in vectors and 16 in the matrix unit."""
 PASS_GROUPS = QUERY_ROWS // MAX_ROWS
 """Groups of MAX_ROWS rows that go through a tile together, pass by pass."""
 _MASK_BYTES = 64
@@ -62,6 +64,7 @@ class _Call(NamedTuple):
     head_dim: int
     window: int
     element_bytes: int
+    palette: int
 
 
 class _Scratch(NamedTuple):
@@ -74,9 +77,9 @@ class _Scratch(NamedTuple):
     states: int
     """[groups] of tiles.STATE_BYTES."""
     scores: int
-    """[PASS_GROUPS, MAX_ROWS, KV_TILE] float32."""
+    """[QUERY_ROWS, KV_TILE] float32."""
     p: int
-    """[PASS_GROUPS, MAX_ROWS, KV_TILE] elements."""
+    """[QUERY_ROWS, KV_TILE] elements."""
     masks: int
     """[PASS_GROUPS] of _MASK_BYTES."""
     parts: int
@@ -119,7 +122,7 @@ def _first_key(call: _Call, unit: _Unit) -> int:
 @inlined
 def _scratch(call: _Call, group: int) -> tuple[Any, _Scratch]:
     """Make the memory of one call of the kernel: (its owner, addresses)."""
-    groups = _groups(max(QUERY_ROWS, group))
+    groups = _groups(max(QUERY_ROWS, group) + TILE_ROWS)
     rows = groups * MAX_ROWS
     q_bytes = rows * call.head_dim * call.element_bytes
     tile_bytes = KV_TILE * call.head_dim * call.element_bytes
@@ -283,14 +286,14 @@ class _Group(NamedTuple):
 @inlined
 def _group_at(call: _Call, scratch: _Scratch, place: int, index: int, num_rows: int) -> _Group:
     """Return group `index` of those that begin at row `place` of scratch and have num_rows left."""
-    row, tile_bytes = place + index * MAX_ROWS, index * MAX_ROWS * KV_TILE * 4
+    row, scores = place + index * MAX_ROWS, index * MAX_ROWS * KV_TILE
     return _Group(
         min(MAX_ROWS, num_rows - index * MAX_ROWS),
         scratch.q + row * call.head_dim * call.element_bytes,
         scratch.out + row * call.head_dim * 4,
         scratch.states + row // MAX_ROWS * tiles.STATE_BYTES,
-        scratch.scores + tile_bytes,
-        scratch.p + tile_bytes,
+        scratch.scores + scores * 4,
+        scratch.p + scores * call.element_bytes,
         scratch.masks + index * _MASK_BYTES,
     )
 
@@ -306,7 +309,10 @@ def _attend_rows(
     head, first, end_row, tile_start = rows
     place, num_rows = head * _head_rows(call, unit) + first, end_row - first
     num_groups = min(PASS_GROUPS, _groups(num_rows))
+    pass_rows = min(QUERY_ROWS, num_rows)
     steps = call.head_dim * call.element_bytes // 4
+    whole = _group_at(call, scratch, place, 0, num_rows)
+    tiles.all_scores(tag, (whole.q, scratch.parts, whole.scores, steps, pass_rows))
     for index in range(num_groups):
         g = _group_at(call, scratch, place, index, num_rows)
         _mask_rows(call, unit, g.masks, (first + index * MAX_ROWS, end_row, tile_start))
@@ -330,6 +336,9 @@ def _attend_rows(
                 args = (g.p, scratch.parts, g.out, span, column, row_bytes)
                 tiles.add_values(tag, g.num_rows, wide, args)
                 column += 256 if wide else 64
+        else:
+            tiles.clear(tag, (g.p,))
+    tiles.all_values(tag, (whole.p, scratch.parts, whole.out, call.head_dim * 4, pass_rows))
 
 
 @inlined
@@ -403,6 +412,7 @@ def _attend(tag: Any, args: tuple[int, ...], factor: float, start: int, end: int
     memory, scratch = _scratch(call, call.heads // call.kv_heads)
     starts = int32s(call.query_starts, 1 << 30)
     item, row, careful_end = start, 0, start
+    tiles.begin(tag, (call.palette,))
     while item < end:
         while starts[row + 1] * call.kv_heads <= item:
             row += 1
@@ -412,7 +422,13 @@ def _attend(tag: Any, args: tuple[int, ...], factor: float, start: int, end: int
             careful_end = item + num_items
         else:
             item += num_items
+    tiles.end(tag, (0,))
     memory[0] = 0  # The last use of the owner: its memory must live until here.
+
+
+@cache
+def _palette() -> Tensor:
+    return make_palette(tiles.PALETTE)
 
 
 @cache
@@ -458,9 +474,10 @@ def paged_attention(
         head_dim,
         window,
         q.element_size(),
+        _palette().data_ptr(),
     )
     if tag is None:
-        tag = "float32" if q.dtype == torch.float32 else best_bfloat16_tag()
+        tag = "float32" if q.dtype == torch.float32 else best_tag(cache.sums)
     kernel = _kernel(tag)
     factor = scale * LOG2_E
 

@@ -1,15 +1,20 @@
 """Vector code by hand: an emitter of LLVM instructions on 16 float32 lanes, for kernels in SIMD.
 
 LLVM splits the vectors on narrower machines, with the same result in every lane. A tag, the first
-argument of what is emitted, tells by its type the elements and how their products are added:
+argument of what is emitted, tells by its type the elements, the order in which their products are
+added (`reference.sums`), and the instructions that do it:
 
-* float32: float32, separate multiply and add (`matmul` fuses them, as oneDNN does).
-* uint16: bfloat16 through the dot product instruction vdpbf16ps, which is two fused multiply-adds,
-  the odd element first, with denormals flushed.
-* int16: bfloat16 through fused multiply-adds while the processor's flush modes are on.
-* int8: bfloat16 through float64 (see reference.attention), on any machine.
+| tag | elements | sums | by |
+|---|---|---|---|
+| float32 | float32 | in order | multiply and add, fused in `matmul` |
+| uint16 | bfloat16 | pairs | vdpbf16ps |
+| int16 | bfloat16 | pairs | fused multiply-add under the processor's flush modes |
+| int8 | bfloat16 | pairs | float64, on any machine |
+| uint32 | bfloat16 | tiles | tdpbf16ps, see `amx` |
+| int32 | bfloat16 | tiles | as int16 |
+| int64 | bfloat16 | tiles | as int8 |
 
-The last three have the same bits; `best_bfloat16_tag` says which is the fastest here.
+Tags of the same sums have the same bits; `best_tag` says which is the fastest here.
 
 One *step* is 4 bytes of a row: an element, or a pair of bfloat16. Addresses are integers; nothing
 here is checked.
@@ -27,8 +32,9 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from ...reference.activation import EXP2_COEFFICIENTS, EXP2_MAGIC
-from ...reference.attention import FLUSHED, LEAST_NORMAL
+from ...reference.activation import EXP2_COEFFICIENTS, EXP2_MAGIC, LEAST_NORMAL
+from ...reference.sums import FLUSHED, Sums
+from . import amx
 from .simd import cgutils
 
 LANES = 16
@@ -46,19 +52,39 @@ _FLUSH_MODES = 0x8040
 """Bits of MXCSR: flush results to zero, denormals are zeros."""
 
 
+TAGS: dict[Sums, tuple[str, str, str]] = {
+    "pairs": ("uint16", "int16", "int8"),
+    "tiles": ("uint32", "int32", "int64"),
+}
+"""Of bfloat16: by the instruction, by fused multiply-add, by float64."""
+TILES = TAGS["tiles"]
+TILE_TYPES = (types.uint32, types.int32, types.int64)
+_BY_FLUSH_MODES = (types.int16, types.int32)
+
+
 @cache
-def best_bfloat16_tag() -> str:
-    """Return the fastest tag of bfloat16 that this machine has."""
+def best_tag(sums: Sums) -> str:
+    """Return the fastest tag of bfloat16 with these sums that this machine has."""
     features = llvmlite.binding.get_host_cpu_features()
-    return "uint16" if features.get("avx512bf16") else "int16" if features.get("fma") else "int8"
+    instruction, fused, exact = TAGS[sums]
+    if amx.is_available() if sums == "tiles" else features.get("avx512bf16"):
+        return instruction
+    return fused if features.get("fma") else exact
+
+
+def fastest_sums() -> Sums:
+    """Return the order in which this machine adds products of bfloat16 fastest."""
+    return "tiles" if amx.is_available() else "pairs"
 
 
 class Emit:
     """Builder of vector code; operands are LLVM values."""
 
-    def __init__(self, builder: Any, tag: Any) -> None:
+    def __init__(self, builder: Any, tag: Any, *, fused: bool = False) -> None:
+        """fused: products of float32 are added by fused multiply-add."""
         self.b = builder
         self.tag = tag
+        self._fused = fused
 
     def call(self, name: str, result: Any, *args: Any) -> Any:
         """Call an LLVM intrinsic."""
@@ -152,17 +178,63 @@ class Emit:
         nan = b.fcmp_unordered("uno", x, x)
         return b.trunc(b.select(nan, ir.Constant(I32S, [0x7FC0] * LANES), rounded), I16S)
 
-    def add_products(self, sums: list[list[Any]], left: list[Any], right: list[Any]) -> None:
-        """Add left[i] * right[j] of one step to sums[i][j] (stack places); each 16 x 4 bytes."""
+    def sum_products(
+        self,
+        sums: list[list[Any]],
+        steps: tuple[Any, Any],
+        load: Callable[[Any], tuple[list[Any], list[Any]]],
+        tile_steps: int,
+    ) -> None:
+        """Add left[i] * right[j] of steps first..last-1 to sums[i][j], which are stack places.
+
+        load(step) returns left and right, vectors of 16 x 4 bytes. tile_steps: steps in a block of
+        "tiles", whose first begins at `first`.
+        """
+        first, last = steps
+        if self.tag not in TILE_TYPES:
+            with cgutils.for_range(self.b, last, start=first) as loop:
+                self._add_step(sums, *load(loop.index))
+            return
+        size = ir.Constant(I64, tile_steps)
+        rounded = self.b.add(self.b.sub(last, first), ir.Constant(I64, tile_steps - 1))
+        with cgutils.for_range(self.b, self.b.udiv(rounded, size)) as block:
+            start = self.b.add(first, self.b.mul(block.index, size))
+            end = self.b.add(start, size)
+            end = self.b.select(self.b.icmp_signed("<", end, last), end, last)
+            odd, even = (
+                [[cgutils.alloca_once_value(self.b, self.floats(0.0)) for _ in row] for row in sums]
+                for _ in range(2)
+            )
+            with cgutils.for_range(self.b, end, start=start) as loop:
+                left, right = load(loop.index)
+                for chains, take in zip((odd, even), self.halves(), strict=True):
+                    self._add_half(chains, left, right, take)
+            for totals, evens, odds in zip(sums, even, odd, strict=True):
+                for place, e, o in zip(totals, evens, odds, strict=True):
+                    pair = self._add_flushed(self.b.load(e), self.b.load(o))
+                    self.b.store(self._add_flushed(self.b.load(place), pair), place)
+
+    def _add_step(self, sums: list[list[Any]], left: list[Any], right: list[Any]) -> None:
         for take in self.halves():
-            right_half = [take(x) for x in right]
-            for row, x in zip(sums, left, strict=True):
-                left_half = take(x)
-                for place, y in zip(row, right_half, strict=True):
-                    self.b.store(self.add_product(self.b.load(place), left_half, y), place)
+            self._add_half(sums, left, right, take)
+
+    def _add_half(
+        self, sums: list[list[Any]], left: list[Any], right: list[Any], take: Callable[[Any], Any]
+    ) -> None:
+        right_half = [take(x) for x in right]
+        for row, x in zip(sums, left, strict=True):
+            left_half = take(x)
+            for place, y in zip(row, right_half, strict=True):
+                self.b.store(self.add_product(self.b.load(place), left_half, y), place)
+
+    def _add_flushed(self, x: Any, y: Any) -> Any:
+        """Return x + y, rounded once, all denormals flushed; by the flush modes where they do."""
+        if self.tag in _BY_FLUSH_MODES:
+            return self.b.fadd(x, y)
+        return self.flush(self.b.fadd(self.flush(x), self.flush(y)))
 
     def halves(self) -> tuple[Callable[[Any], Any], ...]:
-        """Return what takes the factors out of 4 bytes, in the order of addition."""
+        """Return what takes the factors out of 4 bytes, in the order of addition: odd, even."""
         b = self.b
         if self.tag == types.uint16:
             return (lambda x: x,)
@@ -177,11 +249,11 @@ class Emit:
 
     def add_product(self, total: Any, x: Any, y: Any) -> Any:
         """Return total + x * y, or both products of a pair."""
-        if self.tag == types.float32:
+        if self.tag == types.float32 and not self._fused:
             return self.b.fadd(total, self.b.fmul(x, y))
         if self.tag == types.uint16:
             return self.call("llvm.x86.avx512bf16.dpbf16ps.512", FLOATS, total, y, x)
-        if self.tag == types.int16:
+        if self.tag in (*_BY_FLUSH_MODES, types.float32):
             return self.fma(x, y, total)
         return self.add_exact(total, x, y)
 
@@ -192,16 +264,17 @@ class Emit:
         exact = b.fadd(total, b.fmul(x, y))
         size = self.call("llvm.fabs.v16f64", DOUBLES, exact)
         tiny = b.fcmp_ordered("<=", size, ir.Constant(DOUBLES, [FLUSHED] * LANES))
-        return b.select(tiny, self.floats(0.0), b.fptrunc(exact, FLOATS))
+        zero = b.fmul(exact, ir.Constant(DOUBLES, [0.0] * LANES))
+        return b.fptrunc(b.select(tiny, zero, exact), FLOATS)
 
     @contextmanager
-    def flush_modes(self) -> Iterator[None]:
-        """Let the processor flush denormal operands and results, for the tag that needs it.
+    def flush_modes(self, results: list[list[Any]] | None = None) -> Iterator[None]:
+        """Let the processor flush denormal operands and results, for the tags that need it.
 
-        The arithmetic between hangs on loads that follow the first change, stores that precede the
-        second, and the machine's instructions are ordered by the mode register.
+        The arithmetic between hangs on loads that follow the first change, and must not move behind
+        the second: it ends in stores to memory, or in stack places that are given as results.
         """
-        if self.tag != types.int16:
+        if self.tag not in _BY_FLUSH_MODES:
             yield
             return
         old, new = cgutils.alloca_once(self.b, I32), cgutils.alloca_once(self.b, I32)
@@ -209,36 +282,41 @@ class Emit:
         self.b.store(self.b.or_(self.b.load(old), ir.Constant(I32, _FLUSH_MODES)), new)
         self.call("llvm.x86.sse.ldmxcsr", ir.VoidType(), new)
         yield
+        kind = ir.FunctionType(FLOATS, [FLOATS])
+        for place in (place for row in results or [] for place in row):
+            # Assembly without an instruction: LLVM keeps the order of what has side effects.
+            pinned = self.b.asm(kind, "", "=v,0", [self.b.load(place)], True)
+            self.b.store(pinned, place)
         self.call("llvm.x86.sse.ldmxcsr", ir.VoidType(), old)
 
     def flush(self, x: Any) -> Any:
-        """Denormals become zero."""
+        """Denormals become zeros of their sign."""
         size = self.call("llvm.fabs.v16f32", FLOATS, x)
         tiny = self.b.fcmp_ordered("<", size, self.floats(LEAST_NORMAL))
-        return self.b.select(tiny, self.floats(0.0), x)
+        return self.b.select(tiny, self.b.fmul(x, self.floats(0.0)), x)
 
     def store_exactly(self, x: Any, address: Any) -> None:
         """Store 16 float32 in the elements' type, denormals too."""
         self.store(x if self.tag == types.float32 else self.narrow(x), address)
 
     def store_rounded(self, x: Any, address: Any) -> None:
-        """Store 16 float32 in the elements' type; the instruction flushes denormals."""
-        if self.tag == types.uint16:
+        """Store 16 float32 in the elements' type; bfloat16 without denormals."""
+        if self.tag in (types.uint16, types.uint32):
             x = self.call("llvm.x86.avx512bf16.cvtneps2bf16.512", I16S, x)
         elif self.tag != types.float32:
-            x = self.narrow(x)
+            x = self.narrow(self.flush(x))
         self.store(x, address)
 
 
-def emitted(emit: Callable[..., None], *, dots: bool = False) -> Any:
+def emitted(emit: Callable[..., None], *, dots: bool = False, fused: bool = False) -> Any:
     """Make an intrinsic of (tag, tuple of int64) from emit(emitter, *integers).
 
-    dots: all of it is products and their sums, under the rules of the tag.
+    dots: all of it is products and their sums, under the rules of the tag; fused: see Emit.
     """
 
     def typed(_context: Any, tag: Any, args: Any) -> Any:
         def codegen(context: Any, builder: Any, _signature: Any, values: Any) -> Any:
-            emitter = Emit(builder, tag)
+            emitter = Emit(builder, tag, fused=fused)
             with emitter.flush_modes() if dots else nullcontext():
                 emit(emitter, *cgutils.unpack_tuple(builder, values[1]))
             return context.get_dummy_value()

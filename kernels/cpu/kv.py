@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ...reference.sums import Sums
 from .pages import zeros
 
 PART = 16
@@ -34,6 +35,7 @@ class KVCache:
     block_size: int
     keys: Tensor
     values: Tensor
+    sums: Sums
 
     @property
     def kv_heads(self) -> int:
@@ -54,7 +56,13 @@ class KVCache:
 
 
 def new_kv_cache(
-    num_blocks: int, block_size: int, kv_heads: int, head_dim: int, dtype: torch.dtype
+    num_blocks: int,
+    block_size: int,
+    kv_heads: int,
+    head_dim: int,
+    dtype: torch.dtype,
+    *,
+    sums: Sums = "pairs",
 ) -> KVCache:
     """Twin of reference.kv.new_kv_cache."""
     assert head_dim % 16 == 0, f"head_dim is {head_dim}: it must be a multiple of 16"
@@ -62,7 +70,7 @@ def new_kv_cache(
     pair = 2 if dtype == torch.bfloat16 else 1
     keys = zeros((parts, kv_heads, head_dim // pair, PART, pair), dtype)
     values = zeros((parts, kv_heads, PART // pair, head_dim, pair), dtype)
-    return KVCache(num_blocks, block_size, keys, values)
+    return KVCache(num_blocks, block_size, keys, values, sums)
 
 
 def copy_blocks(cache: KVCache, sources: Tensor, targets: Tensor) -> None:

@@ -1,10 +1,4 @@
-"""Multiplication by a blocked weight, in explicit SIMD, with the bits of oneDNN's packed matmul.
-
-oneDNN cuts K into chunks. The products of a chunk are added one after the other into a float32
-that starts from zero (bfloat16: pairs through vdpbf16ps; float32: fused multiply-adds), chunks are
-added from left to right, then bias, then comes one rounding. Nothing documents that, nor how long
-a chunk is (512 or 1,024 elements where K is longer than 512): `kernels.cpu.linear` finds it out by
-comparison, and multiplies here only where the bits are equal.
+"""Multiplication by a blocked weight, in explicit SIMD: vectors of 16 columns.
 
 A blocked weight is [blocks, steps, COLUMNS] steps of 4 bytes (one float32 or a pair of bfloat16),
 block b holding output columns b * COLUMNS on, zeros behind the last. One block is read once for
@@ -23,8 +17,11 @@ import torch
 from llvmlite import ir
 from numba import types
 from torch import Tensor
+from torch.nn.functional import pad
 
-from .emit import FLOATS, I32, I32S, I64, STEP_BYTES, VECTOR_BYTES, Emit, emitted
+from ...reference.linear import CHUNK
+from ...reference.sums import TILE
+from .emit import I32, I32S, I64, STEP_BYTES, TILES, VECTOR_BYTES, Emit, emitted
 from .launch import compiled, inlined, run_ranges
 from .simd import bfloat16s, cgutils, float32s
 
@@ -78,16 +75,18 @@ def _tile(num_rows: int) -> Callable[..., None]:
             for _ in range(num_rows)
         ]
         rows = [e.address(x, e.times(row_bytes, i)) for i in range(num_rows)]
-        with cgutils.for_range(b, steps) as loop:
-            base = e.address(weight, e.times(loop.index, VECTORS * VECTOR_BYTES))
+
+        def load(step: Any) -> tuple[list[Any], list[Any]]:
+            base = e.address(weight, e.times(step, VECTORS * VECTOR_BYTES))
             w = [e.load(e.address(base, j * VECTOR_BYTES), I32S) for j in range(VECTORS)]
-            coming = e.address(ahead, e.times(loop.index, AHEAD_LINES * VECTOR_BYTES))
+            coming = e.address(ahead, e.times(step, AHEAD_LINES * VECTOR_BYTES))
             for line in range(AHEAD_LINES):
                 e.prefetch(e.address(coming, line * VECTOR_BYTES))
-            for row, places in zip(rows, totals, strict=True):
-                factor = e.splat(e.load(e.address(row, e.times(loop.index, STEP_BYTES)), I32))
-                for place, columns in zip(places, w, strict=True):
-                    b.store(_add_product(e, b.load(place), factor, columns), place)
+            place = e.times(step, STEP_BYTES)
+            return [e.splat(e.load(e.address(row, place), I32)) for row in rows], w
+
+        with e.flush_modes(totals):
+            e.sum_products(totals, (ir.Constant(I64, 0), steps), load, TILE // 2)
         saved = [
             [e.address(sums, (i * VECTORS + j) * VECTOR_BYTES) for j in range(VECTORS)]
             for i in range(num_rows)
@@ -101,16 +100,6 @@ def _tile(num_rows: int) -> Callable[..., None]:
                 _for_all(totals, saved, lambda total, place: e.store(b.load(total), place))
 
     return emit
-
-
-def _add_product(e: Emit, total: Any, x: Any, y: Any) -> Any:
-    """Return total + x * y rounded once, or both products of a pair in the order of the tag."""
-    if e.tag == types.float32:
-        factors = e.b.bitcast(x, FLOATS), e.b.bitcast(y, FLOATS)
-        return e.fma(*factors, total)
-    for take in e.halves():
-        total = e.add_product(total, take(x), take(y))
-    return total
 
 
 def _has(e: Emit, flags: Any, flag: int) -> Any:
@@ -147,7 +136,7 @@ def _finish(
 
 
 _tile_1, _tile_2, _tile_3, _tile_4, _tile_5, _tile_6 = (
-    emitted(_tile(rows), dots=True) for rows in range(1, MAX_TILE_ROWS + 1)
+    emitted(_tile(rows), fused=True) for rows in range(1, MAX_TILE_ROWS + 1)
 )
 
 
@@ -247,16 +236,18 @@ def _kernel(tag: str) -> Any:
     return compiled(signature)(_multiply)
 
 
-def block_weight(weight: Tensor, empty: Callable[..., Tensor] = torch.empty) -> Tensor:
+def block_weight(
+    weight: Tensor, *, unit: int, empty: Callable[..., Tensor] = torch.empty
+) -> Tensor:
     """Return weight [out, in], float32 or bfloat16, blocked: [blocks, steps, COLUMNS, pair] dtype.
 
-    A step holds `pair` elements of a row, 2 of bfloat16, and in_features must be a multiple of it.
-    empty(shape, dtype=) gives the memory.
+    A step holds `pair` elements of a row, 2 of bfloat16; in_features is filled up with zeros to a
+    multiple of unit, which is one of pair. empty(shape, dtype=) gives the memory.
     """
     out_features, in_features = weight.shape
     pair = STEP_BYTES // weight.element_size()
-    blocks = -(-out_features // COLUMNS)
-    steps = in_features // pair
+    weight = pad(weight, (0, -in_features % unit))
+    blocks, steps = -(-out_features // COLUMNS), weight.shape[1] // pair
     blocked = empty((blocks, steps, COLUMNS, pair), dtype=weight.dtype)
     whole = out_features // COLUMNS
     parts = weight[: whole * COLUMNS].view(whole, COLUMNS, steps, pair)
@@ -268,25 +259,22 @@ def block_weight(weight: Tensor, empty: Callable[..., Tensor] = torch.empty) -> 
     return blocked
 
 
-def unblock_weight(blocked: Tensor, out_features: int) -> Tensor:
+def unblock_weight(blocked: Tensor, out_features: int, in_features: int) -> Tensor:
     """Return the weight [out, in] that block_weight took."""
-    return blocked.transpose(1, 2).flatten(0, 1).flatten(1)[:out_features].contiguous()
+    whole = blocked.transpose(1, 2).flatten(0, 1).flatten(1)
+    return whole[:out_features, :in_features].contiguous()
 
 
 def multiply(
-    x: Tensor, blocked: Tensor, out_features: int, bias: Tensor | None, *, chunk: int, tag: str
+    x: Tensor, blocked: Tensor, out_features: int, bias: Tensor | None, *, tag: str
 ) -> Tensor:
     """Multiply x [rows, in] (its rows may lie apart) by a blocked weight -> [rows, out_features].
 
-    bias: [blocks * COLUMNS]; chunk: elements of K that are added up before they are added to the
-    rest, a multiple of `pair`; tag: of kernels.cpu.emit.
+    in: filled up as block_weight does. bias: [blocks * COLUMNS]; tag: of kernels.cpu.emit.
     """
-    rows, width = x.shape
-    blocks, steps, columns, pair = blocked.shape
-    assert x.dtype == blocked.dtype and width == steps * pair, (x.shape, blocked.shape)
-    assert x.stride(1) == 1 or width == 1, x.stride()
-    assert columns == COLUMNS and chunk % pair == 0, (columns, chunk)
-    assert bias is None or (bias.shape == (blocks * COLUMNS,) and bias.dtype == x.dtype), bias
+    check_shapes(x, blocked, bias)
+    rows = len(x)
+    blocks, steps, _, pair = blocked.shape
     y = x.new_empty((rows, out_features))
     size = x.element_size()
     args = (
@@ -295,7 +283,7 @@ def multiply(
         rows,
         blocked.data_ptr(),
         steps,
-        chunk // pair,
+        steps if tag in TILES else CHUNK // pair,
         0 if bias is None else bias.data_ptr(),
         y.data_ptr(),
         out_features * size,
@@ -307,3 +295,13 @@ def multiply(
     work = blocks * steps * max(8, rows)
     run_ranges(lambda start, end: kernel(0, args, start, end), blocks, work)
     return y
+
+
+def check_shapes(x: Tensor, blocked: Tensor, bias: Tensor | None) -> None:
+    """Assert that the addresses of a call mean what kernels take them for."""
+    blocks, steps, columns, pair = blocked.shape
+    width = x.shape[1]
+    assert x.dtype == blocked.dtype and width == steps * pair, (x.shape, blocked.shape)
+    assert x.stride(1) == 1 or width == 1, x.stride()
+    assert columns == COLUMNS, columns
+    assert bias is None or (bias.shape == (blocks * COLUMNS,) and bias.dtype == x.dtype), bias

@@ -14,11 +14,26 @@ from typing import Any
 from llvmlite import ir
 from numba import types
 
-from ...reference.attention import LEAST_FINITE
-from .emit import FLOAT, I16, I32, I32S, I64, LANES, STEP_BYTES, VECTOR_BYTES, Emit, emitted
+from ...reference.attention import LEAST_FINITE, VALUE_TILE
+from ...reference.sums import TILE
+from . import amx
+from .emit import (
+    FLOAT,
+    I16,
+    I32,
+    I32S,
+    I64,
+    LANES,
+    STEP_BYTES,
+    TILE_TYPES,
+    VECTOR_BYTES,
+    Emit,
+    emitted,
+)
 from .launch import inlined
 from .simd import cgutils
 
+AMX = types.uint32
 PARTS = 4
 """Parts of 16 keys in a tile."""
 FULL = PARTS + 1
@@ -39,6 +54,8 @@ def _scores(num_rows: int, num_parts: int = PARTS) -> Callable[..., None]:
     """
 
     def emit(e: Emit, q: Any, parts: Any, out: Any, steps: Any) -> None:
+        if e.tag == AMX:
+            return
         b = e.b
         keys = [e.load(e.address(parts, 8 * j), I64) for j in range(num_parts)]
         coming = [e.load(e.address(parts, 8 * (2 * PARTS + j)), I64) for j in range(PARTS)]
@@ -47,16 +64,19 @@ def _scores(num_rows: int, num_parts: int = PARTS) -> Callable[..., None]:
             for _ in range(num_rows)
         ]
         row_bytes = e.times(steps, STEP_BYTES)
-        with cgutils.for_range(b, steps) as loop:
-            offset = e.times(loop.index, VECTOR_BYTES)
+
+        def load(step: Any) -> tuple[list[Any], list[Any]]:
+            offset = e.times(step, VECTOR_BYTES)
             k = [e.load(e.address(part, offset), I32S) for part in keys]
             for part in coming:
                 e.prefetch(e.address(part, offset))
             places = [
-                e.address(q, e.times(row_bytes, i), e.times(loop.index, STEP_BYTES))
+                e.address(q, e.times(row_bytes, i), e.times(step, STEP_BYTES))
                 for i in range(num_rows)
             ]
-            e.add_products(sums, [e.splat(e.load(place, I32)) for place in places], k)
+            return [e.splat(e.load(place, I32)) for place in places], k
+
+        e.sum_products(sums, (ir.Constant(I64, 0), steps), load, TILE // 2)
         for i, row in enumerate(sums):
             for j, total in enumerate(row):
                 e.store(b.load(total), e.address(out, (i * PARTS + j) * VECTOR_BYTES))
@@ -73,6 +93,8 @@ def _values(num_rows: int, num_vectors: int) -> Callable[..., None]:
     """
 
     def emit(e: Emit, p: Any, parts: Any, out: Any, span: Any, column: Any, row_bytes: Any) -> None:
+        if e.tag == AMX:
+            return
         b = e.b
         part_steps = 16 if e.tag == types.float32 else 8
         p_bytes = PARTS * part_steps * STEP_BYTES
@@ -85,13 +107,14 @@ def _values(num_rows: int, num_vectors: int) -> Callable[..., None]:
             for i in range(num_rows)
         ]
         sums = [[cgutils.alloca_once_value(b, e.load(place)) for place in row] for row in places]
-        with cgutils.for_range(b, last, start=first) as loop:
-            part = b.udiv(loop.index, ir.Constant(I64, part_steps))
+
+        def load(step: Any) -> tuple[list[Any], list[Any]]:
+            part = b.udiv(step, ir.Constant(I64, part_steps))
             base, next_base = (
                 e.load(e.address(parts, e.times(part, 8), 8 * PARTS * table), I64)
                 for table in (1, 3)
             )
-            inner = b.mul(b.urem(loop.index, ir.Constant(I64, part_steps)), row_bytes)
+            inner = b.mul(b.urem(step, ir.Constant(I64, part_steps)), row_bytes)
             v = [
                 e.load(e.address(base, inner, column, j * VECTOR_BYTES), I32S)
                 for j in range(num_vectors)
@@ -99,10 +122,18 @@ def _values(num_rows: int, num_vectors: int) -> Callable[..., None]:
             for j in range(num_vectors):
                 e.prefetch(e.address(next_base, inner, column, j * VECTOR_BYTES))
             left = [
-                e.splat(e.load(e.address(p, i * p_bytes, e.times(loop.index, STEP_BYTES)), I32))
+                e.splat(e.load(e.address(p, i * p_bytes, e.times(step, STEP_BYTES)), I32))
                 for i in range(num_rows)
             ]
-            e.add_products(sums, left, v)
+            return left, v
+
+        tile_steps = VALUE_TILE // 2
+        if e.tag in TILE_TYPES:  # whole blocks: what is masked adds zero
+            first = b.and_(first, ir.Constant(I64, -tile_steps))
+            last = b.and_(
+                b.add(last, ir.Constant(I64, tile_steps - 1)), ir.Constant(I64, -tile_steps)
+            )
+        e.sum_products(sums, (first, last), load, tile_steps)
         for row, row_places in zip(sums, places, strict=True):
             for total, place in zip(row, row_places, strict=True):
                 e.store(b.load(total), place)
@@ -165,6 +196,9 @@ def _probabilities(num_parts: int, masked: bool) -> Callable[..., None]:
             row_p = e.address(p, e.times(loop.index, PARTS * LANES * element_bytes))
             for j, x in enumerate(xs):
                 e.store_rounded(x, e.address(row_p, j * LANES * element_bytes))
+            if e.tag == AMX:
+                for j in range(num_parts, PARTS):
+                    e.store_rounded(e.floats(0.0), e.address(row_p, j * LANES * element_bytes))
             c = e.load(e.address(state, RESCALE_OFFSET, word), FLOAT)
             sums = e.address(state, SUMS_OFFSET, e.times(loop.index, VECTOR_BYTES))
             e.store(b.fadd(b.fmul(e.load(sums), e.splat(c)), reduce(b.fadd, xs)), sums)
@@ -218,6 +252,123 @@ def _finish(e: Emit, sums: Any, out: Any, target: Any, head_dim: Any) -> None:
     e.store(e.fold(b.load(nans), b.fadd), sums)
 
 
+def _begin(e: Emit, palette: Any) -> None:
+    """Give the matrix unit its shapes, if it is used."""
+    if e.tag == AMX:
+        amx.configure(e, palette)
+
+
+def _end(e: Emit, _: Any) -> None:
+    if e.tag == AMX:
+        amx.release(e)
+
+
+def _all_scores(e: Emit, q: Any, parts: Any, scores: Any, steps: Any, rows: Any) -> None:
+    """Scores of all rows with a whole tile, in the matrix unit; nothing where it is not used.
+
+    Arguments as for one group of rows. Reads q, and writes scores, up to a multiple of 16 rows.
+    """
+    if e.tag != AMX:
+        return
+    b = e.b
+    keys, coming = (
+        [e.load(e.address(parts, 8 * (j + table * PARTS)), I64) for j in range(PARTS)]
+        for table in (0, 2)
+    )
+    row_bytes = e.times(steps, STEP_BYTES)
+    whole = b.udiv(steps, ir.Constant(I64, LANES))
+    has_half = b.icmp_signed("!=", e.times(whole, LANES), steps)
+    with cgutils.for_range(b, _tiles_of(e, rows)) as loop:
+        q_tile = e.address(q, b.mul(loop.index, e.times(row_bytes, amx.TILE_ROWS)))
+        for j in range(PARTS):
+            amx.zero(e, j)
+        with cgutils.for_range(b, whole) as step:
+            amx.load(e, _Q, e.address(q_tile, e.times(step.index, VECTOR_BYTES)), row_bytes)
+            for j, part in enumerate(keys):
+                amx.load(e, _KEYS, e.address(part, e.times(step.index, amx.TILE_BYTES)))
+                amx.multiply(e, j, _Q, _KEYS)
+        with b.if_then(has_half):
+            amx.load(e, _HALF_ROWS, e.address(q_tile, e.times(whole, VECTOR_BYTES)), row_bytes)
+            for j, part in enumerate(keys):
+                amx.load(e, _HALF_STEPS, e.address(part, e.times(whole, amx.TILE_BYTES)))
+                amx.multiply(e, j, _HALF_ROWS, _HALF_STEPS)
+        target = e.address(scores, e.times(loop.index, amx.TILE_ROWS * PARTS * VECTOR_BYTES))
+        for j in range(PARTS):
+            amx.store(e, j, e.address(target, j * VECTOR_BYTES), PARTS * VECTOR_BYTES)
+    for part in coming:
+        amx.prefetch_lines(e, part, steps)
+
+
+def _all_values(e: Emit, p: Any, parts: Any, out: Any, row_bytes: Any, rows: Any) -> None:
+    """Add probabilities times values for all rows, in the matrix unit; nothing without it.
+
+    Arguments as for one group of rows. Rows up to a multiple of 16 get zeros for probabilities and
+    add them: harmless, or they come out NaN.
+    """
+    if e.tag != AMX:
+        return
+    b = e.b
+    values, coming = (
+        [e.load(e.address(parts, 8 * (j + table * PARTS)), I64) for j in range(PARTS)]
+        for table in (1, 3)
+    )
+    tiles = _tiles_of(e, rows)
+    p_bytes = PARTS * LANES * 2
+    with cgutils.for_range(b, e.times(tiles, amx.TILE_ROWS), start=rows) as loop:
+        for half in range(2):
+            place = e.address(p, e.times(loop.index, p_bytes), half * VECTOR_BYTES)
+            e.store(e.floats(0.0), place)
+    vectors = b.udiv(row_bytes, ir.Constant(I64, VECTOR_BYTES))
+    whole = b.udiv(vectors, ir.Constant(I64, 4))
+    with cgutils.for_range(b, tiles) as loop:
+        p_tile = e.address(p, e.times(loop.index, amx.TILE_ROWS * p_bytes))
+        out_tile = e.address(out, b.mul(loop.index, e.times(row_bytes, amx.TILE_ROWS)))
+
+        def add(first: Any, count: int, p_tile: Any = p_tile, out_tile: Any = out_tile) -> None:
+            offsets = [
+                e.address(e.times(first, VECTOR_BYTES), j * VECTOR_BYTES) for j in range(count)
+            ]
+            for j, offset in enumerate(offsets):
+                amx.load(e, j, e.address(out_tile, offset), row_bytes)
+            for i, part in enumerate(values):
+                amx.load(e, _HALF_ROWS, e.address(p_tile, i * LANES * 2), p_bytes)
+                for j, offset in enumerate(offsets):
+                    amx.load(e, _HALF_STEPS, e.address(part, offset), row_bytes)
+                    amx.multiply(e, j, _HALF_ROWS, _HALF_STEPS)
+            for j, offset in enumerate(offsets):
+                amx.store(e, j, e.address(out_tile, offset), row_bytes)
+
+        with cgutils.for_range(b, whole) as columns:
+            add(e.times(columns.index, 4), 4)
+        with cgutils.for_range(b, vectors, start=e.times(whole, 4)) as columns:
+            add(columns.index, 1)
+    for part in coming:
+        amx.prefetch_lines(e, part, b.udiv(row_bytes, ir.Constant(I64, 8)))
+
+
+def _tiles_of(e: Emit, rows: Any) -> Any:
+    rounded = e.address(rows, amx.TILE_ROWS - 1)
+    return e.b.udiv(rounded, ir.Constant(I64, amx.TILE_ROWS))
+
+
+def _clear(e: Emit, p: Any) -> None:
+    """Zero the probabilities of a group that the matrix unit will meet though it sees no key."""
+    if e.tag == AMX:
+        for i in range(MAX_ROWS * 2):
+            e.store(e.floats(0.0), e.address(p, i * VECTOR_BYTES))
+
+
+_Q, _HALF_ROWS, _KEYS, _HALF_STEPS = 4, 5, 6, 7
+PALETTE = {
+    _HALF_ROWS: (amx.TILE_ROWS, VECTOR_BYTES // 2),
+    _HALF_STEPS: (amx.TILE_ROWS // 2, VECTOR_BYTES),
+}
+"""Shapes of the registers that are not 16 x 64: half a block of pairs, or all of one of values."""
+begin = emitted(_begin)
+end = emitted(_end)
+all_scores = emitted(_all_scores)
+all_values = emitted(_all_values)
+clear = emitted(_clear)
 scores_6x4 = emitted(_scores(6), dots=True)
 scores_6x3 = emitted(_scores(6, 3), dots=True)
 scores_6x2 = emitted(_scores(6, 2), dots=True)

@@ -23,11 +23,12 @@ from quire.fuzz.attention_cases import (
     make_cache,
     make_lattice,
 )
-from quire.fuzz.kernel_cases import assert_same_bits, poisoned_memory
+from quire.fuzz.kernel_cases import assert_same_bits, poisoned_memory, usable_tag
 from quire.kernels import cpu
 from quire.kernels.cpu import emit, launch
+from quire.reference.sums import Sums
 
-BFLOAT16_TAGS = ["uint16", "int16", "int8"]
+BFLOAT16_TAGS = [(sums, tag) for sums, tags in emit.TAGS.items() for tag in tags]
 
 
 def make_case(
@@ -94,13 +95,14 @@ def test_twins_agree_on_every_input(case: AttentionCase) -> None:
         assert_same_bits(attend(cpu, case), attend(reference, case))
 
 
-@settings(max_examples=40)
+@settings(max_examples=120)
 @given(attention_cases(), st.sampled_from(BFLOAT16_TAGS))
-def test_all_instructions_give_the_same_bits(case: AttentionCase, tag: str) -> None:
-    if tag == "uint16" and emit.best_bfloat16_tag() != "uint16":
-        tag = "int8"
-    case = case._replace(dtype=torch.bfloat16)
-    assert_same_bits(attend(cpu, case, tag=tag), attend(reference, case))
+def test_all_instructions_give_the_same_bits(
+    case: AttentionCase, sums_and_tag: tuple[Sums, str]
+) -> None:
+    sums, tag = sums_and_tag
+    case = case._replace(dtype=torch.bfloat16, sums=sums)
+    assert_same_bits(attend(cpu, case, tag=usable_tag(sums, tag)), attend(reference, case))
 
 
 @pytest.mark.parametrize("ops", [reference, cpu])

@@ -9,20 +9,26 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numba import njit
-from quire.fuzz.kernel_cases import assert_same_bits, seeds
-from quire.kernels.cpu import emit, tiles
-from quire.reference.attention import _dot
+from quire.fuzz.kernel_cases import assert_same_bits, seeds, usable_tag
+from quire.kernels.cpu import amx, emit, tiles
+from quire.reference.sums import Sums, add_products
 
 STEPS = 8
 KEYS = 64
+PALETTE = amx.make_palette(tiles.PALETTE)
+BFLOAT16_TAGS = [(sums, tag) for sums, tags in emit.TAGS.items() for tag in tags]
 
 
 def scores_of(tag: str) -> Callable[[int, int, int, int], None]:
-    """Compile the scores of one row for a tag."""
+    """Compile the scores of one row for a tag; the matrix unit makes those of 16 rows."""
+    palette = PALETTE.data_ptr()
 
     @njit(f"void({tag}, int64, int64, int64)")
     def run(kind: int, q: int, parts: int, out: int) -> None:
+        tiles.begin(kind, (palette,))
+        tiles.all_scores(kind, (q, parts, out, STEPS, 1))
         tiles.scores_1x4(kind, (q, parts, out, STEPS))
+        tiles.end(kind, (0,))
 
     return run
 
@@ -48,24 +54,23 @@ def make_near_denormal(seed: int, spread: int) -> tuple[torch.Tensor, torch.Tens
     return q, k
 
 
-@pytest.mark.parametrize("tag", ["uint16", "int16", "int8"])
-def test_dot_products_flush_as_the_reference_says(tag: str) -> None:
-    best = emit.best_bfloat16_tag()
-    if (tag == "uint16" and best != "uint16") or (tag == "int16" and best == "int8"):
-        tag = "int8"
-    run = scores_of(tag)
+@pytest.mark.parametrize(("sums", "tag"), BFLOAT16_TAGS)
+def test_dot_products_flush_as_the_reference_says(sums: Sums, tag: str) -> None:
+    run = scores_of(usable_tag(sums, tag))
 
     @settings(max_examples=100)
     @given(seeds, st.integers(0, 4))
     def check(seed: int, spread: int) -> None:
         q, k = make_near_denormal(seed, spread)
-        out = torch.full((KEYS,), float("nan"))
+        all_q = torch.zeros(amx.TILE_ROWS, 2 * STEPS, dtype=torch.bfloat16)
+        all_q[0] = q
+        out = torch.full((amx.TILE_ROWS, KEYS), float("nan"))
         steps = k.view(STEPS, 2, tiles.PARTS, emit.LANES).permute(2, 0, 3, 1).contiguous()
         bases = [steps[i % tiles.PARTS].data_ptr() for i in range(4 * tiles.PARTS)]
         parts = torch.tensor(bases)
-        run(0, q.data_ptr(), parts.data_ptr(), out.data_ptr())
+        run(0, all_q.data_ptr(), parts.data_ptr(), out.data_ptr())
         wide = q.float()[:, None].expand(2 * STEPS, KEYS)
-        expected = _dot(torch.zeros(KEYS), wide, k.float(), torch.bfloat16)
-        assert_same_bits(out + 0.0, expected + 0.0)
+        expected = add_products(torch.zeros(KEYS), wide, k.float(), sums)
+        assert_same_bits(out[0], expected)
 
     check()

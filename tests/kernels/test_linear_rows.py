@@ -1,291 +1,250 @@
-"""Linear and embedding: a row's bits at every number of rows, segments, fallback, self-test."""
+"""Linear and embedding: twins bit by bit, a row's bits among any others, segments, packing."""
 
 from __future__ import annotations
 
-import importlib
 import itertools
-import os
-from functools import partial
+from types import ModuleType
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from quire import reference
-from quire.fuzz.kernel_cases import assert_same_bits, dtypes, flavours, make_floats, seeds
+from quire.fuzz.kernel_cases import (
+    assert_same_bits,
+    dtypes,
+    flavours,
+    make_floats,
+    seeds,
+    usable_tag,
+)
 from quire.kernels import cpu
-from quire.kernels.cpu import linear, pack_linear, unpack_linear
-from quire.kernels.cpu.emit import best_bfloat16_tag
-from quire.reference.linear import self_test
+from quire.kernels.cpu import emit
+from quire.reference.linear import CHUNK
 from quire.reference.ops import PackedLinear
+from quire.reference.sums import TILE, Sums
 from torch import Tensor
 
-# By name: the package gives its function `linear` the same one.
-linear_module = importlib.import_module("quire.reference.linear")
-own_module = importlib.import_module("quire.kernels.cpu.linear")
-
-DTYPES = [torch.float32, torch.bfloat16]
+SUMS: tuple[Sums, ...] = ("pairs", "tiles")
+KINDS = [(torch.float32, SUMS[0]), *((torch.bfloat16, sums) for sums in SUMS)]
 SHAPES = [(256, 768), (2048, 256), (192, 1000), (80, 17)]
-"""At the second, oneDNN gives a single row other bits: what padding is for."""
-FORMS = [(1, 1), (1, 4), (1, 16), (4, 1), (4, 4), (4, 16)]
-"""(segments, padded): own kernels, oneDNN, fallback"""
+BOTH = [reference, cpu]
+BFLOAT16_TAGS = [(sums, tag) for sums, tags in emit.TAGS.items() for tag in tags]
 
 
 def make_packed(
-    in_features: int, out_features: int, dtype: torch.dtype, *, segments: int = 1, padded: int = 1
+    ops: ModuleType,
+    shape: tuple[int, int],
+    kind: tuple[torch.dtype, Sums],
+    *,
+    segments: int = 1,
 ) -> tuple[PackedLinear, Tensor, Tensor]:
-    """Make (packed, weight, bias)."""
+    """Make (packed, weight, bias); shape: (in, out)."""
+    in_features, out_features = shape
+    dtype, sums = kind
     generator = torch.Generator().manual_seed(in_features * out_features)
-    shape = (out_features, in_features)
-    weight = (torch.randn(shape, generator=generator) / in_features**0.5).to(dtype)
+    weight = torch.randn((out_features, in_features), generator=generator) / in_features**0.5
     bias = torch.randn(out_features, generator=generator).to(dtype)
-    return pack_linear(weight, bias, segments=segments, padded=padded), weight, bias
+    weight = weight.to(dtype)
+    return ops.pack_linear(weight, bias, segments=segments, sums=sums), weight, bias
 
 
-@pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("segments", [1, 4])
+@pytest.mark.parametrize("kind", KINDS)
 def test_a_row_keeps_its_bits_at_every_number_of_rows(
-    dtype: torch.dtype, form: tuple[int, int]
+    kind: tuple[torch.dtype, Sums], segments: int
 ) -> None:
-    for in_features, out_features in SHAPES:
-        if in_features % (16 * form[0]):
+    for shape in SHAPES:
+        if shape[0] % (16 * segments):
             continue
-        packed, _, _ = make_packed(
-            in_features, out_features, dtype, segments=form[0], padded=form[1]
-        )
-        x = torch.randn(133, in_features).to(dtype)
-        whole = linear(x, packed)
+        packed, _, _ = make_packed(cpu, shape, kind, segments=segments)
+        x = torch.randn(133, shape[0]).to(kind[0])
+        whole = cpu.linear(x, packed)
         numbers = [*range(1, 10), 15, 16, 17, 33, 64, 65, 128]
         for rows, (offset, threads) in itertools.product(numbers, ((0, 1), (3, 1), (3, 2))):
             torch.set_num_threads(threads)
-            part = linear(x[offset : offset + rows], packed)
+            part = cpu.linear(x[offset : offset + rows], packed)
             assert_same_bits(part, whole[offset : offset + rows])
 
 
-@pytest.mark.parametrize("form", FORMS)
-def test_linear_is_near_float64(form: tuple[int, int]) -> None:
-    for dtype, bound in ((torch.float32, 2e-6), (torch.bfloat16, 1e-2)):
-        packed, weight, bias = make_packed(256, 96, dtype, segments=form[0], padded=form[1])
-        x = torch.randn(7, 256).to(dtype)
-        exact = x.double() @ weight.double().t() + bias.double()
-        assert (linear(x, packed) - exact).abs().max() < bound * exact.abs().max()
-
-
-@pytest.mark.parametrize("form", [*FORMS, (2, 1), (3, 4), (6, 16)])
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_linear_is_exact_where_no_step_rounds(dtype: torch.dtype, form: tuple[int, int]) -> None:
-    weight = torch.randint(-1, 2, (40, 192)).to(dtype)
-    bias = torch.randint(-8, 9, (40,)).to(dtype)
-    x = torch.randint(-1, 2, (5, 192)).to(dtype)
-    packed = pack_linear(weight, bias, segments=form[0], padded=form[1])
-    exact = x.float() @ weight.float().t() + bias.float()
-    assert_same_bits(linear(x, packed), exact.to(dtype))
-
-
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_segments_are_rounded_and_added_as_a_tree(dtype: torch.dtype) -> None:
-    packed, weight, bias = make_packed(320, 32, dtype, segments=5)
-    x = torch.randn(6, 320).to(dtype)
-    parts = [
-        linear(x[:, i : i + 64], pack_linear(weight[:, i : i + 64], None)).float()
-        for i in range(0, 320, 64)
-    ]
-    total = ((parts[0] + parts[1]) + (parts[2] + parts[3])) + parts[4]
-    assert_same_bits(linear(x, packed), (total + bias.float()).to(dtype))
-
-
-@pytest.mark.parametrize("padded", [1, 4, 16])
-def test_linear_takes_strided_and_empty_inputs(padded: int) -> None:
-    packed, _, _ = make_packed(64, 32, torch.float32, padded=padded)
-    wide = torch.randn(9, 100)
-    for x in (wide[:, 20:84], wide[::2, :64], torch.randn(64, 5).t()):
-        assert_same_bits(linear(x, packed), linear(x.contiguous(), packed))
-    assert linear(torch.empty(0, 64), packed).shape == (0, 32)
-
-
-@pytest.mark.parametrize("padded", [1, 4, 16])
-def test_a_row_of_nan_stays_alone(padded: int) -> None:
-    packed, _, _ = make_packed(64, 32, torch.float32, padded=padded)
-    x = torch.randn(3, 64)
-    before = linear(x, packed)
-    x[1] = float("nan")
-    after = linear(x, packed)
-    assert after[1].isnan().all()
-    assert torch.equal(after[[0, 2]], before[[0, 2]])
-
-
-@pytest.mark.parametrize(("segments", "padded"), FORMS)
-def test_the_weight_may_change_after_packing(segments: int, padded: int) -> None:
-    packed, weight, bias = make_packed(64, 32, torch.float32, segments=segments, padded=padded)
-    x = torch.randn(3, 64)
-    before = linear(x, packed)
-    weight.zero_()
-    bias.zero_()
-    assert torch.equal(linear(x, packed), before)
-
-
-def test_pack_linear_names_what_does_not_fit() -> None:
-    with pytest.raises(ValueError, match="96 input features do not make 4"):
-        pack_linear(torch.zeros(8, 96), None, segments=4)
-    with pytest.raises(ValueError, match="padded is 3"):
-        pack_linear(torch.zeros(8, 96), None, padded=3)
-
-
-def test_self_test_holds_for_all_forms() -> None:
-    for dtype, (segments, padded) in itertools.product(DTYPES, FORMS):
-        packed, _, _ = make_packed(256, 128, dtype, segments=segments, padded=padded)
-        assert self_test(packed, 7, linear)
-
-
-@pytest.mark.parametrize("rows", [4, 16, 17, 64])
-def test_self_test_finds_a_number_of_rows_with_other_bits(
-    rows: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    multiply = linear_module._multiply
-
-    def wrong(x: Tensor, segment: Tensor, bias: Tensor | None, padded: int) -> Tensor:
-        product = multiply(x, segment, bias, padded)
-        return torch.nextafter(product, product + 1) if len(x) == rows else product
-
-    packed, _, _ = make_packed(64, 32, torch.float32, padded=4)
-    monkeypatch.setattr(linear_module, "_multiply", wrong)
-    assert not self_test(packed, 7, linear)
-
-
-def test_without_packed_matmul_the_fallback_is_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(linear_module, "has_packed_matmul", lambda _: False)
-    packed, weight, bias = make_packed(64, 32, torch.float32, padded=4)
-    assert packed.padded == 16
-    x = torch.randn(5, 64)
-    torch.testing.assert_close(linear(x, packed), x @ weight.t() + bias)
-
-
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("in_features", [16, 192, 512, 514, 768, 1024, 1026, 2048, 4096])
-def test_own_kernels_multiply_on_this_machine(dtype: torch.dtype, in_features: int) -> None:
-    """Else every test below of own against library would compare the library with itself."""
-    limited = "ONEDNN_MAX_CPU_ISA" in os.environ or torch.cpu._is_amx_tile_supported()
-    if limited or best_bfloat16_tag() != "uint16":
-        pytest.skip("oneDNN may have another order on this processor, and multiplies then")
-    assert pack_linear(torch.zeros(8, in_features, dtype=dtype), None).padded == 1
-
-
-@settings(max_examples=60)
+@settings(max_examples=150)
 @given(data=st.data())
-def test_own_kernels_have_the_bits_of_the_library(data: st.DataObject) -> None:
+def test_twins_agree_on_every_input(data: st.DataObject) -> None:
     """On the worst numbers: denormals, infinities, NaN, sums that cancel, any number of threads."""
-    dtype = data.draw(dtypes)
-    in_features = data.draw(st.sampled_from([2, 16, 130, 512, 768, 1026, 2050]))
-    out_features = data.draw(st.sampled_from([1, 63, 64, 65, 200]))
-    rows = data.draw(st.one_of(st.integers(1, 14), st.sampled_from([47, 48, 49, 97])))
+    dtype, sums = data.draw(dtypes), data.draw(st.sampled_from(SUMS))
+    widths = [1, 2, 16, 17, 31, 33, 48, 130, CHUNK - 1, CHUNK, CHUNK + 1, CHUNK + 2, 768, 1026]
+    in_features = data.draw(st.sampled_from(widths))
+    out_features = data.draw(st.sampled_from([1, 31, 33, 63, 64, 65, 200]))
+    rows = data.draw(st.one_of(st.integers(0, 20), st.sampled_from([31, 32, 33, 48, 49, 97])))
     x, weight, bias = (
         make_floats(data.draw(seeds), shape, data.draw(flavours), dtype)
         for shape in ((rows, in_features), (out_features, in_features), (out_features,))
     )
     some_bias = bias if data.draw(st.booleans()) else None
+    tag = None
+    if dtype == torch.bfloat16:
+        tag = usable_tag(sums, data.draw(st.sampled_from(emit.TAGS[sums])))
     torch.set_num_threads(data.draw(st.sampled_from([1, 2])))
-    own = linear(x, pack_linear(weight, some_bias))
-    assert_same_bits(own, reference.linear(x, reference.pack_linear(weight, some_bias)))
+    own = cpu.linear(x, cpu.pack_linear(weight, some_bias, sums=sums), tag=tag)
+    packed = reference.pack_linear(weight, some_bias, sums=sums)
+    assert_same_bits(own, reference.linear(x, packed))
 
 
-def test_work_is_split_over_threads_without_a_trace() -> None:
-    packed, _, _ = make_packed(768, 4096, torch.bfloat16)
-    x = torch.randn(40, 768).bfloat16()
-    torch.set_num_threads(1)
-    alone = linear(x, packed)
-    torch.set_num_threads(2)
-    assert_same_bits(linear(x, packed), alone)
+@pytest.mark.parametrize(("sums", "tag"), BFLOAT16_TAGS)
+def test_sums_on_the_border_of_denormals(sums: Sums, tag: str) -> None:
+    """What is flushed on the way tells the order, the chunk and every rounding."""
+    tag = usable_tag(sums, tag)
+    for in_features, seed in itertools.product((64, 514, 1100), range(8)):
+        generator = torch.Generator().manual_seed(seed)
+        x = torch.randn((18, in_features), generator=generator).bfloat16()
+        weight = (torch.randn((70, in_features), generator=generator) * 2.0**-126).bfloat16()
+        packed, plain = (ops.pack_linear(weight, None, sums=sums) for ops in (cpu, reference))
+        assert_same_bits(cpu.linear(x, packed, tag=tag), reference.linear(x, plain))
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("form", FORMS)
-def test_unpack_gives_back_weight_and_bias(dtype: torch.dtype, form: tuple[int, int]) -> None:
-    packed, weight, bias = make_packed(128, 70, dtype, segments=form[0], padded=form[1])
-    unpacked, unpacked_bias = unpack_linear(packed)
-    assert_same_bits(unpacked, weight)
-    assert unpacked_bias is not None
-    assert_same_bits(unpacked_bias, bias)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("ops", BOTH)
+def test_linear_adds_in_the_order_that_is_written(ops: ModuleType, dtype: torch.dtype) -> None:
+    """A one that meets +2^60 is lost, unless -2^60 comes first or in another sum."""
+
+    def survives(sums: Sums, big: int, one: int, minus: int, *, width: int = 4 * CHUNK) -> bool:
+        weight = torch.zeros((1, width), dtype=dtype)
+        weight[0, [big, one, minus]] = torch.tensor([2.0**60, 1.0, -(2.0**60)], dtype=dtype)
+        x = torch.ones((1, width), dtype=dtype)
+        return bool(ops.linear(x, ops.pack_linear(weight, None, sums=sums))[0, 0] == 1.0)
+
+    assert not survives("pairs", 0, 4, 8)
+    assert survives("pairs", 0, 8, 4)
+    assert survives("pairs", CHUNK, 1, CHUNK + 8) and survives("pairs", 5, CHUNK + 1, 7)
+    assert not survives("pairs", 1, CHUNK, CHUNK + 2), "the sums of two chunks meet"
+    if dtype == torch.float32:
+        assert survives("pairs", 0, 2, 1) and not survives("pairs", 0, 1, 2)
+        return
+    assert survives("pairs", 1, 0, 3) is False and survives("pairs", 0, 2, 3) is True
+    assert survives("tiles", 0, 1, 2), "odd elements have a sum of their own"
+    assert not survives("tiles", 0, 2, 4)
+    assert not survives("tiles", 0, 1, TILE), "even and odd meet before the next block"
+    assert survives("tiles", TILE, 1 + TILE, TILE + 2)
+    assert not survives("tiles", 0, TILE, 2 * TILE)
+    assert not survives("tiles", 0, 2 * CHUNK, 2 * CHUNK + TILE), "there are no chunks"
 
 
-@pytest.mark.parametrize("chunk", [64, 256, 768])
-def test_another_order_of_addition_is_found_out(
-    chunk: int, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("ops", BOTH)
+@pytest.mark.parametrize("kind", KINDS)
+def test_linear_is_near_float64(ops: ModuleType, kind: tuple[torch.dtype, Sums]) -> None:
+    bound = 2e-6 if kind[0] == torch.float32 else 1e-2
+    for segments in (1, 4):
+        packed, weight, bias = make_packed(ops, (256, 96), kind, segments=segments)
+        x = torch.randn(7, 256).to(kind[0])
+        exact = x.double() @ weight.double().t() + bias.double()
+        assert (ops.linear(x, packed) - exact).abs().max() < bound * exact.abs().max()
+
+
+@pytest.mark.parametrize("ops", BOTH)
+@pytest.mark.parametrize("segments", [1, 2, 3, 4, 6])
+@pytest.mark.parametrize("kind", KINDS)
+def test_linear_is_exact_where_no_step_rounds(
+    ops: ModuleType, kind: tuple[torch.dtype, Sums], segments: int
 ) -> None:
-    """A library that cut K otherwise would be followed, or left to itself."""
-    other = partial(own_module.multiply, chunk=chunk, tag="float32")
-
-    def pack(weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        return own_module.block_weight(weight), bias
-
-    def library(x: Tensor, weight: tuple[Tensor, Tensor | None]) -> Tensor:
-        product: Tensor = other(x, weight[0], len(weight[0]) * 64, weight[1])
-        return product
-
-    monkeypatch.setattr(own_module, "library_pack_linear", pack)
-    monkeypatch.setattr(own_module, "library_linear", library)
-    assert own_module.find_chunk.__wrapped__(torch.float32, 768, 128) == chunk
-    monkeypatch.setattr(own_module, "_CHUNKS", (512, 384))
-    assert own_module.find_chunk.__wrapped__(torch.float32, 768, 128) == (chunk == 768) * 768
+    dtype, sums = kind
+    weight = torch.randint(-1, 2, (40, 192)).to(dtype)
+    bias = torch.randint(-8, 9, (40,)).to(dtype)
+    x = torch.randint(-1, 2, (5, 192)).to(dtype)
+    packed = ops.pack_linear(weight, bias, segments=segments, sums=sums)
+    exact = x.float() @ weight.float().t() + bias.float()
+    assert_same_bits(ops.linear(x, packed), exact.to(dtype))
 
 
-def test_without_its_order_the_library_multiplies(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(own_module, "find_chunk", lambda *_: 0)
-    packed, weight, bias = make_packed(64, 32, torch.float32)
-    assert packed.padded == 4
-    x = torch.randn(5, 64)
-    assert_same_bits(linear(x, packed), reference.linear(x, reference.pack_linear(weight, bias)))
+@pytest.mark.parametrize("ops", BOTH)
+@pytest.mark.parametrize("kind", KINDS)
+def test_segments_are_rounded_and_added_as_a_tree(
+    ops: ModuleType, kind: tuple[torch.dtype, Sums]
+) -> None:
+    packed, weight, bias = make_packed(ops, (320, 32), kind, segments=5)
+    x = torch.randn(6, 320).to(kind[0])
+    parts = [
+        ops.linear(
+            x[:, i : i + 64], ops.pack_linear(weight[:, i : i + 64], None, sums=kind[1])
+        ).float()
+        for i in range(0, 320, 64)
+    ]
+    total = ((parts[0] + parts[1]) + (parts[2] + parts[3])) + parts[4]
+    assert_same_bits(ops.linear(x, packed), (total + bias.float()).to(kind[0]))
 
 
-@pytest.mark.parametrize("in_features", [1, 17, 515])
-def test_an_odd_width_of_bfloat16_is_left_to_the_library(in_features: int) -> None:
-    weight, x = torch.randn(70, in_features).bfloat16(), torch.randn(5, in_features).bfloat16()
-    packed = pack_linear(weight, None)
-    assert packed.padded != 1
-    assert_same_bits(linear(x, packed), reference.linear(x, reference.pack_linear(weight, None)))
+@pytest.mark.parametrize("ops", BOTH)
+@pytest.mark.parametrize("kind", KINDS)
+def test_linear_takes_strided_and_empty_inputs(
+    ops: ModuleType, kind: tuple[torch.dtype, Sums]
+) -> None:
+    packed, _, _ = make_packed(ops, (64, 32), kind)
+    wide = torch.randn(9, 100).to(kind[0])
+    for x in (wide[:, 20:84], wide[::2, :64], torch.randn(64, 5).to(kind[0]).t()):
+        assert_same_bits(ops.linear(x, packed), ops.linear(x.contiguous(), packed))
+    assert ops.linear(torch.empty(0, 64, dtype=kind[0]), packed).shape == (0, 32)
+    packed, _, _ = make_packed(ops, (128, 40), kind, segments=2)
+    assert ops.linear(torch.empty((0, 128), dtype=kind[0]), packed).shape == (0, 40)
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize(("in_features", "rows"), [(64, 1300), (512, 290), (2048, 100)])
-def test_rows_of_many_panels(dtype: torch.dtype, in_features: int, rows: int) -> None:
-    """A panel is 24 to 1 groups of 48 rows here."""
+@pytest.mark.parametrize("ops", BOTH)
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_row_of_nan_stays_alone(ops: ModuleType, kind: tuple[torch.dtype, Sums]) -> None:
+    packed, _, _ = make_packed(ops, (64, 32), kind)
+    x = torch.randn(3, 64).to(kind[0])
+    before = ops.linear(x, packed)
+    x[1] = float("nan")
+    after = ops.linear(x, packed)
+    assert after[1].isnan().all()
+    assert torch.equal(after[[0, 2]], before[[0, 2]])
+
+
+@pytest.mark.parametrize("ops", BOTH)
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("segments", [1, 4])
+def test_packing_keeps_its_own_copy_and_gives_it_back(
+    ops: ModuleType, kind: tuple[torch.dtype, Sums], segments: int
+) -> None:
+    for shape in ((128, 70), (64, 1), (192, 64)):
+        packed, weight, bias = make_packed(ops, shape, kind, segments=segments)
+        unpacked, unpacked_bias = ops.unpack_linear(packed)
+        assert_same_bits(unpacked, weight)
+        assert unpacked_bias is not None
+        assert_same_bits(unpacked_bias, bias)
+        x = torch.randn(3, shape[0]).to(kind[0])
+        before = ops.linear(x, packed)
+        weight.zero_()
+        bias.zero_()
+        assert torch.equal(ops.linear(x, packed), before)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("in_features", "rows"), [(64, 1300), (512, 290), (2048, 400)])
+def test_rows_of_many_panels(kind: tuple[torch.dtype, Sums], in_features: int, rows: int) -> None:
+    """More rows than a panel has, and an odd tile at the end."""
+    dtype, sums = kind
     shapes = ((130, in_features), (rows, in_features))
     weight, x = (make_floats(seed, shape, "normal", dtype) for seed, shape in enumerate(shapes))
-    own = linear(x, pack_linear(weight, None))
-    assert_same_bits(own, reference.linear(x, reference.pack_linear(weight, None)))
+    own = cpu.linear(x, cpu.pack_linear(weight, None, sums=sums))
+    assert_same_bits(own, reference.linear(x, reference.pack_linear(weight, None, sums=sums)))
 
 
-def test_a_bias_of_another_dtype_or_length_is_not_misread() -> None:
-    weight, bias = torch.randn(40, 64).bfloat16(), torch.randn(40)
-    packed = pack_linear(weight, bias)
-    x = torch.randn(3, 64).bfloat16()
-    assert packed.padded != 1
-    assert_same_bits(linear(x, packed), reference.linear(x, reference.pack_linear(weight, bias)))
-    with pytest.raises(AssertionError):
-        pack_linear(weight, bias[:17].bfloat16())
-
-
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_no_rows_and_segments(dtype: torch.dtype) -> None:
-    packed, _, _ = make_packed(128, 40, dtype, segments=2)
-    assert linear(torch.empty((0, 128), dtype=dtype), packed).shape == (0, 40)
-
-
-def test_a_single_input_feature_may_have_any_stride() -> None:
-    packed, weight, bias = make_packed(1, 5, torch.float32)
-    x = torch.randn(1, 3).t()
-    assert_same_bits(linear(x, packed), reference.linear(x, reference.pack_linear(weight, bias)))
-
-
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float16])
-def test_own_kernels_leave_other_dtypes_alone(dtype: torch.dtype) -> None:
-    assert own_module.find_chunk(dtype, 64, 64) == 0
+@pytest.mark.parametrize("ops", BOTH)
+def test_pack_linear_names_what_does_not_fit(ops: ModuleType) -> None:
+    with pytest.raises(ValueError, match="96 input features do not make 4"):
+        ops.pack_linear(torch.zeros(8, 96), None, segments=4)
+    for bias in (torch.zeros(17), torch.zeros(8).bfloat16()):
+        with pytest.raises(AssertionError):
+            ops.pack_linear(torch.zeros(8, 96), bias)
+    for dtype in (torch.float64, torch.float16):
+        with pytest.raises(AssertionError):
+            ops.pack_linear(torch.zeros(8, 96, dtype=dtype), None)
 
 
 def test_both_implementations_share_embed() -> None:
     assert cpu.embed is reference.embed
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_embed_gathers_rows(dtype: torch.dtype) -> None:
     weight = torch.randn(50, 32).to(dtype)
     tokens = torch.tensor([3, 49, 0, 3], dtype=torch.int32)
