@@ -10,7 +10,7 @@ from ...reference.linear import add_tree, check_linear, cut_segments
 from ...reference.ops import PackedLinear
 from ...reference.sums import TILE, Sums, round_sums
 from .emit import STEP_BYTES, best_tag
-from .matmul import COLUMNS, block_weight, multiply, unblock_weight
+from .matmul import COLUMNS, block_weight, multiply, tile_blocks, unblock_weight
 from .matmul_amx import multiply_amx
 from .pages import Arena
 
@@ -24,17 +24,20 @@ def pack_linear(
 ) -> PackedLinear:
     """See Ops.pack_linear. A segment is a blocked weight, bias has whole blocks."""
     check_linear(weight, bias)
-    unit = STEP_BYTES // weight.element_size()
-    if weight.dtype == torch.bfloat16 and sums == "tiles":
-        unit = TILE
+    is_tiled = weight.dtype == torch.bfloat16 and sums == "tiles"
+    unit = TILE if is_tiled else STEP_BYTES // weight.element_size()
+
+    def block(part: Tensor) -> Tensor:
+        if not is_tiled:
+            return block_weight(part, unit=unit, empty=_arena.empty)
+        tiled = tile_blocks(block_weight(part, unit=unit))
+        return _arena.empty(tuple(tiled.shape), tiled.dtype).copy_(tiled)
+
     out_features, in_features = weight.shape
     return PackedLinear(
         in_features=in_features,
         out_features=out_features,
-        segments=tuple(
-            block_weight(part, unit=unit, empty=_arena.empty)
-            for part in cut_segments(weight, segments)
-        ),
+        segments=tuple(block(part) for part in cut_segments(weight, segments)),
         bias=None if bias is None else pad(bias.detach(), (0, -len(bias) % COLUMNS)),
         sums=sums,
     )
@@ -72,7 +75,7 @@ def _multiply(
     x: Tensor, weight: PackedLinear, segment: Tensor, bias: Tensor | None, tag: str
 ) -> Tensor:
     """Multiply by one segment, x filled up to its width."""
-    missing = segment.shape[1] * segment.shape[3] - x.shape[1]
+    missing = segment[0].numel() // COLUMNS - x.shape[1]
     if missing:
         x = pad(x, (0, missing))
     if tag == "uint32":

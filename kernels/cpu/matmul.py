@@ -1,7 +1,8 @@
 """Multiplication by a blocked weight, in explicit SIMD: vectors of 16 columns.
 
 A blocked weight is [blocks, steps, COLUMNS] steps of 4 bytes (one float32 or a pair of bfloat16),
-block b holding output columns b * COLUMNS on, zeros behind the last. One block is read once for
+block b holding output columns b * COLUMNS on, zeros behind the last; for sums in tiles the four
+vectors of a block lie apart (`tile_blocks`). One block is read once for
 all rows of a step: from memory by the first register tile, from the second-level cache by the
 others, which meanwhile ask for the next block. So a few rows cost what reading the weight costs.
 """
@@ -21,7 +22,7 @@ from torch.nn.functional import pad
 
 from ...reference.linear import CHUNK
 from ...reference.sums import TILE
-from .emit import I32, I32S, I64, STEP_BYTES, TILES, VECTOR_BYTES, Emit, emitted
+from .emit import I32, I32S, I64, STEP_BYTES, TILE_TYPES, TILES, VECTOR_BYTES, Emit, emitted
 from .launch import compiled, inlined, run_ranges
 from .simd import bfloat16s, cgutils, float32s
 
@@ -77,8 +78,13 @@ def _tile(num_rows: int) -> Callable[..., None]:
         rows = [e.address(x, e.times(row_bytes, i)) for i in range(num_rows)]
 
         def load(step: Any) -> tuple[list[Any], list[Any]]:
-            base = e.address(weight, e.times(step, VECTORS * VECTOR_BYTES))
-            w = [e.load(e.address(base, j * VECTOR_BYTES), I32S) for j in range(VECTORS)]
+            if e.tag in TILE_TYPES:
+                base = e.address(weight, e.times(step, VECTOR_BYTES))
+                bases = [e.address(base, e.times(steps, j * VECTOR_BYTES)) for j in range(VECTORS)]
+            else:
+                base = e.address(weight, e.times(step, VECTORS * VECTOR_BYTES))
+                bases = [e.address(base, j * VECTOR_BYTES) for j in range(VECTORS)]
+            w = [e.load(place, I32S) for place in bases]
             coming = e.address(ahead, e.times(step, AHEAD_LINES * VECTOR_BYTES))
             for line in range(AHEAD_LINES):
                 e.prefetch(e.address(coming, line * VECTOR_BYTES))
@@ -259,8 +265,20 @@ def block_weight(
     return blocked
 
 
+def tile_blocks(blocked: Tensor) -> Tensor:
+    """Return a blocked weight of bfloat16 with its columns apart: [blocks, VECTORS, steps, 16, 2].
+
+    The form for sums in tiles: 16 steps of 16 columns are a tile of the matrix unit.
+    """
+    blocks, steps, columns, pair = blocked.shape
+    parts = blocked.view(blocks, steps, VECTORS, columns // VECTORS, pair)
+    return parts.transpose(1, 2).contiguous()
+
+
 def unblock_weight(blocked: Tensor, out_features: int, in_features: int) -> Tensor:
-    """Return the weight [out, in] that block_weight took."""
+    """Return the weight [out, in] that block_weight took, of whichever form."""
+    if blocked.dim() == 5:
+        blocked = blocked.transpose(1, 2).flatten(2, 3)
     whole = blocked.transpose(1, 2).flatten(0, 1).flatten(1)
     return whole[:out_features, :in_features].contiguous()
 
@@ -270,11 +288,13 @@ def multiply(
 ) -> Tensor:
     """Multiply x [rows, in] (its rows may lie apart) by a blocked weight -> [rows, out_features].
 
-    in: filled up as block_weight does. bias: [blocks * COLUMNS]; tag: of kernels.cpu.emit.
+    in: filled up as block_weight does; for tags of tiles the weight went through tile_blocks.
+    bias: [blocks * COLUMNS]; tag: of kernels.cpu.emit.
     """
     check_shapes(x, blocked, bias)
     rows = len(x)
-    blocks, steps, _, pair = blocked.shape
+    blocks, pair = len(blocked), blocked.shape[-1]
+    steps = x.shape[1] // pair
     y = x.new_empty((rows, out_features))
     size = x.element_size()
     args = (
@@ -299,9 +319,8 @@ def multiply(
 
 def check_shapes(x: Tensor, blocked: Tensor, bias: Tensor | None) -> None:
     """Assert that the addresses of a call mean what kernels take them for."""
-    blocks, steps, columns, pair = blocked.shape
-    width = x.shape[1]
-    assert x.dtype == blocked.dtype and width == steps * pair, (x.shape, blocked.shape)
+    blocks, width = len(blocked), x.shape[1]
+    assert x.dtype == blocked.dtype and blocked.is_contiguous(), (x.dtype, blocked.dtype)
+    assert blocked[0].numel() == width * COLUMNS, (x.shape, blocked.shape)
     assert x.stride(1) == 1 or width == 1, x.stride()
-    assert columns == COLUMNS, columns
     assert bias is None or (bias.shape == (blocks * COLUMNS,) and bias.dtype == x.dtype), bias

@@ -19,18 +19,17 @@ from . import amx
 from .amx import ROW_BYTES, TILE_BYTES, TILE_ROWS
 from .emit import I64, Emit, emitted
 from .launch import compiled, inlined, run_ranges
-from .matmul import COLUMNS, check_shapes
+from .matmul import COLUMNS, VECTORS, check_shapes
 from .simd import bfloat16s, cgutils, int64s
 
-STRIDE = COLUMNS * 4
-"""Bytes of a step of a block."""
-BLOCK_TILE_BYTES = TILE_ROWS * STRIDE
+BLOCK_TILE_BYTES = VECTORS * TILE_BYTES
 """Bytes of a block that one tile of x meets."""
 PANEL_BYTES = 600_000
 """Rows of x that stay in the second-level cache while all blocks pass."""
-STREAM_BYTES = 8192
-"""How far ahead a single tile of rows asks for the weight."""
-_SUM_BYTES = 32 * COLUMNS * 4
+AHEAD_BYTES = 1024
+"""How far ahead each of the four streams of a block is asked for; more is slower."""
+_SUM_BYTES = 32 * 32 * 4
+"""Also what 16 rows of 64 columns take."""
 _A0, _A1, _B0, _B1 = 4, 5, 6, 7
 
 
@@ -54,53 +53,6 @@ def _begin(e: Emit, palette: Any) -> None:
 
 def _end(e: Emit, _: Any) -> None:
     amx.release(e)
-
-
-def _two_by_two(
-    e: Emit, x: Any, weight: Any, tiles: Any, sums: Any, ahead: Any, lines: Any
-) -> None:
-    """Multiply two tiles of rows by 32 columns: sums [32, 32] float32.
-
-    x: the rows' first tile, the second row's are `tiles` tiles behind; ahead: what to ask for
-    meanwhile, `lines` lines for each tile of K.
-    """
-    for register in range(4):
-        amx.zero(e, register)
-    below = e.address(x, e.times(tiles, TILE_BYTES))
-    with cgutils.for_range(e.b, tiles) as loop:
-        place = e.times(loop.index, TILE_BYTES)
-        base = e.address(weight, e.times(loop.index, BLOCK_TILE_BYTES))
-        amx.load(e, _A0, e.address(x, place))
-        amx.load(e, _B0, base, STRIDE)
-        amx.multiply(e, 0, _A0, _B0)
-        amx.load(e, _B1, e.address(base, ROW_BYTES), STRIDE)
-        amx.multiply(e, 1, _A0, _B1)
-        amx.load(e, _A1, e.address(below, place))
-        amx.multiply(e, 2, _A1, _B0)
-        amx.multiply(e, 3, _A1, _B1)
-        line = e.b.mul(loop.index, e.times(lines, ROW_BYTES))
-        amx.prefetch_lines(e, e.address(ahead, line), lines)
-    for register in range(4):
-        row, column = divmod(register, 2)
-        place = e.address(sums, row * TILE_ROWS * 2 * ROW_BYTES + column * ROW_BYTES)
-        amx.store(e, register, place, 2 * ROW_BYTES)
-
-
-def _one_by_four(e: Emit, x: Any, weight: Any, tiles: Any, sums: Any) -> None:
-    """Multiply a tile of rows by 64 columns, which stream from memory: sums [16, 64] float32."""
-    for register in range(4):
-        amx.zero(e, register)
-    with cgutils.for_range(e.b, tiles) as loop:
-        base = e.address(weight, e.times(loop.index, BLOCK_TILE_BYTES))
-        amx.load(e, _A0, e.address(x, e.times(loop.index, TILE_BYTES)))
-        for line in range(BLOCK_TILE_BYTES // ROW_BYTES):
-            e.prefetch(e.address(base, STREAM_BYTES + line * ROW_BYTES))
-        for register in range(4):
-            b = _B0 if register % 2 == 0 else _B1
-            amx.load(e, b, e.address(base, register * ROW_BYTES), STRIDE)
-            amx.multiply(e, register, _A0, b)
-    for register in range(4):
-        amx.store(e, register, e.address(sums, register * ROW_BYTES), STRIDE)
 
 
 def _finish(num_vectors: int) -> Any:
@@ -127,6 +79,57 @@ def _finish(num_vectors: int) -> Any:
     return emit
 
 
+def _two_by_two(
+    e: Emit, x: Any, weight: Any, tiles: Any, sums: Any, ahead: Any, lines: Any, *before: Any
+) -> None:
+    """Multiply two tiles of rows by 32 columns: sums [32, 32] float32.
+
+    x, weight: the first tiles, those of the second row and column are `tiles` tiles behind; ahead:
+    what to ask for meanwhile, `lines` lines for each tile of K; before: what `_finish` takes, of
+    sums that are rounded while the last products of these are still on their way.
+    """
+    for register in range(4):
+        amx.zero(e, register)
+    below = e.address(x, e.times(tiles, TILE_BYTES))
+    right = e.address(weight, e.times(tiles, TILE_BYTES))
+    with cgutils.for_range(e.b, tiles) as loop:
+        place = e.times(loop.index, TILE_BYTES)
+        amx.load(e, _A0, e.address(x, place))
+        amx.load(e, _B0, e.address(weight, place))
+        amx.multiply(e, 0, _A0, _B0)
+        amx.load(e, _B1, e.address(right, place))
+        amx.multiply(e, 1, _A0, _B1)
+        amx.load(e, _A1, e.address(below, place))
+        amx.multiply(e, 2, _A1, _B0)
+        amx.multiply(e, 3, _A1, _B1)
+        line = e.b.mul(loop.index, e.times(lines, ROW_BYTES))
+        amx.prefetch_lines(e, e.address(ahead, line), lines)
+    _finish(2)(e, *before)
+    for register in range(4):
+        row, column = divmod(register, 2)
+        place = e.address(sums, row * TILE_ROWS * 2 * ROW_BYTES + column * ROW_BYTES)
+        amx.store(e, register, place, 2 * ROW_BYTES)
+
+
+def _one_by_four(e: Emit, x: Any, weight: Any, tiles: Any, sums: Any) -> None:
+    """Multiply a tile of rows by 64 columns, in four streams from memory: sums [16, 64] float32."""
+    for register in range(4):
+        amx.zero(e, register)
+    streams = [e.address(weight, e.times(tiles, j * TILE_BYTES)) for j in range(VECTORS)]
+    with cgutils.for_range(e.b, tiles) as loop:
+        place = e.times(loop.index, TILE_BYTES)
+        amx.load(e, _A0, e.address(x, place))
+        for stream in streams:
+            for line in range(TILE_BYTES // ROW_BYTES):
+                e.prefetch(e.address(stream, place, AHEAD_BYTES + line * ROW_BYTES))
+        for register, stream in enumerate(streams):
+            b = _B0 if register % 2 == 0 else _B1
+            amx.load(e, b, e.address(stream, place))
+            amx.multiply(e, register, _A0, b)
+    for register in range(4):
+        amx.store(e, register, e.address(sums, register * ROW_BYTES), COLUMNS * 4)
+
+
 _begin_amx = emitted(_begin)
 _end_amx = emitted(_end)
 _multiply_2x2 = emitted(_two_by_two)
@@ -151,60 +154,90 @@ def _finish_rows(
         else:
             _finish_4(tag, (sums, bias, target, target_bytes, rows))
         return
-    # The last block, of which not every column is wanted.
-    narrow = sums + _SUM_BYTES
+    # The last block, of which not every column is wanted: rounded where the sums are.
     if width == 32:
-        _finish_2(tag, (sums, bias, narrow, width * 2, rows))
+        _finish_2(tag, (sums, bias, sums, width * 2, rows))
     else:
-        _finish_4(tag, (sums, bias, narrow, width * 2, rows))
+        _finish_4(tag, (sums, bias, sums, width * 2, rows))
     wanted = max(0, call.columns - column)
     for i in range(rows):
         y = bfloat16s(target + i * target_bytes, wanted)
-        y[:] = bfloat16s(narrow + i * width * 2, wanted)
+        y[:] = bfloat16s(sums + i * width * 2, wanted)
 
 
 @inlined
-def _multiply_block(tag: Any, call: _Call, block: int, groups: tuple[int, int], sums: int) -> None:
-    """Multiply tiles of rows [groups) by one block."""
-    first, end = groups
+def _multiply_tile(tag: Any, call: _Call, block: int, group: int, sums: int) -> None:
+    """Multiply one tile of rows by one block."""
     weight = call.weight + block * call.tiles * BLOCK_TILE_BYTES
-    group_bytes = call.tiles * TILE_BYTES
-    if end - first == 1:
-        _multiply_1x4(tag, (call.x + first * group_bytes, weight, call.tiles, sums))
-        _finish_rows(tag, call, sums, (first * TILE_ROWS, block * COLUMNS), (TILE_ROWS, COLUMNS))
-        return
+    _multiply_1x4(tag, (call.x + group * call.tiles * TILE_BYTES, weight, call.tiles, sums))
+    _finish_rows(tag, call, sums, (group * TILE_ROWS, block * COLUMNS), (TILE_ROWS, COLUMNS))
+
+
+class _Waiting(NamedTuple):
+    """Sums [rows, 32] float32 that are still to be rounded: the arguments of `_finish`."""
+
+    sums: int
+    bias: int
+    target: int
+    target_bytes: int
+    rows: int
+
+
+@inlined
+def _multiply_block(
+    tag: Any, call: _Call, block: int, groups: tuple[int, int], waiting: _Waiting
+) -> _Waiting:
+    """Multiply two or more tiles of rows [groups) by one block; return what waits of it."""
+    first, end = groups
     # The next block comes in equal shares.
-    passes = ((end - first + 1) // 2) * 2
+    passes = (end - first + 1) // 2 * 2
     lines = (BLOCK_TILE_BYTES // ROW_BYTES + passes - 1) // passes
-    ahead = weight + call.tiles * BLOCK_TILE_BYTES
     if block + 1 == call.blocks:
         lines = 0
-    group = first
-    while group < end:
+    ahead = call.weight + (block + 1) * call.tiles * BLOCK_TILE_BYTES
+    for pair in range(first, end, 2):
         # An odd last tile is multiplied once more, beside the one before it.
-        group = min(group, end - 2)
-        x = call.x + group * group_bytes
+        group = min(pair, end - 2)
+        x = call.x + group * call.tiles * TILE_BYTES
+        row = group * TILE_ROWS
+        rows = min(32, call.rows - row)
         for half in range(2):
-            part = weight + half * 2 * ROW_BYTES
-            _multiply_2x2(tag, (x, part, call.tiles, sums, ahead, lines))
+            weight = call.weight + (2 * block + half) * 2 * call.tiles * TILE_BYTES
             column = block * COLUMNS + half * 32
-            _finish_rows(tag, call, sums, (group * TILE_ROWS, column), (32, 32))
+            sums = waiting.sums ^ _SUM_BYTES
+            w = waiting
+            before = (w.sums, w.bias, w.target, w.target_bytes, w.rows)
+            _multiply_2x2(tag, (x, weight, call.tiles, sums, ahead, lines, *before))
             ahead += call.tiles * lines * ROW_BYTES
-        group += 2
+            if column + 32 <= call.columns:
+                bias = call.bias + column * 2 if call.bias else 0
+                target = call.y + (row * call.columns + column) * 2
+                waiting = _Waiting(sums, bias, target, call.columns * 2, rows)
+            else:
+                _finish_rows(tag, call, sums, (row, column), (32, 32))
+                waiting = _Waiting(sums, 0, 0, 0, 0)
+    return waiting
 
 
 @compiled(f"void(uint32, UniTuple(int64, {len(_Call._fields)}), int64, int64)")
 def _multiply(tag: Any, args: tuple[int, ...], start: int, end: int) -> None:
     """Multiply all rows by blocks [start, end)."""
     call = _Call(*args)
-    memory = np.empty(2 * _SUM_BYTES + 64, np.uint8)
-    sums: Any = (np.int64(memory.ctypes.data) + 63) // 64 * 64
     groups = (call.rows + TILE_ROWS - 1) // TILE_ROWS
     panel = max(2, PANEL_BYTES // (call.tiles * TILE_BYTES) // 2 * 2)
+    memory = np.empty(4 * _SUM_BYTES, np.uint8)
+    # Two places in turn, which differ in one bit.
+    sums: Any = np.int64(memory.ctypes.data) // (2 * _SUM_BYTES) * (2 * _SUM_BYTES)
+    waiting = _Waiting(sums + 2 * _SUM_BYTES, 0, 0, 0, 0)
     _begin_amx(tag, (call.palette,))
     for first in range(0, groups, panel):
+        last = min(first + panel, groups)
         for block in range(start, end):
-            _multiply_block(tag, call, block, (first, min(first + panel, groups)), sums)
+            if last - first == 1:
+                _multiply_tile(tag, call, block, first, waiting.sums ^ _SUM_BYTES)
+            else:
+                waiting = _multiply_block(tag, call, block, (first, last), waiting)
+    _finish_2(tag, (waiting.sums, waiting.bias, waiting.target, waiting.target_bytes, waiting.rows))
     _end_amx(tag, (0,))
     memory[0] = 0  # The last use of the owner: its memory must live until here.
 
@@ -241,7 +274,7 @@ def multiply_amx(x: Tensor, blocked: Tensor, out_features: int, bias: Tensor | N
     """
     check_shapes(x, blocked, bias)
     rows = len(x)
-    blocks, steps = blocked.shape[:2]
+    blocks, steps = blocked.shape[0], blocked.shape[2]
     tiles = steps // TILE_ROWS
     assert steps % TILE_ROWS == 0, steps
     y = x.new_empty((rows, out_features))
