@@ -14,7 +14,7 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
-from ..kernels.cpu.emit import TAGS, best_tag
+from ..kernels.cpu.emit import TAGS, promised_tag
 from ..reference.ops import SamplingRows
 from ..reference.sums import Sums
 
@@ -188,4 +188,4 @@ def usable_tag(sums: Sums, tag: str) -> str:
     What needs less than the best tag is usable too.
     """
     tags = TAGS[sums]
-    return tag if tags.index(tag) >= tags.index(best_tag(sums)) else tags[-1]
+    return tag if tags.index(tag) >= tags.index(promised_tag(sums)) else tags[-1]

@@ -23,7 +23,7 @@ from ...reference.attention import LEAST_FINITE
 from ...reference.ops import KV_TILE, Batch
 from . import tiles
 from .amx import TILE_ROWS, make_palette
-from .emit import best_tag
+from .choice import best_tag
 from .kv import PART, KVCache
 from .launch import compiled, inlined, run_ranges
 from .simd import bfloat16s, float32s, int32s, int64s

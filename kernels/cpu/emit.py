@@ -14,7 +14,7 @@ added (`reference.sums`), and the instructions that do it:
 | int32 | bfloat16 | tiles | as int16 |
 | int64 | bfloat16 | tiles | as int8 |
 
-Tags of the same sums have the same bits; `best_tag` says which is the fastest here.
+Tags of the same sums have the same bits; `choice.best_tag` says which is the fastest here.
 
 One *step* is 4 bytes of a row: an element, or a pair of bfloat16. Addresses are integers; nothing
 here is checked.
@@ -24,7 +24,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from functools import cache
 from typing import Any
 
 import llvmlite.binding
@@ -62,9 +61,8 @@ TILE_TYPES = (types.uint32, types.int32, types.int64)
 _BY_FLUSH_MODES = (types.int16, types.int32)
 
 
-@cache
-def best_tag(sums: Sums) -> str:
-    """Return the fastest tag of bfloat16 with these sums that this machine has."""
+def promised_tag(sums: Sums) -> str:
+    """Return the fastest tag of bfloat16 with these sums, by what the processor says of itself."""
     features = llvmlite.binding.get_host_cpu_features()
     instruction, fused, exact = TAGS[sums]
     if amx.is_available() if sums == "tiles" else features.get("avx512bf16"):

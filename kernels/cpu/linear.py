@@ -8,10 +8,9 @@ from torch.nn.functional import pad
 
 from ...reference.linear import add_tree, check_linear, cut_segments
 from ...reference.ops import PackedLinear
-from ...reference.sums import TILE, Sums, round_sums
-from .emit import STEP_BYTES, best_tag
-from .matmul import COLUMNS, block_weight, multiply, tile_blocks, unblock_weight
-from .matmul_amx import multiply_amx
+from ...reference.sums import Sums, round_sums
+from .choice import best_tag, form_weight, multiply_by
+from .matmul import COLUMNS, block_weight, unblock_weight
 from .pages import Arena
 
 __all__ = ["linear", "pack_linear", "unpack_linear"]
@@ -24,14 +23,12 @@ def pack_linear(
 ) -> PackedLinear:
     """See Ops.pack_linear. A segment is a blocked weight, bias has whole blocks."""
     check_linear(weight, bias)
-    is_tiled = weight.dtype == torch.bfloat16 and sums == "tiles"
-    unit = TILE if is_tiled else STEP_BYTES // weight.element_size()
 
     def block(part: Tensor) -> Tensor:
-        if not is_tiled:
-            return block_weight(part, unit=unit, empty=_arena.empty)
-        tiled = tile_blocks(block_weight(part, unit=unit))
-        return _arena.empty(tuple(tiled.shape), tiled.dtype).copy_(tiled)
+        if weight.dtype == torch.float32:
+            return block_weight(part, unit=1, empty=_arena.empty)
+        formed = form_weight(part, sums)
+        return _arena.empty(tuple(formed.shape), formed.dtype).copy_(formed)
 
     out_features, in_features = weight.shape
     return PackedLinear(
@@ -78,6 +75,4 @@ def _multiply(
     missing = segment[0].numel() // COLUMNS - x.shape[1]
     if missing:
         x = pad(x, (0, missing))
-    if tag == "uint32":
-        return multiply_amx(x, segment, weight.out_features, bias)
-    return multiply(x, segment, weight.out_features, bias, tag=tag)
+    return multiply_by(tag, x, segment, weight.out_features, bias)

@@ -219,7 +219,6 @@ def _multiply_block(
     return waiting
 
 
-@compiled(f"void(uint32, UniTuple(int64, {len(_Call._fields)}), int64, int64)")
 def _multiply(tag: Any, args: tuple[int, ...], start: int, end: int) -> None:
     """Multiply all rows by blocks [start, end)."""
     call = _Call(*args)
@@ -263,6 +262,12 @@ def _tile_rows(args: tuple[int, ...], start: int, end: int) -> None:
 
 
 @cache
+def _kernel() -> Any:
+    """Compile on first use: other processors have no such instructions."""
+    return compiled(f"void(uint32, UniTuple(int64, {len(_Call._fields)}), int64, int64)")(_multiply)
+
+
+@cache
 def _palette() -> Tensor:
     return amx.make_palette({})
 
@@ -294,6 +299,7 @@ def multiply_amx(x: Tensor, blocked: Tensor, out_features: int, bias: Tensor | N
         out_features,
         _palette().data_ptr(),
     )
+    kernel = _kernel()
     work = blocks * steps * max(8, rows // 16)
-    run_ranges(lambda start, end: _multiply(0, args, start, end), blocks, work)
+    run_ranges(lambda start, end: kernel(0, args, start, end), blocks, work)
     return y

@@ -19,7 +19,7 @@ from quire.fuzz.kernel_cases import (
     usable_tag,
 )
 from quire.kernels import cpu
-from quire.kernels.cpu import emit
+from quire.kernels.cpu import choice, emit, matmul
 from quire.reference.linear import CHUNK
 from quire.reference.ops import PackedLinear
 from quire.reference.sums import TILE, Sums
@@ -100,6 +100,32 @@ def test_sums_on_the_border_of_denormals(sums: Sums, tag: str) -> None:
         weight = (torch.randn((70, in_features), generator=generator) * 2.0**-126).bfloat16()
         packed, plain = (ops.pack_linear(weight, None, sums=sums) for ops in (cpu, reference))
         assert_same_bits(cpu.linear(x, packed, tag=tag), reference.linear(x, plain))
+
+
+@pytest.mark.parametrize("sums", SUMS)
+def test_the_best_instructions_are_used(sums: Sums) -> None:
+    assert choice.best_tag(sums) == emit.promised_tag(sums)
+
+
+@pytest.mark.parametrize(("sums", "other"), [("pairs", "tiles"), ("tiles", "pairs")])
+def test_instructions_with_other_bits_are_not_used(
+    sums: Sums, other: Sums, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Here the promised one adds in the order of the other kind, as a new processor might."""
+    promised, multiply_by = emit.promised_tag(sums), choice.multiply_by
+
+    def wrong(tag: str, x: Tensor, weight: Tensor, columns: int, bias: Tensor | None) -> Tensor:
+        if tag != promised:
+            return multiply_by(tag, x, weight, columns, bias)
+        plain = matmul.unblock_weight(weight, columns, x.shape[1])
+        return reference.linear(x, reference.pack_linear(plain, bias, sums=other))
+
+    monkeypatch.setattr(choice, "multiply_by", wrong)
+    tags = emit.TAGS[sums]
+    if promised == tags[-1]:
+        pytest.skip("nothing slower than what this machine has")
+    assert choice.best_tag.__wrapped__(sums) == tags[tags.index(promised) + 1]
+    assert f"by {promised} differ" in caplog.text
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
