@@ -280,12 +280,23 @@ class Emit:
         self.b.store(self.b.or_(self.b.load(old), ir.Constant(I32, _FLUSH_MODES)), new)
         self.call("llvm.x86.sse.ldmxcsr", ir.VoidType(), new)
         yield
-        kind = ir.FunctionType(FLOATS, [FLOATS])
-        for place in (place for row in results or [] for place in row):
-            # Assembly without an instruction: LLVM keeps the order of what has side effects.
-            pinned = self.b.asm(kind, "", "=v,0", [self.b.load(place)], True)
-            self.b.store(pinned, place)
+        self._pin([place for row in results or [] for place in row])
         self.call("llvm.x86.sse.ldmxcsr", ir.VoidType(), old)
+
+    def _pin(self, places: list[Any]) -> None:
+        """Have the values of stack places computed here, before whatever side effect comes next.
+
+        They pass through memory that assembly without an instruction might read.
+        """
+        memory = cgutils.alloca_once(self.b, ir.ArrayType(FLOATS, len(places)))
+        zero = ir.Constant(I32, 0)
+        slots = [self.b.gep(memory, [zero, ir.Constant(I32, i)]) for i in range(len(places))]
+        for slot, place in zip(slots, places, strict=True):
+            self.b.store(self.b.load(place), slot, align=4)
+        kind = ir.FunctionType(ir.VoidType(), [memory.type])
+        self.b.asm(kind, "", "r,~{memory}", [memory], True)
+        for slot, place in zip(slots, places, strict=True):
+            self.b.store(self.b.load(slot, align=4), place)
 
     def flush(self, x: Any) -> Any:
         """Denormals become zeros of their sign."""
