@@ -43,6 +43,7 @@ def build_engine(config: EngineConfig) -> EngineParts:
     """
     path = resolve_model(config.model)
     sums = choose_sums(config.bfloat16_sums)
+    logger.info("Products of bfloat16 are added in %s", sums)
     model_config = read_model_config(path, config.dtype, config.linear_segments, sums)
     block_size = config.block_size
     num_blocks, max_model_len = plan_memory(config, model_config)
