@@ -105,6 +105,16 @@ def test_all_instructions_give_the_same_bits(
     assert_same_bits(attend(cpu, case, tag=usable_tag(sums, tag)), attend(reference, case))
 
 
+@pytest.mark.parametrize("sums", emit.TAGS)
+def test_few_rows_after_many_meet_nothing_of_them(sums: Sums) -> None:
+    """Scratch rows that a short unit leaves alone still hold the probabilities of a long one."""
+    case = make_case([(40, 192), (1, 192), (3, 64), (40, 128), (2, 100)])._replace(
+        sums=sums, stale=2.0
+    )
+    torch.set_num_threads(1)
+    assert_same_bits(attend(cpu, case), attend(reference, case))
+
+
 @pytest.mark.parametrize("ops", [reference, cpu])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_lattice_is_exact(ops: ModuleType, dtype: torch.dtype) -> None:

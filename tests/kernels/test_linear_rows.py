@@ -144,6 +144,7 @@ def test_linear_adds_in_the_order_that_is_written(ops: ModuleType, dtype: torch.
     assert survives("pairs", 0, 8, 4)
     assert survives("pairs", CHUNK, 1, CHUNK + 8) and survives("pairs", 5, CHUNK + 1, 7)
     assert not survives("pairs", 1, CHUNK, CHUNK + 2), "the sums of two chunks meet"
+    assert survives("pairs", 0, CHUNK - 4, CHUNK // 2), "a chunk is no shorter"
     if dtype == torch.float32:
         assert survives("pairs", 0, 2, 1) and not survives("pairs", 0, 1, 2)
         return
