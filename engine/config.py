@@ -53,7 +53,7 @@ class EngineConfig(Struct, frozen=True, kw_only=True):
     """K segments of row-parallel matmuls (see the law)."""
     bfloat16_sums: SumsName = "auto"
     """The order in which products of bfloat16 are added, part of the law: what this processor does
-    fastest, or always "pairs" or "tiles", so that machines of several kinds give one answer."""
+    fastest, or always "pairs" or "tiles", so that machines of several kinds add alike."""
     num_threads: int | None = None
     """CPU threads for computing; None: torch's choice."""
     seed: int = 0

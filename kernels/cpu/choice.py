@@ -8,6 +8,7 @@ orders and roundings apart, and must have the bits of the definition.
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from functools import cache
 
 import torch
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from ...reference import linear as defined_linear
 from ...reference import pack_linear as defined_pack_linear
+from ...reference.activation import LEAST_NORMAL
 from ...reference.sums import TILE, Sums
 from .emit import TAGS, promised_tag
 from .matmul import block_weight, multiply, tile_blocks
@@ -23,7 +25,6 @@ from .matmul_amx import multiply_amx
 logger = logging.getLogger("quire")
 
 _ROWS, _WIDTH, _COLUMNS = 18, 1088, 64
-_LEAST_NORMAL = 2.0**-126
 
 
 @cache
@@ -43,10 +44,14 @@ def agrees(sums: Sums, tag: str, x: Tensor, weight: Tensor) -> bool:
     return torch.equal(own, defined_linear(x, defined_pack_linear(weight, None, sums=sums)))
 
 
-def form_weight(weight: Tensor, sums: Sums) -> Tensor:
-    """Return weight [out, in] bfloat16 in the form that all tags of these sums multiply by."""
-    blocked = block_weight(weight, unit=TILE if sums == "tiles" else 2)
-    return tile_blocks(blocked) if sums == "tiles" else blocked
+def form_weight(weight: Tensor, sums: Sums, empty: Callable[..., Tensor] = torch.empty) -> Tensor:
+    """Return weight [out, in] bfloat16 in the form that all tags of these sums multiply by.
+
+    empty: as in matmul.block_weight.
+    """
+    if sums == "pairs":
+        return block_weight(weight, unit=2, empty=empty)
+    return tile_blocks(block_weight(weight, unit=TILE), empty)
 
 
 def multiply_by(tag: str, x: Tensor, weight: Tensor, columns: int, bias: Tensor | None) -> Tensor:
@@ -73,4 +78,4 @@ def _near_denormals() -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(1)
     x = torch.randn((_ROWS, _WIDTH), generator=generator)
     weight = torch.randn((_COLUMNS, _WIDTH), generator=generator)
-    return x.bfloat16(), (weight * _LEAST_NORMAL).bfloat16()
+    return x.bfloat16(), (weight * LEAST_NORMAL).bfloat16()

@@ -27,8 +27,7 @@ def pack_linear(
     def block(part: Tensor) -> Tensor:
         if weight.dtype == torch.float32:
             return block_weight(part, unit=1, empty=_arena.empty)
-        formed = form_weight(part, sums)
-        return _arena.empty(tuple(formed.shape), formed.dtype).copy_(formed)
+        return form_weight(part, sums, _arena.empty)
 
     out_features, in_features = weight.shape
     return PackedLinear(

@@ -2,9 +2,9 @@
 
 A blocked weight is [blocks, steps, COLUMNS] steps of 4 bytes (one float32 or a pair of bfloat16),
 block b holding output columns b * COLUMNS on, zeros behind the last; for sums in tiles the four
-vectors of a block lie apart (`tile_blocks`). One block is read once for
-all rows of a step: from memory by the first register tile, from the second-level cache by the
-others, which meanwhile ask for the next block. So a few rows cost what reading the weight costs.
+vectors of a block lie apart (`tile_blocks`). One block is read once for all rows of a step: from
+memory by the first register tile, from the second-level cache by the others, which meanwhile ask
+for the next block. So a few rows cost what reading the weight costs.
 """
 
 from __future__ import annotations
@@ -265,14 +265,15 @@ def block_weight(
     return blocked
 
 
-def tile_blocks(blocked: Tensor) -> Tensor:
+def tile_blocks(blocked: Tensor, empty: Callable[..., Tensor] = torch.empty) -> Tensor:
     """Return a blocked weight of bfloat16 with its columns apart: [blocks, VECTORS, steps, 16, 2].
 
-    The form for sums in tiles: 16 steps of 16 columns are a tile of the matrix unit.
+    The form for sums in tiles: 16 steps of 16 columns are a tile of the matrix unit. empty: as in
+    block_weight.
     """
     blocks, steps, columns, pair = blocked.shape
-    parts = blocked.view(blocks, steps, VECTORS, columns // VECTORS, pair)
-    return parts.transpose(1, 2).contiguous()
+    parts = blocked.view(blocks, steps, VECTORS, columns // VECTORS, pair).transpose(1, 2)
+    return empty(tuple(parts.shape), dtype=parts.dtype).copy_(parts)
 
 
 def unblock_weight(blocked: Tensor, out_features: int, in_features: int) -> Tensor:

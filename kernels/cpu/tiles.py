@@ -271,10 +271,7 @@ def _all_scores(e: Emit, q: Any, parts: Any, scores: Any, steps: Any, rows: Any)
     if e.tag != AMX:
         return
     b = e.b
-    keys, coming = (
-        [e.load(e.address(parts, 8 * (j + table * PARTS)), I64) for j in range(PARTS)]
-        for table in (0, 2)
-    )
+    keys, coming = (_addresses(e, parts, table) for table in (0, 2))
     row_bytes = e.times(steps, STEP_BYTES)
     whole = b.udiv(steps, ir.Constant(I64, LANES))
     has_half = b.icmp_signed("!=", e.times(whole, LANES), steps)
@@ -308,10 +305,7 @@ def _all_values(e: Emit, p: Any, parts: Any, out: Any, row_bytes: Any, rows: Any
     if e.tag != AMX:
         return
     b = e.b
-    values, coming = (
-        [e.load(e.address(parts, 8 * (j + table * PARTS)), I64) for j in range(PARTS)]
-        for table in (1, 3)
-    )
+    values, coming = (_addresses(e, parts, table) for table in (1, 3))
     tiles = _tiles_of(e, rows)
     p_bytes = PARTS * LANES * 2
     with cgutils.for_range(b, e.times(tiles, amx.TILE_ROWS), start=rows) as loop:
@@ -344,6 +338,11 @@ def _all_values(e: Emit, p: Any, parts: Any, out: Any, row_bytes: Any, rows: Any
             add(columns.index, 1)
     for part in coming:
         amx.prefetch_lines(e, part, b.udiv(row_bytes, ir.Constant(I64, 8)))
+
+
+def _addresses(e: Emit, parts: Any, table: int) -> list[Any]:
+    """Return line `table` of parts: the addresses of PARTS parts."""
+    return [e.load(e.address(parts, 8 * (j + table * PARTS)), I64) for j in range(PARTS)]
 
 
 def _tiles_of(e: Emit, rows: Any) -> Any:
