@@ -1,8 +1,8 @@
-"""The command line: `quire serve`, `quire run`, `quire --version`.
+"""The command line: `quire serve`, `quire run`, `quire check`, `quire --version`.
 
 Prints for people; everything heavy is imported inside the commands, so that --help is fast. Exit
 codes: 2 for options that make no sense, 1 for a model or a port that cannot be had, each with one
-line.
+line; 1 too where a check fails.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin
 import msgspec
 
 from .. import __version__
-from ..engine.config import EngineConfig, api_key_from_environment, log_level
+from ..engine.config import DeviceName, EngineConfig, api_key_from_environment, log_level
 from ..engine.errors import ConfigError, QuireError
 
 if TYPE_CHECKING:
@@ -34,16 +34,19 @@ HELP = {
     "skip_tokenizer_init": "serve token ids only",
     "dtype": "of weights, activations and KV cache",
     "load_format": "dummy: random weights of the config's shape",
-    "backend": "reference: everything in pure PyTorch",
+    "device": "where to compute; auto: a GPU where there is one",
+    "backend": "reference: everything in pure PyTorch, on a CPU",
     "max_model_len": "most tokens of a request, prompt and answer together",
     "max_num_seqs": "most requests in a step",
     "max_num_batched_tokens": "most tokens in a step",
     "block_size": "tokens in a KV block",
     "num_kv_blocks": "KV blocks",
     "kv_cache_bytes": "memory for KV blocks, as 2GiB or a number",
+    "gpu_memory_utilization": "part of a GPU's memory that may be in use",
     "enable_prefix_caching": "keep the KV of prompts for others that begin alike",
     "scheduling_policy": "who runs first",
-    "overlap": "steps in flight, 1 or 2",
+    "overlap": "steps in flight, 1 or 2; not given: 2 on a GPU, 1 on a CPU",
+    "enforce_eager": "no CUDA graphs",
     "linear_segments": "segments in which row-parallel matmuls sum",
     "bfloat16_sums": "order in which products of bfloat16 are added (auto: the processor's)",
     "num_threads": "CPU threads that compute",
@@ -116,6 +119,14 @@ def make_parser() -> argparse.ArgumentParser:
     group.add_argument("--temperature", type=float, default=0.7, help="0 is greedy (0.7)")
     group.add_argument("--max-tokens", type=int, metavar="N", help="most tokens of an answer")
     _add_engine_options(run)
+
+    check = commands.add_parser(
+        "check", help="compare a device's operations with the reference", allow_abbrev=False
+    )
+    check.set_defaults(command=_check, parser=check)
+    check.add_argument(
+        "--device", choices=get_args(DeviceName), default="auto", help=HELP["device"] + " (auto)"
+    )
     return parser
 
 
@@ -145,7 +156,7 @@ def _add_engine_options(parser: argparse.ArgumentParser) -> None:
             settings["choices"] = get_args(kind)
         else:
             settings["type"] = _bytes if field.name == "kv_cache_bytes" else kind
-            settings["metavar"] = "N" if kind is int else "NAME"
+            settings["metavar"] = "NAME" if kind is str else "N"
         group.add_argument("--" + field.name.replace("_", "-"), **settings)
 
 
@@ -248,6 +259,25 @@ def _run(config: EngineConfig, options: argparse.Namespace) -> int:
     except QuireError as error:
         options.parser.error(str(error))
     return chat(config, params, options.system)
+
+
+def _check(config: EngineConfig, options: argparse.Namespace) -> int:
+    import torch
+
+    from ..engine.device.check import SHAPES, run_checks
+    from ..engine.opset import choose_device, choose_ops, choose_sums
+
+    device = choose_device(config.device)
+    sums = choose_sums("auto", device)
+    name = torch.cuda.get_device_name() if device == "cuda" else "this CPU"
+    print(f"Operations on {name}, against the reference, bit for bit:", flush=True)
+    shapes = [shape._replace(sums=sums) for shape in SHAPES]
+    num_wrong = 0
+    for verdict in run_checks(choose_ops(device, "auto"), torch.device(device), shapes):
+        print(verdict, flush=True)
+        num_wrong += verdict.fault is not None
+    print(f"{num_wrong} wrong" if num_wrong else "All are equal.")
+    return 1 if num_wrong else 0
 
 
 if __name__ == "__main__":

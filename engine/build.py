@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import logging
+import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
+from ..reference.decoder import DecoderConfig
 from .config import EngineConfig
 from .core import EngineCore
+from .device import check
+from .device.check_cases import Shape
+from .device.gpu_memory import StepSizes, measure
 from .device.memory import bytes_per_block, default_cache_bytes, num_blocks_within
 from .device.runner import ModelRunner
 from .errors import CheckpointError, ConfigError
 from .executor.inline import InlineExecutor
 from .models.loader import load_model
 from .models.registry import ModelConfig, read_model_config
-from .opset import choose_ops, choose_sums
+from .opset import choose_device, choose_ops, choose_sums, refuse_shape
 from .sched.scheduler import Scheduler, SchedulerLimits
 
 logger = logging.getLogger("quire")
@@ -39,40 +45,36 @@ class EngineParts:
 def build_engine(config: EngineConfig) -> EngineParts:
     """Load the model and compose scheduler, runner and executor.
 
-    Raises ConfigError or CheckpointError. Compiles or loads every kernel before it returns.
+    Raises ConfigError or CheckpointError. Compiles or loads every kernel that a CPU needs before it
+    returns; on a GPU, all but what a number of rows needs that no step has had.
     """
     path = resolve_model(config.model)
-    sums = choose_sums(config.bfloat16_sums)
-    logger.info("Products of bfloat16 are added in %s", sums)
+    device = choose_device(config.device, config.backend, config.bfloat16_sums)
+    sums = choose_sums(config.bfloat16_sums, device)
+    if device == "cpu":
+        logger.info("Products of bfloat16 are added in %s", sums)
     model_config = read_model_config(path, config.dtype, config.linear_segments, sums)
-    block_size = config.block_size
-    num_blocks, max_model_len = plan_memory(config, model_config)
-    ops = choose_ops("cpu", config.backend)
-    with torch.inference_mode():
-        model = load_model(model_config, ops, config.load_format, seed=config.seed)
-    runner = ModelRunner(
-        model,
-        ops,
-        num_blocks=num_blocks,
-        block_size=block_size,
-        max_num_seqs=config.max_num_seqs,
-        max_model_len=max_model_len,
-    )
-    runner.warm_up()
+    if device == "cpu":
+        made = make_cpu_runner(config, model_config)
+    else:
+        gpu = torch.device("cuda", torch.cuda.current_device())
+        made = make_gpu_runner(config, model_config, gpu)
+    runner, num_blocks, max_model_len = made
+    overlap = config.overlap or (1 if device == "cpu" else 2)
     limits = SchedulerLimits(
         max_num_seqs=config.max_num_seqs,
         max_num_batched_tokens=config.max_num_batched_tokens,
         max_model_len=max_model_len,
-        block_size=block_size,
+        block_size=config.block_size,
         num_blocks=num_blocks,
         enable_prefix_caching=config.enable_prefix_caching,
         policy=config.scheduling_policy,
-        overlap=config.overlap,
+        overlap=overlap,
     )
     executor = InlineExecutor(runner, config.num_threads)
     return EngineParts(
         config=config,
-        core=EngineCore(Scheduler(limits), executor, overlap=config.overlap),
+        core=EngineCore(Scheduler(limits), executor, overlap=overlap),
         tokenizer_path=resolve_model(config.tokenizer) if config.tokenizer else path,
         vocab_size=model_config.vocab_size,
         max_model_len=max_model_len,
@@ -80,22 +82,146 @@ def build_engine(config: EngineConfig) -> EngineParts:
     )
 
 
-def plan_memory(config: EngineConfig, model: ModelConfig) -> tuple[int, int]:
-    """Return (KV blocks, model length) that the options and the machine allow.
+class MadeRunner(NamedTuple):
+    """A runner that is ready, and what its memory holds."""
 
-    The default takes no more than max_num_seqs sequences of the model length can use, and shortens
-    a model length that nobody asked for where the memory does not hold one such sequence.
+    runner: ModelRunner
+    num_blocks: int
+    max_model_len: int
+
+
+def make_cpu_runner(config: EngineConfig, model_config: ModelConfig) -> MadeRunner:
+    """Plan the memory, load the model, compile."""
+    num_blocks, max_model_len = plan_memory(config, model_config, default_cache_bytes())
+    ops = choose_ops("cpu", config.backend)
+    with torch.inference_mode():
+        model = load_model(model_config, ops, config.load_format, seed=config.seed)
+    runner = ModelRunner(
+        model,
+        ops,
+        num_blocks=num_blocks,
+        block_size=config.block_size,
+        max_num_seqs=config.max_num_seqs,
+        max_model_len=max_model_len,
+    )
+    runner.warm_up()
+    return MadeRunner(runner, num_blocks, max_model_len)
+
+
+def make_gpu_runner(
+    config: EngineConfig, model_config: ModelConfig, device: torch.device
+) -> MadeRunner:
+    """Check the kernels, load the model, measure the memory, capture the largest graph.
+
+    Everything before the KV memory, which takes what is left, is measured by running it.
     """
+    clock = _StartClock()
+    ops = choose_ops("cuda", config.backend)
+    reason = refuse_shape(ops, model_config.decoder.head_dim)
+    if reason is not None:
+        raise ConfigError(f"{config.model}: {reason} Or give --device cpu.")
+    check.demand_sound(ops, device, _shape_of(model_config.decoder, config.block_size))
+    clock.note("check of the kernels")
+    try:
+        with torch.inference_mode():
+            model = load_model(
+                model_config, ops, config.load_format, seed=config.seed, device=device
+            )
+        clock.note("weights")
+        sizes = StepSizes(
+            config.block_size,
+            config.max_num_seqs,
+            config.max_num_batched_tokens,
+            longest_model_len(config, model_config),
+        )
+        with_graphs = not config.enforce_eager
+        budget = measure(
+            model,
+            ops,
+            sizes,
+            utilization=config.gpu_memory_utilization,
+            with_graphs=with_graphs,
+        )
+        clock.note("kernels, and the measuring of steps")
+        num_blocks, max_model_len = plan_memory(config, model_config, budget.kv)
+        kv_bytes = num_blocks * bytes_per_block(model_config.decoder, config.block_size)
+        logger.info("%s\n%s", torch.cuda.get_device_name(device), budget.table(kv_bytes))
+        if kv_bytes > budget.most_kv:
+            raise ConfigError(
+                f"{num_blocks} KV blocks take {kv_bytes / 2**30:.2f} GiB, and "
+                f"{max(0, budget.most_kv) / 2**30:.2f} GiB are left: lower num_kv_blocks."
+            )
+        runner = ModelRunner(
+            model,
+            ops,
+            num_blocks=num_blocks,
+            block_size=config.block_size,
+            max_num_seqs=config.max_num_seqs,
+            max_model_len=max_model_len,
+            decoding="graphs" if with_graphs else "exact",
+        )
+        runner.warm_up()
+        clock.note("KV memory")
+        before = torch.cuda.memory_reserved(device)
+        if runner.capture_largest():
+            graph_bytes = torch.cuda.memory_reserved(device) - before
+            clock.note(f"first CUDA graph, {graph_bytes / 2**20:.0f} MiB")
+    except torch.OutOfMemoryError as error:
+        raise ConfigError(
+            f"the GPU's memory does not hold the model and one step: {error} Lower "
+            "max_num_batched_tokens or max_num_seqs, or free memory that others use."
+        ) from error
+    clock.log()
+    return MadeRunner(runner, num_blocks, max_model_len)
+
+
+def _shape_of(decoder: DecoderConfig, block_size: int) -> Shape:
+    """Return what the model's kernels are made for, so that checking compiles nothing in vain."""
+    return Shape(
+        decoder.dtype, decoder.head_dim, decoder.num_heads // decoder.num_kv_heads, block_size
+    )
+
+
+class _StartClock:
+    """How long each part of a start took, for the log."""
+
+    def __init__(self) -> None:
+        self._last = time.perf_counter()
+        self._parts: list[str] = []
+
+    def note(self, part: str) -> None:
+        """End a part."""
+        now = time.perf_counter()
+        self._parts.append(f"{part} {now - self._last:.2f} s")
+        self._last = now
+
+    def log(self) -> None:
+        """Write one line."""
+        logger.info("Start: %s", "; ".join(self._parts))
+
+
+def longest_model_len(config: EngineConfig, model: ModelConfig) -> int:
+    """Return the model length that the options ask for."""
     longest = config.max_model_len or model.max_model_len
     if longest > model.max_model_len:
         raise ConfigError(
             f"max_model_len is {longest}: the model was made for at most "
             f"{model.max_model_len} tokens."
         )
+    return longest
+
+
+def plan_memory(config: EngineConfig, model: ModelConfig, free_bytes: int) -> tuple[int, int]:
+    """Return (KV blocks, model length) that the options and free_bytes of memory allow.
+
+    The default takes no more than max_num_seqs sequences of the model length can use, and shortens
+    a model length that nobody asked for where the memory does not hold one such sequence.
+    """
+    longest = longest_model_len(config, model)
     per_sequence = -(-longest // config.block_size)
     num_blocks = config.num_kv_blocks
     if num_blocks is None:
-        cache_bytes = config.kv_cache_bytes or default_cache_bytes()
+        cache_bytes = config.kv_cache_bytes or max(0, free_bytes)
         num_blocks = num_blocks_within(model.decoder, config.block_size, cache_bytes)
         num_blocks = min(num_blocks, per_sequence * config.max_num_seqs)
     if num_blocks < per_sequence:
@@ -105,7 +231,7 @@ def plan_memory(config: EngineConfig, model: ModelConfig) -> tuple[int, int]:
                 f"the KV memory holds {held} tokens, and one sequence of max_model_len "
                 f"{longest} needs "
                 f"{per_sequence} blocks of {config.block_size}: lower max_model_len or raise "
-                "num_kv_blocks or kv_cache_bytes."
+                "num_kv_blocks or kv_cache_bytes, or on a GPU gpu_memory_utilization."
             )
         logger.warning("max_model_len is lowered from %d to %d: KV memory", longest, held)
         longest = held

@@ -15,6 +15,7 @@ from msgspec.structs import force_setattr
 from .errors import ConfigError
 
 Backend = Literal["auto", "kernels", "reference"]
+DeviceName = Literal["auto", "cpu", "cuda"]
 DTypeName = Literal["auto", "float32", "bfloat16"]
 LoadFormat = Literal["auto", "safetensors", "dummy"]
 SumsName = Literal["auto", "pairs", "tiles"]
@@ -34,8 +35,10 @@ class EngineConfig(Struct, frozen=True, kw_only=True):
     """Token ids in, token ids out: no tokenizer is loaded."""
     dtype: DTypeName = "auto"
     load_format: LoadFormat = "auto"
+    device: DeviceName = "auto"
+    """auto: an NVIDIA GPU where there is one and no option asks for what only a CPU does."""
     backend: Backend = "auto"
-    """kernels (the default) or reference: pure PyTorch."""
+    """kernels (the default) or reference: pure PyTorch, on a CPU."""
     max_model_len: int | None = None
     """None: the checkpoint's, or less where the KV memory does not hold it."""
     max_num_seqs: int = 256
@@ -44,16 +47,22 @@ class EngineConfig(Struct, frozen=True, kw_only=True):
     num_kv_blocks: int | None = None
     """None: as many as kv_cache_bytes hold."""
     kv_cache_bytes: int | None = None
-    """None: a quarter of the machine's free memory, at most 4 GiB."""
+    """None: a quarter of the machine's free memory, at most 4 GiB; on a GPU what is left of
+    gpu_memory_utilization."""
+    gpu_memory_utilization: float = 0.9
+    """The part of a GPU's memory that may be in use, whoever uses it."""
     enable_prefix_caching: bool = True
     scheduling_policy: Policy = "fcfs"
-    overlap: int = 1
-    """Steps in flight: 1 or 2."""
+    overlap: int | None = None
+    """Steps in flight: 1 or 2. None: 2 on a GPU, which computes apart, 1 on a CPU."""
+    enforce_eager: bool = False
+    """Launch every kernel of a step on a GPU by itself, instead of replaying CUDA graphs."""
     linear_segments: int = 1
     """K segments of row-parallel matmuls (see the law)."""
     bfloat16_sums: SumsName = "auto"
     """The order in which products of bfloat16 are added, part of the law: what this processor does
-    fastest, or always "pairs" or "tiles", so that machines of several kinds add alike."""
+    fastest, or always "pairs" or "tiles", so that machines of several kinds add alike. A GPU adds
+    in an order of its own: auto only."""
     num_threads: int | None = None
     """CPU threads for computing; None: torch's choice."""
     seed: int = 0
@@ -64,6 +73,7 @@ class EngineConfig(Struct, frozen=True, kw_only=True):
         for name, kind in (
             ("dtype", DTypeName),
             ("load_format", LoadFormat),
+            ("device", DeviceName),
             ("backend", Backend),
             ("bfloat16_sums", SumsName),
             ("scheduling_policy", Policy),
@@ -74,12 +84,18 @@ class EngineConfig(Struct, frozen=True, kw_only=True):
         _integer(self, "max_num_seqs", 1, 65536)
         _integer(self, "max_num_batched_tokens", 1, 2**24)
         _integer(self, "block_size", 1, 1024)
-        _integer(self, "overlap", 1, 2)
+        if self.overlap is not None:
+            _integer(self, "overlap", 1, 2)
         _integer(self, "linear_segments", 1, 64)
         _integer(self, "seed", 0, 2**63 - 1)
         for name in ("max_model_len", "num_kv_blocks", "kv_cache_bytes", "num_threads"):
             if getattr(self, name) is not None:
                 _integer(self, name, 1, 2**62)
+        part = self.gpu_memory_utilization
+        if isinstance(part, bool) or not isinstance(part, int | float) or not 0 < part <= 1:
+            raise ConfigError(
+                f"gpu_memory_utilization is {part!r}: it must be a number above 0, at most 1."
+            )
         force_setattr(self, "model", str(self.model))
 
 

@@ -111,10 +111,12 @@ def make_lattice(case: AttentionCase) -> tuple[Tensor, list[tuple[Tensor, Tensor
     """Make (q, kv) for which all arithmetic of attention is exact, with LATTICE_SCALE.
 
     Three elements of q are +-1, k in -2..2, v in -4..4: |score| <= 6, so 256 keys fit in 24 bits.
+    Two, where a row has more keys: |score| <= 4, so 8192 do.
     """
     generator = torch.Generator().manual_seed(case.seed)
+    num_ones = 3 if max(row.num_keys for row in case.rows) <= 256 else 2
     q = torch.zeros_like(case.make_queries(), dtype=torch.float32)
-    places = torch.rand(q.shape, generator=generator).argsort(-1)[..., :3]
+    places = torch.rand(q.shape, generator=generator).argsort(-1)[..., :num_ones]
     signs = torch.randint(0, 2, places.shape, generator=generator).float() * 2 - 1
     q.scatter_(-1, places, signs)
     kv = []
@@ -162,12 +164,13 @@ def make_cache(
     kv: list[tuple[Tensor, Tensor]],
     places: list[Tensor],
     block_size: int,
+    *,
+    device: str = "cpu",
 ) -> KVCache:
     """Fill a cache of ops with the rows' keys and values and all else with what is stale."""
     blocks = num_blocks(case, block_size)
-    cache = ops.new_kv_cache(
-        blocks, block_size, case.kv_heads, case.head_dim, case.dtype, sums=case.sums
-    )
+    shape = (blocks, block_size, case.kv_heads, case.head_dim)
+    cache = ops.new_kv_cache(*shape, case.dtype, sums=case.sums, device=device)
     stale = torch.full((blocks * block_size, case.kv_heads, case.head_dim), case.stale)
     stale = stale.to(case.dtype)
     cache.write(torch.arange(blocks * block_size), stale, stale)
@@ -188,16 +191,44 @@ def attend_to(
     inputs: tuple[Tensor, list[tuple[Tensor, Tensor]]],
     *,
     block_size: int = 0,
+    device: str = "cpu",
     **options: Any,
 ) -> Tensor:
-    """Run given queries, keys and values in the geometry of a case."""
+    """Run given queries, keys and values in the geometry of a case; the result is on the CPU."""
     q, kv = inputs
     size = block_size or case.block_size
     batch, places = make_batch(case, size)
-    cache = make_cache(ops, case, kv, places, size)
+    cache = make_cache(ops, case, kv, places, size, device=device)
+    batch = Batch(*(field.to(device) for field in batch))
     options = {"scale": case.scale, "window": case.window} | options
-    result: Tensor = ops.paged_attention(q, cache, batch, **options)
-    return result
+    result: Tensor = ops.paged_attention(q.to(device), cache, batch, **options)
+    return result.cpu()
+
+
+def attend_in_parts(
+    ops: ModuleType,
+    case: AttentionCase,
+    batches: list[list[tuple[int, int, int]]],
+    *,
+    block_size: int,
+    device: str = "cpu",
+) -> Tensor:
+    """Attention of a case in batches other than its own: of (row, first query, end query)."""
+    q, kv = case.make_queries(), case.make_kv()
+    starts = [sum(row.num_queries for row in case.rows[:i]) for i in range(len(case.rows))]
+    out = torch.full_like(q, 77.0)
+    for batch in batches:
+        rows, part_kv, tokens = [], [], []
+        for i, start, end in batch:
+            num_keys = case.rows[i].num_keys - case.rows[i].num_queries + end
+            rows.append(Sequence(end - start, num_keys))
+            part_kv.append((kv[i][0][:num_keys], kv[i][1][:num_keys]))
+            tokens.append(torch.arange(starts[i] + start, starts[i] + end))
+        part = case._replace(rows=tuple(rows))
+        index = torch.cat(tokens)
+        inputs = (q[index], part_kv)
+        out[index] = attend_to(ops, part, inputs, block_size=block_size, device=device)
+    return out
 
 
 def exact_attention(
@@ -279,10 +310,11 @@ class QKVCase(NamedTuple):
         """Places of the cache."""
         return (self.tokens // self.block_size + 2) * self.block_size
 
-    def make_cache(self, ops: ModuleType) -> Any:
+    def make_cache(self, ops: ModuleType, device: str = "cpu") -> Any:
         """Make an empty cache."""
         blocks = self.num_places // self.block_size
-        return ops.new_kv_cache(blocks, self.block_size, self.kv_heads, self.head_dim, self.dtype)
+        shape = (blocks, self.block_size, self.kv_heads, self.head_dim)
+        return ops.new_kv_cache(*shape, self.dtype, device=device)
 
 
 qkv_cases = st.builds(

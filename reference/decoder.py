@@ -14,11 +14,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .activation import silu_mul
 from .attention import paged_attention
 from .embedding import embed
 from .kv import new_kv_cache
-from .linear import linear
+from .linear import gated_linear, linear
 from .norm import rms_norm
 from .ops import KV_TILE, Batch, PackedLinear
 from .rope import qkv_post
@@ -145,7 +144,7 @@ def logits(config: DecoderConfig, weights: DecoderWeights, tokens: Tensor) -> Te
         seen = paged_attention(q, cache, batch, scale=config.scale, window=window)
         residual = residual + linear(seen.reshape(num_tokens, config.q_size), layer.o)
         hidden = rms_norm(residual, layer.post_norm, config.rms_eps)
-        hidden = silu_mul(linear(hidden, layer.gate_up))
+        hidden = gated_linear(hidden, layer.gate_up)
         residual = residual + linear(hidden, layer.down)
     return linear(rms_norm(residual, weights.final_norm, config.rms_eps), weights.head)
 

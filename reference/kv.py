@@ -29,7 +29,10 @@ class KVCache:
         return self.keys.shape[1]
 
     def write(self, places: Tensor, keys: Tensor, values: Tensor) -> None:
-        """Store keys and values [n, kv_heads, head_dim] at places [n] int64, in order."""
+        """Store keys and values [n, kv_heads, head_dim] at places [n] int64, in order; -1 skips."""
+        if len(places) and int(places.min()) < 0:
+            kept = places >= 0
+            places, keys, values = places[kept], keys[kept], values[kept]
         self.keys.flatten(0, 1)[places] = keys
         self.values.flatten(0, 1)[places] = values
 
@@ -42,11 +45,13 @@ def new_kv_cache(
     dtype: torch.dtype,
     *,
     sums: Sums = "pairs",
+    device: torch.device | str = "cpu",
 ) -> KVCache:
     """See Ops.new_kv_cache."""
     assert head_dim % 16 == 0, f"head_dim is {head_dim}: it must be a multiple of 16"
     shape = (num_blocks, block_size, kv_heads, head_dim)
-    return KVCache(torch.zeros(shape, dtype=dtype), torch.zeros(shape, dtype=dtype), sums)
+    keys, values = (torch.zeros(shape, dtype=dtype, device=device) for _ in range(2))
+    return KVCache(keys, values, sums)
 
 
 def copy_blocks(cache: KVCache, sources: Tensor, targets: Tensor) -> None:

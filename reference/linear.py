@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from .activation import silu_mul
 from .ops import PackedLinear
 from .sums import TILE, Sums, add_fused, add_products, round_sums
 
@@ -24,7 +25,12 @@ _CACHED_SUMS = 1 << 15
 
 
 def pack_linear(
-    weight: Tensor, bias: Tensor | None, *, segments: int = 1, sums: Sums = "pairs"
+    weight: Tensor,
+    bias: Tensor | None,
+    *,
+    segments: int = 1,
+    is_gated: bool = False,
+    sums: Sums = "pairs",
 ) -> PackedLinear:
     """See Ops.pack_linear. A segment is [in, out] dtype."""
     check_linear(weight, bias)
@@ -35,6 +41,7 @@ def pack_linear(
         segments=tuple(part.t().clone(memory_format=torch.contiguous_format) for part in parts),
         bias=None if bias is None else bias.detach().clone(),
         sums=sums,
+        is_gated=is_gated,
     )
 
 
@@ -77,6 +84,12 @@ def linear(x: Tensor, weight: PackedLinear) -> Tensor:
     if weight.bias is not None:
         total = total + weight.bias.float()
     return round_sums(total, x.dtype)
+
+
+def gated_linear(x: Tensor, weight: PackedLinear) -> Tensor:
+    """See Ops.gated_linear."""
+    assert weight.is_gated, "gated_linear takes a weight that was packed for it"
+    return silu_mul(linear(x, weight))
 
 
 def _multiply(x: Tensor, segment: Tensor, sums: Sums) -> Tensor:

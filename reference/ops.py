@@ -28,7 +28,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
-from torch import Tensor, dtype
+from torch import Tensor, device, dtype
 
 from .sums import Sums
 
@@ -44,17 +44,34 @@ class KVCache(Protocol):
     sums: Sums
 
 
+class StepRows(NamedTuple):
+    """Which tokens of which sequences a step computes: known tokens from `starts` on.
+
+    A padding row has slot -1 and one token. It computes nothing that counts: nothing is written for
+    it, and its results are undefined.
+    """
+
+    slots: Tensor
+    """[rows] int32, the row's line in the device table; -1: padding."""
+    starts: Tensor
+    """[rows] int32, position of the row's first token; not read for padding."""
+    query_starts: Tensor
+    """[rows + 1] int32, cumulative numbers of tokens, first 0; each row has one or more."""
+
+
 class Batch(NamedTuple):
     """The variable-length batch of one step: prefill, decode and verification alike.
 
     Row r holds the last `query_starts[r+1] - query_starts[r]` tokens of a sequence of `kv_lens[r]`
-    tokens whose keys and values live in the blocks `block_tables[slots[r]]`.
+    tokens whose keys and values live in the blocks `block_tables[slots[r]]`. A padding row has slot
+    -1, kv_len 0 and one token: its line of the table is not read, its results are undefined.
     """
 
     positions: Tensor
-    """[tokens] int32, absolute position of each query token."""
+    """[tokens] int32, absolute position of each query token; padding: 0."""
     places: Tensor
-    """[tokens] int64, `block * block_size + offset` where the token's key and value are written."""
+    """[tokens] int64, `block * block_size + offset` where the token's key and value are written;
+    -1: nowhere (padding)."""
     query_starts: Tensor
     """[rows + 1] int32, cumulative query lengths, first 0."""
     kv_lens: Tensor
@@ -77,6 +94,8 @@ class PackedLinear:
     """[out] dtype, or longer where the form asks for it."""
     sums: Sums
     """The order in which products of bfloat16 are added."""
+    is_gated: bool = False
+    """Whether it is for gated_linear; only then may a form depend on it."""
 
 
 class SamplingRows(NamedTuple):
@@ -121,10 +140,12 @@ class Ops(Protocol):
         dtype: dtype,
         *,
         sums: Sums = "pairs",
+        device: device | str = "cpu",
     ) -> KVCache:
         """Allocate the keys and values of one layer, zeroed. head_dim is a multiple of 16.
 
-        sums: how attention over it adds products of bfloat16.
+        sums: how attention over it adds products of bfloat16. device: where it lives; a module for
+        one kind of device takes no other.
         """
 
     def copy_blocks(self, cache: KVCache, sources: Tensor, targets: Tensor) -> None:
@@ -134,17 +155,47 @@ class Ops(Protocol):
         """Return (k, v), each [n, kv_heads, head_dim] dtype, at places [n] int64. For tests and
         dumps."""
 
+    def prepare(
+        self,
+        rows: StepRows,
+        known: Tensor,
+        block_tables: Tensor,
+        block_size: int,
+        num_tokens: int,
+    ) -> tuple[Tensor, Batch]:
+        """Gather what a step computes: (tokens [num_tokens] int32, their Batch).
+
+        known: [num_slots, max_model_len] int32, the tokens of each slot from position 0 on.
+        block_tables: [num_slots, max_blocks] int32, contiguous. num_tokens is query_starts[-1], on
+        the host since it is a shape: a device does not wait for the host here. Padding rows have
+        token 0, position 0, place -1 and kv_len 0. The Batch may share memory with the arguments.
+        """
+
+    def store_tokens(self, known: Tensor, slots: Tensor, positions: Tensor, tokens: Tensor) -> None:
+        """Write drawn tokens: known[slots, positions] = max(tokens, 0), all [n] int32, in place.
+
+        Entries with slot -1 are skipped; no two others name the same place. A -1 (logits that were
+        not finite) becomes 0: a step planned ahead may read it before that sequence is ended.
+        """
+
     def embed(self, tokens: Tensor, weight: Tensor) -> Tensor:
         """Gather rows. tokens: [tokens] int32; weight: [vocab, hidden] dtype -> [tokens,
         hidden]."""
 
     def pack_linear(
-        self, weight: Tensor, bias: Tensor | None, *, segments: int = 1, sums: Sums = "pairs"
+        self,
+        weight: Tensor,
+        bias: Tensor | None,
+        *,
+        segments: int = 1,
+        is_gated: bool = False,
+        sums: Sums = "pairs",
     ) -> PackedLinear:
         """Prepare weight [out, in] (and bias [out]), both float32 or bfloat16, once at load.
 
         They may be freed after. `segments` cuts K into that many equal parts, each a multiple of 16
-        (ValueError otherwise). sums: how products of bfloat16 are added.
+        (ValueError otherwise). is_gated: for gated_linear, with one segment; rows are gates, then
+        as many ups, a multiple of 16. sums: how products of bfloat16 are added.
         """
 
     def unpack_linear(self, weight: PackedLinear) -> tuple[Tensor, Tensor | None]:
@@ -157,6 +208,9 @@ class Ops(Protocol):
         added, then comes one rounding. More segments: each is rounded to dtype, widened, added by a
         fixed binary tree (neighbours first) in float32, then bias, then one rounding.
         """
+
+    def gated_linear(self, x: Tensor, weight: PackedLinear) -> Tensor:
+        """Return silu_mul(linear(x, weight)), bit for bit, of a weight packed with is_gated."""
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         """Return x / sqrt(mean(x^2) + eps) * weight over the last axis: [tokens, hidden] dtype.
@@ -182,7 +236,7 @@ class Ops(Protocol):
         [max_positions, head_dim] float32, cosines of the head_dim/2 frequencies, then sines.
         norms: the per-head RMS weights of q and k [head_dim] dtype (Qwen3), or None. Rotation
         pairs element i with i + head_dim/2: (a*cos - b*sin, b*cos + a*sin), on the unrounded norm.
-        One rounding at the end.
+        One rounding at the end. A token whose place is -1 writes nothing.
         """
 
     def paged_attention(

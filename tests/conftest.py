@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -19,3 +20,22 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def engines_compute_on_the_cpu() -> Iterator[None]:
+    """Also where there is a GPU: what tests hold engines to are a CPU's bits. A test of a GPU says
+    so by device="cuda"."""
+    if not torch.cuda.is_available():
+        yield
+        return
+    from quire.engine import build, opset
+
+    choose = opset.choose_device
+
+    def choose_cpu(name: Any, backend: Any, sums: Any) -> Any:
+        return choose("cpu" if name == "auto" else name, backend, sums)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(build, "choose_device", choose_cpu)
+        yield

@@ -19,7 +19,7 @@ for folder in (*FOLDERS, "tests"):
 OWNERS = {
     "numba": ("kernels/cpu/", "tests/", "benchmarks/"),
     "llvmlite": ("kernels/cpu/",),
-    "triton": ("kernels/gpu/", "tests/"),
+    "triton": ("kernels/gpu/", "tests/", "fuzz/interpreter.py", "benchmarks/"),
     "asyncio": ("engine/async_engine.py", "api/", "tests/", "benchmarks/"),
     "aiohttp": ("api/", "tests/", "benchmarks/"),
     "pickle": (),

@@ -1,73 +1,274 @@
-"""From a plan and the device table to the tensors of one forward pass.
+"""From a plan to what the device must know of a step: one int32 array, and tensors that view it.
 
-Pure: reads the table, changes nothing. Geometry (who computes what, where) is small and made in
-numpy; what lives in the table (tokens, blocks) is gathered by torch. No loop over rows.
+`StepInputs` owns the array and its twin on the device. Geometry (who computes what, where) is made
+here in numpy, without a loop over rows; what lives in the device table (tokens, blocks) is gathered
+on the device, by Ops.prepare. Sections begin at multiples of ALIGNMENT words, so that kernels see
+the same alignment whatever the numbers of rows are.
 """
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from typing import NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from ...reference.ops import Batch
-from ..models.base import Tail
+from ...reference.ops import SamplingRows, StepRows
 from ..plan import StepPlan
 from ..request import IntArray
-from .state import DeviceTable, to_tensor
+from .link import Link
+from .sampling_rows import NUM_PARAMETERS, PADDING, PLAIN, SamplingTable, StepExtras
 
-_FIRST = np.zeros(1, dtype=np.int32)
+ALIGNMENT = 16
+"""Words: 64 bytes."""
+MOST_LAYOUTS = 1024
+"""Views that are kept; prefill steps make ever new ones."""
 
 
-class StepInputs(NamedTuple):
-    """What DecoderModel.forward takes."""
+class Layout(NamedTuple):
+    """What the array's sections depend on."""
+
+    num_rows: int
+    num_samples: int
+    has_tail: bool
+    """Whether some tokens of the step yield no sample."""
+
+
+class _Sections(NamedTuple):
+    """Where in the array, in words. int64 sections come first."""
+
+    seeds: slice
+    tail_tokens: slice
+    slots: slice
+    starts: slice
+    query_starts: slice
+    sample_slots: slice
+    sample_positions: slice
+    parameters: slice
+    """NUM_PARAMETERS lines, each of a multiple of ALIGNMENT."""
+    tail_starts: slice
+    tail_query_starts: slice
+
+
+class _Arrays(NamedTuple):
+    """The sections on the host, as numpy takes them."""
+
+    seeds: NDArray[np.int64]
+    tail_tokens: NDArray[np.int64]
+    slots: IntArray
+    starts: IntArray
+    query_starts: IntArray
+    sample_slots: IntArray
+    sample_positions: IntArray
+    parameters: IntArray
+    """[NUM_PARAMETERS, samples]"""
+    tail_starts: IntArray
+    tail_query_starts: IntArray
+
+
+class TailRows(NamedTuple):
+    """The tokens that yield samples, where that is not all of a step."""
 
     tokens: Tensor
-    """[tokens] int32."""
-    batch: Batch
-    tail: Tail | None
+    """[samples] int64, their indices among the step's tokens."""
+    rows: StepRows
+    """One row of one token for each."""
+
+
+class StepTensors(NamedTuple):
+    """The sections on the device. They are written again for the next step."""
+
+    rows: StepRows
+    sample_slots: Tensor
+    """[samples] int32, where the drawn tokens go; -1: nowhere,"""
+    sample_positions: Tensor
+    """[samples] int32, and at which position."""
+    sampling: SamplingRows
+    tail: TailRows | None
     """None where every token yields a sample."""
 
 
-def build_inputs(plan: StepPlan, table: DeviceTable) -> StepInputs:
-    """Lay the tokens of the rows one after another. The table has the plan's diff already."""
-    ends = np.cumsum(plan.num_tokens, dtype=np.int32)
-    kv_lens = plan.starts + plan.num_tokens
-    assert plan.num_tokens.min() > 0, plan.num_tokens
-    assert kv_lens.max() <= table.max_model_len, (int(kv_lens.max()), table.max_model_len)
-    token_slots, token_positions = plan.slots, plan.starts
-    if ends[-1] > len(ends):
-        token_slots = np.repeat(plan.slots, plan.num_tokens)
-        token_positions = np.repeat(kv_lens - ends, plan.num_tokens)
-        token_positions += np.arange(ends[-1], dtype=np.int32)
-    batch = Batch(
-        positions=to_tensor(token_positions),
-        places=table.places_of(token_slots, token_positions),
-        query_starts=to_tensor(np.concatenate((_FIRST, ends))),
-        kv_lens=to_tensor(kv_lens),
-        slots=to_tensor(plan.slots),
-        block_tables=table.block_tables,
+class PackedStep(NamedTuple):
+    """One step, ready to be computed."""
+
+    tensors: StepTensors
+    num_tokens: int
+    """Padding included,"""
+    num_samples: int
+    """not included: padding comes last."""
+    bucket: int
+    """Rows with padding, where the step was padded; else 0."""
+    extras: StepExtras
+
+
+def make_buckets(most: int) -> tuple[int, ...]:
+    """Return the numbers of rows that decode steps are padded to: 1, 2, 4, 8, then steps of 8 to
+    256 and of 32 above, up to `most`."""
+    sizes = [1, 2, 4, *range(8, 257, 8), *range(288, most + 32, 32)]
+    return (*(size for size in sizes if size < most), most)
+
+
+class StepInputs:
+    """The array of one runner."""
+
+    def __init__(self, link: Link, max_rows: int, max_len: int, buckets: tuple[int, ...]) -> None:
+        """buckets: numbers of rows that decode steps are padded to, ascending; none: no padding."""
+        assert not buckets or buckets[-1] <= max_rows, (buckets, max_rows)
+        self._link = link
+        self._max_len = max_len
+        self._buckets = buckets
+        _, num_words = _cut(Layout(max_rows, max_rows, has_tail=True))
+        # torch allocates at cache lines, numpy does not.
+        self._host: IntArray = torch.zeros(num_words, dtype=torch.int32).numpy()
+        self._mirror = link.mirror(self._host)
+        self._views: dict[Layout, tuple[_Arrays, StepTensors, int]] = {}
+
+    def pack(self, plan: StepPlan, table: SamplingTable) -> PackedStep:
+        """Lay the tokens of the rows one after another, and send what the device must know."""
+        num_rows = len(plan.slots)
+        ends = np.cumsum(plan.num_tokens, dtype=np.int32)
+        num_tokens = int(ends[-1])
+        kv_lens = plan.starts + plan.num_tokens
+        longest = int(kv_lens.max())
+        assert plan.num_tokens.min() > 0, plan.num_tokens
+        assert longest <= self._max_len, (longest, self._max_len)
+        slots, positions, has_tail = plan.slots, kv_lens, num_tokens > num_rows
+        if not plan.samples.all():
+            slots, positions, has_tail = slots[plan.samples], kv_lens[plan.samples], True
+        num_samples = len(slots)
+        # A token that is drawn must have a place, too.
+        assert not num_samples or positions.max() < self._max_len, (positions, self._max_len)
+        bucket = 0 if has_tail else self._bucket(num_rows)
+        layout = Layout(bucket or num_rows, bucket or num_samples, has_tail)
+        arrays, tensors, num_words = self._view(layout)
+        arrays.slots[:num_rows] = plan.slots
+        arrays.starts[:num_rows] = plan.starts
+        arrays.query_starts[0] = 0
+        arrays.query_starts[1 : num_rows + 1] = ends
+        extras = PLAIN
+        if num_samples:
+            arrays.sample_slots[:num_samples] = slots
+            arrays.sample_positions[:num_samples] = positions
+            extras = table.fill(slots, positions, arrays.parameters, arrays.seeds)
+        if has_tail:
+            arrays.tail_tokens[:] = ends[plan.samples] - 1
+            arrays.tail_starts[:] = positions - 1
+            arrays.tail_query_starts[:] = np.arange(num_samples + 1)
+        if bucket > num_rows:
+            _pad(arrays, num_rows)
+        self._link.send(self._host, self._mirror, num_words)
+        return PackedStep(
+            tensors, num_tokens + max(0, bucket - num_rows), num_samples, bucket, extras
+        )
+
+    def pack_padding(self, bucket: int) -> PackedStep:
+        """Return a step of padding alone."""
+        arrays, tensors, num_words = self._view(Layout(bucket, bucket, has_tail=False))
+        arrays.query_starts[0] = 0
+        _pad(arrays, 0)
+        self._link.send(self._host, self._mirror, num_words)
+        return PackedStep(tensors, bucket, 0, bucket, PLAIN)
+
+    def _bucket(self, num_rows: int) -> int:
+        """Return the least bucket that holds num_rows; 0 where none does."""
+        index = bisect_left(self._buckets, num_rows)
+        return self._buckets[index] if index < len(self._buckets) else 0
+
+    def _view(self, layout: Layout) -> tuple[_Arrays, StepTensors, int]:
+        """Return the sections on the host and on the device, and how long they are in all."""
+        found = self._views.get(layout)
+        if found is None:
+            if len(self._views) >= MOST_LAYOUTS:
+                # Graphs have their own references to the tensors that they read.
+                self._views.clear()
+            sections, num_words = _cut(layout)
+            found = (
+                _host_views(self._host, sections, layout),
+                _device_views(self._mirror, sections, layout),
+                num_words,
+            )
+            self._views[layout] = found
+        return found
+
+
+def _cut(layout: Layout) -> tuple[_Sections, int]:
+    """Lay the sections one after another; return them and their end."""
+    num_rows, num_samples, has_tail = layout
+    tail = num_samples if has_tail else 0
+    sizes = (
+        2 * num_samples,
+        2 * tail,
+        num_rows,
+        num_rows,
+        num_rows + 1,
+        num_samples,
+        num_samples,
+        NUM_PARAMETERS * _aligned(num_samples),
+        tail,
+        tail + 1 if has_tail else 0,
     )
-    tokens = table.tokens_at(token_slots, token_positions)
-    return StepInputs(tokens, batch, _tail(plan, batch, ends))
+    slices, start = [], 0
+    for size in sizes:
+        slices.append(slice(start, start + size))
+        start += _aligned(size)
+    return _Sections(*slices), start
 
 
-def _tail(plan: StepPlan, batch: Batch, ends: IntArray) -> Tail | None:
-    """Choose the last token of every row that samples."""
-    if len(batch.positions) == len(ends) and plan.samples.all():
-        return None
-    rows = torch.from_numpy(np.flatnonzero(plan.samples))
-    tokens = torch.from_numpy(ends[plan.samples].astype(np.int64) - 1)
-    return Tail(
-        tokens,
-        Batch(
-            positions=batch.positions[tokens],
-            places=batch.places[tokens],
-            query_starts=torch.arange(len(rows) + 1, dtype=torch.int32),
-            kv_lens=batch.kv_lens[rows],
-            slots=batch.slots[rows],
-            block_tables=batch.block_tables,
+def _aligned(size: int) -> int:
+    return -(-size // ALIGNMENT) * ALIGNMENT
+
+
+def _host_views(array: IntArray, sections: _Sections, layout: Layout) -> _Arrays:
+    parts = [array[section] for section in sections]
+    arrays = _Arrays(*parts)  # type: ignore[arg-type]  # two are int64 below
+    lines = arrays.parameters.reshape(NUM_PARAMETERS, -1)[:, : layout.num_samples]
+    return arrays._replace(
+        seeds=arrays.seeds.view(np.int64),
+        tail_tokens=arrays.tail_tokens.view(np.int64),
+        parameters=lines,
+    )
+
+
+def _device_views(mirror: Tensor, sections: _Sections, layout: Layout) -> StepTensors:
+    num_samples = layout.num_samples
+    lines = mirror[sections.parameters].view(NUM_PARAMETERS, -1)[:, :num_samples]
+    temperature, top_k, top_p, min_p, indices = lines.unbind()
+    sample_slots = mirror[sections.sample_slots]
+    tail = None
+    if layout.has_tail:
+        tail = TailRows(
+            mirror[sections.tail_tokens].view(torch.int64),
+            StepRows(
+                sample_slots, mirror[sections.tail_starts], mirror[sections.tail_query_starts]
+            ),
+        )
+    return StepTensors(
+        rows=StepRows(
+            mirror[sections.slots], mirror[sections.starts], mirror[sections.query_starts]
         ),
+        sample_slots=sample_slots,
+        sample_positions=mirror[sections.sample_positions],
+        sampling=SamplingRows(
+            temperature=temperature.view(torch.float32),
+            top_k=top_k,
+            top_p=top_p.view(torch.float32),
+            min_p=min_p.view(torch.float32),
+            seeds=mirror[sections.seeds].view(torch.int64),
+            indices=indices,
+        ),
+        tail=tail,
     )
+
+
+def _pad(arrays: _Arrays, num_rows: int) -> None:
+    """Make all rows from num_rows on padding: one token each, drawn greedily, written nowhere."""
+    arrays.slots[num_rows:] = -1
+    arrays.starts[num_rows:] = 0
+    arrays.query_starts[num_rows + 1 :] = np.arange(num_rows + 1, len(arrays.query_starts))
+    arrays.sample_slots[num_rows:] = -1
+    arrays.sample_positions[num_rows:] = 0
+    arrays.parameters[:, num_rows:] = PADDING
+    arrays.seeds[num_rows:] = 0

@@ -2,29 +2,38 @@
 
 Owns the KV memory and the device table (tokens, blocks, sampling parameters by slot). One thread
 calls it. A plan is complete: nothing is asked back, and a plan's drawn tokens are in the table
-before it returns, so that the next one may have been queued without knowing them.
+before the next step reads it, so that the next one may have been queued without knowing them. The
+device may run behind: `launch` only queues a step, and a `Landing` waits for it.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ...reference.ops import Ops
-from ..models.base import DecoderModel
+from ...reference.ops import Batch, Ops, SamplingRows, StepRows
+from ..models.base import DecoderModel, Tail
 from ..plan import StepPlan, StepResult
 from . import warm_up
-from .inputs import build_inputs
-from .sampler import Drawn, draw
-from .sampling_rows import SamplingTable
+from .graphs import CudaCapture, GraphKey, StepGraphs
+from .inputs import PackedStep, StepInputs, make_buckets
+from .link import Landing, Link, make_link
+from .sampler import Banned, Drawn, draw
+from .sampling_rows import PLAIN, Forbidden, SamplingTable
 from .state import DeviceTable
 
-_NOTHING = np.empty(0, dtype=np.int32)
+Decoding = Literal["exact", "padded", "graphs"]
+"""How steps of one token a row are computed: as they are, padded to some numbers of rows, or by a
+CUDA graph for each of those numbers."""
 
 
 class ModelRunner:
-    """One model, its memory and its slots."""
+    """One model, its memory and its slots, on the model's device."""
 
     def __init__(
         self,
@@ -35,33 +44,42 @@ class ModelRunner:
         block_size: int,
         max_num_seqs: int,
         max_model_len: int,
+        decoding: Decoding = "exact",
+        link: Link | None = None,
     ) -> None:
-        """Block ids are below num_blocks, slots below max_num_seqs."""
+        """Block ids are below num_blocks, slots below max_num_seqs. link: None for the device's."""
         config = model.config
         assert max_model_len <= config.max_positions, (max_model_len, config.max_positions)
         self._model = model
         self._ops = ops
         self._block_size = block_size
+        self._link = link or make_link(model.device)
         self._caches = model.new_caches(num_blocks, block_size)
-        self._table = DeviceTable(max_num_seqs, max_model_len, block_size)
+        self._table = DeviceTable(self._link, max_num_seqs, max_model_len, block_size)
         self._sampling = SamplingTable(max_num_seqs, config.vocab_size)
+        self._buckets = () if decoding == "exact" else make_buckets(max_num_seqs)
+        self._inputs = StepInputs(self._link, max_num_seqs, max_model_len, self._buckets)
+        self._graphs = StepGraphs(CudaCapture()) if decoding == "graphs" else None
+        self._nothing = torch.empty(0, dtype=torch.int32, device=model.device)
+        # What was made here was made on another stream than steps run on.
+        self._link.settle()
 
-    @torch.inference_mode()
     def execute(self, plan: StepPlan) -> StepResult:
-        """Run one step: admitted, new blocks, copies, forward, sample."""
-        for admitted in plan.admitted:
-            self._sampling.admit(admitted)
-        self._table.apply(plan)
-        if len(plan.copy_sources):
-            self._copy(plan)
-        if not len(plan.slots):
-            return StepResult(step=plan.step, token_ids=_NOTHING)
-        inputs = build_inputs(plan, self._table)
-        logits = self._model.forward(inputs.tokens, inputs.batch, self._caches, inputs.tail)
-        if not len(logits):
-            return StepResult(step=plan.step, token_ids=_NOTHING)
-        drawn = self._draw(plan, logits)
-        return StepResult(step=plan.step, token_ids=drawn.tokens.numpy(), logprobs=drawn.logprobs)
+        """Run one step to its end."""
+        return self.launch(plan).result()
+
+    def launch(self, plan: StepPlan) -> Landing:
+        """Queue one step: admitted, new blocks, copies, forward, sample."""
+        with torch.inference_mode(), self._link.on_stream():
+            for admitted in plan.admitted:
+                self._sampling.admit(admitted)
+            self._table.apply(plan)
+            if len(plan.copy_sources):
+                self._copy(plan)
+            if not len(plan.slots):
+                return self._link.land(plan.step, self._nothing, None)
+            tokens, logprobs = self._compute(self._inputs.pack(plan, self._sampling))
+            return self._link.land(plan.step, tokens, logprobs)
 
     def warm_up(self) -> None:
         """Run every operation once, in a small memory of its own, so that all code is compiled.
@@ -79,16 +97,87 @@ class ModelRunner:
         for plan in warm_up.PLANS:
             scratch.execute(plan)
 
+    def capture_largest(self) -> bool:
+        """Make the graph of the most rows, from padding alone; return whether there are graphs.
+
+        The first graph sizes the memory that all graphs share, so it had better be the largest.
+        """
+        if self._graphs is None:
+            return False
+        key = GraphKey("tokens", self._buckets[-1])
+        with torch.inference_mode(), self._link.on_stream():
+            for _ in range(2):
+                step = self._inputs.pack_padding(self._buckets[-1])
+                self._graphs.run(key, partial(self._draw_plainly, step))
+            self._link.land(0, self._nothing, None).result()
+        return self._graphs.has(key)
+
+    @property
+    def table_bytes(self) -> int:
+        """Memory of the device table."""
+        return self._table.num_bytes
+
     def _copy(self, plan: StepPlan) -> None:
-        sources = torch.tensor(plan.copy_sources, dtype=torch.int64)
-        targets = torch.tensor(plan.copy_targets, dtype=torch.int64)
+        sources = self._link.upload(plan.copy_sources.astype(np.int64))
+        targets = self._link.upload(plan.copy_targets.astype(np.int64))
         for cache in self._caches:
             self._ops.copy_blocks(cache, sources, targets)
 
-    def _draw(self, plan: StepPlan, logits: Tensor) -> Drawn:
-        """Draw the tokens of the rows that sample and write them into the table."""
-        slots = plan.slots[plan.samples]
-        positions = (plan.starts + plan.num_tokens)[plan.samples]
-        drawn = draw(self._ops, logits, self._sampling.step(slots, positions))
-        self._table.write(slots, positions, drawn.tokens)
+    def _compute(self, step: PackedStep) -> Drawn:
+        """Compute a step and draw the tokens of the rows that sample."""
+        size = step.num_samples
+        if not size:
+            self._hidden(step)
+            return Drawn(self._nothing, None)
+        if step.extras == PLAIN:
+            tokens = self._run("tokens", step, partial(self._draw_plainly, step))
+            return Drawn(tokens[:size], None)
+        hidden = self._run("hidden", step, partial(self._hidden, step))
+        tensors = step.tensors
+        drawn = draw(
+            self._ops,
+            self._model.logits(hidden[:size]),
+            SamplingRows(*(part[:size] for part in tensors.sampling)),
+            self._ban(step.extras.forbidden),
+            step.extras.num_logprobs,
+        )
+        self._store(tensors.sample_slots[:size], tensors.sample_positions[:size], drawn.tokens)
         return drawn
+
+    def _run(self, kind: str, step: PackedStep, compute: Callable[[], Tensor]) -> Tensor:
+        """Compute a part of a step, by its graph where it may have one."""
+        if self._graphs is None or not step.bucket:
+            return compute()
+        return self._graphs.run(GraphKey(kind, step.bucket), compute)
+
+    def _draw_plainly(self, step: PackedStep) -> Tensor:
+        """Compute a whole step where nobody asked for more than tokens; padding draws too."""
+        tensors = step.tensors
+        tokens = self._ops.sample(self._model.logits(self._hidden(step)), tensors.sampling)
+        self._store(tensors.sample_slots, tensors.sample_positions, tokens)
+        return tokens
+
+    def _hidden(self, step: PackedStep) -> Tensor:
+        """Compute all layers: [samples, hidden], or [0, hidden] where nothing is sampled."""
+        tensors = step.tensors
+        known, tables = self._table.tokens, self._table.block_tables
+
+        def prepare(rows: StepRows, num_tokens: int) -> tuple[Tensor, Batch]:
+            return self._ops.prepare(rows, known, tables, self._block_size, num_tokens)
+
+        tokens, batch = prepare(tensors.rows, step.num_tokens)
+        tail = None
+        if tensors.tail is not None:
+            last = batch
+            if step.num_samples:
+                _, last = prepare(tensors.tail.rows, step.num_samples)
+            tail = Tail(tensors.tail.tokens, last)
+        return self._model.hidden(tokens, batch, self._caches, tail)
+
+    def _store(self, slots: Tensor, positions: Tensor, tokens: Tensor) -> None:
+        self._ops.store_tokens(self._table.tokens, slots, positions, tokens)
+
+    def _ban(self, forbidden: Forbidden | None) -> Banned | None:
+        if forbidden is None:
+            return None
+        return Banned(self._link.upload(forbidden.rows), self._link.upload(forbidden.tokens))

@@ -11,9 +11,15 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ...reference.ops import Ops
-from ..request import LogprobRows
-from .sampling_rows import NO_LOGPROBS, StepSampling
+from ...reference.ops import Logprobs, Ops, SamplingRows
+from .sampling_rows import NO_LOGPROBS
+
+
+class Banned(NamedTuple):
+    """Entries of the logits that must not be drawn, on their device: [n] int64 each."""
+
+    rows: Tensor
+    tokens: Tensor
 
 
 class Drawn(NamedTuple):
@@ -21,29 +27,21 @@ class Drawn(NamedTuple):
 
     tokens: Tensor
     """[rows] int32, -1 where the logits were not finite."""
-    logprobs: LogprobRows | None
+    logprobs: Logprobs | None
     """None where no row asked."""
 
 
-def draw(ops: Ops, logits: Tensor, sampling: StepSampling) -> Drawn:
+def draw(
+    ops: Ops, logits: Tensor, rows: SamplingRows, banned: Banned | None, num_logprobs: int
+) -> Drawn:
     """Draw a token for each row of logits [rows, vocab] dtype. Overwrites logits."""
-    rows, forbidden, num_logprobs = sampling
     if num_logprobs == NO_LOGPROBS:
-        if forbidden is not None:
-            logits[forbidden.rows, forbidden.tokens] = -torch.inf
+        if banned is not None:
+            logits[banned.rows, banned.tokens] = -torch.inf
         return Drawn(ops.sample(logits, rows), None)
     masked = logits
-    if forbidden is not None:
+    if banned is not None:
         masked = logits.clone()
-        masked[forbidden.rows, forbidden.tokens] = -torch.inf
+        masked[banned.rows, banned.tokens] = -torch.inf
     tokens = ops.sample(masked, rows)
-    found = ops.logprobs(logits, tokens.clamp(min=0), num_logprobs)
-    return Drawn(
-        tokens,
-        LogprobRows(
-            sampled=found.sampled.numpy(),
-            ranks=found.ranks.numpy(),
-            top_ids=found.top_ids.numpy(),
-            top=found.top.numpy(),
-        ),
-    )
+    return Drawn(tokens, ops.logprobs(logits, tokens.clamp(min=0), num_logprobs))

@@ -1,39 +1,45 @@
 """SamplingTable: how each slot draws its tokens, as arrays; rows of a step are gathers from it.
 
-Owns the sampling parameters by slot; changes only on admission. A feature that nobody in a step
-uses costs one comparison.
+Owns the sampling parameters by slot, on the host; changes only on admission. A feature that nobody
+in a step uses costs one comparison.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
-from ...reference.ops import SamplingRows
 from ..plan import Admitted
 from ..request import IntArray
 
 NO_LOGPROBS = -1
+NUM_PARAMETERS = 5
+"""Words of a row: temperature, top_k, top_p, min_p (floats by their bits) and the index."""
+_NUM_COLUMNS = 7
+"""Words of a slot: the first four of a row, num_prompt_tokens, min_tokens, num_logprobs."""
+PADDING = np.array([0.0, 0.0, 1.0, 0.0, 0.0], dtype=np.float32).view(np.int32)[:, None]
+"""[NUM_PARAMETERS, 1] a row that is drawn greedily. A zero has no bits, of whatever type."""
 
 
 class Forbidden(NamedTuple):
     """Entries of the logits that must not be drawn: [n] int64 each."""
 
-    rows: Tensor
-    tokens: Tensor
+    rows: NDArray[np.int64]
+    tokens: NDArray[np.int64]
 
 
-class StepSampling(NamedTuple):
-    """How the rows of a step are drawn."""
+class StepExtras(NamedTuple):
+    """What of a step's drawing is rare."""
 
-    rows: SamplingRows
     forbidden: Forbidden | None
     num_logprobs: int
     """The most that any row asked for; NO_LOGPROBS where none asked at all."""
+
+
+PLAIN = StepExtras(None, NO_LOGPROBS)
+"""Nothing of it."""
 
 
 class SamplingTable:
@@ -41,14 +47,18 @@ class SamplingTable:
 
     def __init__(self, num_slots: int, vocab_size: int) -> None:
         self._vocab_size = vocab_size
-        self._temperature = np.zeros(num_slots, dtype=np.float32)
-        self._top_k = np.zeros(num_slots, dtype=np.int32)
-        self._top_p = np.ones(num_slots, dtype=np.float32)
-        self._min_p = np.zeros(num_slots, dtype=np.float32)
+        # One array, so that a step gathers once; what each line is called, are views.
+        self._words = np.zeros((_NUM_COLUMNS, num_slots), dtype=np.int32)
+        self._temperature = self._words[0].view(np.float32)
+        self._top_k = self._words[1]
+        self._top_p = self._words[2].view(np.float32)
+        self._min_p = self._words[3].view(np.float32)
+        self._num_prompt_tokens = self._words[4]
+        self._min_tokens = self._words[5]
+        self._num_logprobs = self._words[6]
         self._seeds = np.zeros(num_slots, dtype=np.int64)
-        self._num_prompt_tokens = np.zeros(num_slots, dtype=np.int32)
-        self._min_tokens = np.zeros(num_slots, dtype=np.int32)
-        self._num_logprobs = np.full(num_slots, NO_LOGPROBS, dtype=np.int32)
+        self._top_p[:] = 1.0
+        self._num_logprobs[:] = NO_LOGPROBS
         self._stop_token_ids: list[tuple[int, ...]] = [()] * num_slots
 
     def admit(self, admitted: Admitted) -> None:
@@ -66,20 +76,26 @@ class SamplingTable:
             token for token in admitted.stop_token_ids if token < self._vocab_size
         )
 
-    def step(self, slots: IntArray, positions: IntArray) -> StepSampling:
-        """Gather the rows that draw the tokens at positions [rows] of slots [rows]."""
-        indices = positions - self._num_prompt_tokens[slots]
-        rows = SamplingRows(
-            temperature=torch.from_numpy(self._temperature[slots]),
-            top_k=torch.from_numpy(self._top_k[slots]),
-            top_p=torch.from_numpy(self._top_p[slots]),
-            min_p=torch.from_numpy(self._min_p[slots]),
-            seeds=torch.from_numpy(self._seeds[slots]),
-            indices=torch.from_numpy(indices),
-        )
-        early = indices < self._min_tokens[slots]
+    def fill(
+        self,
+        slots: IntArray,
+        positions: IntArray,
+        parameters: IntArray,
+        seeds: NDArray[np.int64],
+    ) -> StepExtras:
+        """Write the rows that draw the tokens at positions [n > 0] of slots [n].
+
+        Into the first n columns of parameters [NUM_PARAMETERS, >= n] and of seeds [>= n].
+        """
+        size = len(slots)
+        words = self._words[:, slots]
+        indices = positions - words[4]
+        parameters[:4, :size] = words[:4]
+        parameters[4, :size] = indices
+        seeds[:size] = self._seeds[slots]
+        early: NDArray[Any] = indices < words[5]
         forbidden = self._forbid(slots, np.flatnonzero(early)) if early.any() else None
-        return StepSampling(rows, forbidden, int(self._num_logprobs[slots].max()))
+        return StepExtras(forbidden, int(words[6].max()))
 
     def _forbid(self, slots: IntArray, early: NDArray[np.int64]) -> Forbidden | None:
         """Collect the stop tokens of the rows in early."""
@@ -87,4 +103,5 @@ class SamplingTable:
         pairs = [(row, token) for row, tokens in stops for token in tokens]
         if not pairs:
             return None
-        return Forbidden(*torch.tensor(pairs, dtype=torch.int64).unbind(1))
+        rows, tokens = np.array(pairs, dtype=np.int64).T.copy()
+        return Forbidden(rows, tokens)

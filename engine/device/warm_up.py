@@ -1,16 +1,21 @@
-"""Two small steps that touch every operation: what ModelRunner.warm_up executes.
+"""Steps that are run before the first request: small ones that touch everything, and the largest.
 
-A prefill of two sequences (of two and one tokens) with the parameters that choose different code,
-then a decode step of both with a copied block. Constants only.
+PLANS is what ModelRunner.warm_up executes: a prefill of two sequences (of two and one tokens) with
+the parameters that choose different code, then a decode step of both with a copied block.
+`largest_steps` and `most_rows` are what a GPU's memory is measured by. Pure.
 """
 
 from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 
 from ..params import SamplingParams
 from ..plan import Admitted, StepPlan
 from ..request import IntArray
+
+Plans = Iterable[StepPlan]
 
 NUM_SLOTS = 2
 NUM_BLOCKS = 3
@@ -68,3 +73,58 @@ PLANS = (
         samples=np.array([True, True]),
     ),
 )
+
+
+def largest_steps(
+    max_num_seqs: int, max_num_batched_tokens: int, max_model_len: int, vocab_size: int
+) -> Iterator[StepPlan]:
+    """Yield prefill steps of the most tokens in 1, 2, 3, 4, 6, 8, .. rows, all of which sample.
+
+    With every feature of sampling. What attention takes beside the rest depends on the number of
+    rows, and is not the most where these are. All slots use block 0: what they read is undefined.
+    """
+    most = min(max_num_seqs, max_num_batched_tokens)
+    params = SamplingParams(
+        temperature=1.0,
+        top_k=50,
+        top_p=0.9,
+        min_p=0.01,
+        min_tokens=1,
+        logprobs=min(20, vocab_size),
+        max_tokens=None,
+    )
+    steps = {most} | {n for i in range(most.bit_length()) for n in (2**i, 3 * 2**i) if n < most}
+    for step, num_rows in enumerate(sorted(steps)):
+        size = max(1, min(max_num_batched_tokens // num_rows, max_model_len - 1))
+        yield _step(step, num_rows, size, size < max_model_len, _admit(num_rows, params))
+
+
+def most_rows(max_num_seqs: int, max_model_len: int) -> Iterator[StepPlan]:
+    """Yield one decode step of all slots, as most are: without any feature that is rare."""
+    admitted = _admit(max_num_seqs, SamplingParams(temperature=1.0, max_tokens=None))
+    yield _step(0, max_num_seqs, 1, max_model_len > 1, admitted)
+
+
+def _admit(num_rows: int, params: SamplingParams) -> tuple[Admitted, ...]:
+    """Put a token into each of the first slots."""
+    return tuple(Admitted(slot, _ints(0), 1, params, slot, (0,)) for slot in range(num_rows))
+
+
+def _step(
+    step: int, num_rows: int, size: int, samples: bool, admitted: tuple[Admitted, ...]
+) -> StepPlan:
+    """Compute positions 0 .. size - 1 of the first slots, whatever tokens they hold."""
+    return StepPlan(
+        step=step,
+        admitted=admitted,
+        released=_ints(),
+        block_slots=_ints(),
+        block_indices=_ints(),
+        block_ids=_ints(),
+        copy_sources=_ints(),
+        copy_targets=_ints(),
+        slots=np.arange(num_rows, dtype=np.int32),
+        starts=np.zeros(num_rows, dtype=np.int32),
+        num_tokens=np.full(num_rows, size, dtype=np.int32),
+        samples=np.full(num_rows, samples),
+    )

@@ -1,7 +1,8 @@
 """InlineExecutor: a runner in this process, on one worker thread of its own.
 
 The operations release the interpreter's lock, so the caller's thread (an event loop, a scheduler)
-goes on while a step computes.
+goes on while a step computes. A device that runs behind is waited for on a second thread, while the
+first one launches the next step.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 import torch
 
+from ..device.link import Landing
 from ..device.runner import ModelRunner
 from ..plan import StepPlan, StepResult
 
@@ -20,20 +22,54 @@ class InlineExecutor:
     def __init__(self, runner: ModelRunner, num_threads: int | None = None) -> None:
         """num_threads: compute threads of a step; None: torch's choice."""
         self._runner = runner
-        self._worker = ThreadPoolExecutor(
+        self._launching = ThreadPoolExecutor(
             max_workers=1,
             thread_name_prefix="quire-runner",
             initializer=_set_num_threads,
             initargs=(num_threads,),
         )
+        self._landing = ThreadPoolExecutor(max_workers=1, thread_name_prefix="quire-landing")
+        self._last: Future[None] | None = None
+        """The latest landing that was handed to the second thread."""
 
     def submit(self, plan: StepPlan) -> Future[StepResult]:
         """See Executor.submit."""
-        return self._worker.submit(self._runner.execute, plan)
+        future: Future[StepResult] = Future()
+        # From here on nobody can cancel it: a plan changes the device, so all of them must run.
+        future.set_running_or_notify_cancel()
+        self._launching.submit(self._launch, plan, future)
+        return future
 
     def close(self) -> None:
         """See Executor.close."""
-        self._worker.shutdown(wait=True)
+        self._launching.shutdown(wait=True)
+        self._landing.shutdown(wait=True)
+
+    def _launch(self, plan: StepPlan, future: Future[StepResult]) -> None:
+        """Launch a step. Where nothing is on its way before it and it has landed, it is done."""
+        landing: Landing | BaseException
+        try:
+            landing = self._runner.launch(plan)
+        except BaseException as error:
+            landing = error
+        behind = self._last is not None and not self._last.done()
+        if behind or not (isinstance(landing, BaseException) or landing.is_ready):
+            self._last = self._landing.submit(_land, landing, future)
+        else:
+            _land(landing, future)
+
+
+def _land(landing: Landing | BaseException, future: Future[StepResult]) -> None:
+    """Wait for a step and complete its future."""
+    if isinstance(landing, BaseException):
+        future.set_exception(landing)
+        return
+    try:
+        result = landing.result()
+    except BaseException as error:
+        future.set_exception(error)
+    else:
+        future.set_result(result)
 
 
 def _set_num_threads(num_threads: int | None) -> None:

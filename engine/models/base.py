@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from ...reference.decoder import DecoderConfig, DecoderWeights, rotary_table
@@ -44,7 +45,8 @@ class DecoderModel:
         self.config = config
         self.weights = weights
         self.ops = ops
-        self._cos_sin = rotary_table(config.inverse_frequencies, config.max_positions)
+        table = rotary_table(config.inverse_frequencies, config.max_positions)
+        self._cos_sin = table.to(self.device)
         norms = [layer.input_norm for layer in weights.layers[1:]] + [weights.final_norm]
         self._layers = tuple(
             _Layer(
@@ -60,6 +62,11 @@ class DecoderModel:
             for layer, norm, window in zip(weights.layers, norms, config.windows, strict=True)
         )
 
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are, and so everything else."""
+        return self.weights.embedding.device
+
     def new_caches(self, num_blocks: int, block_size: int) -> list[KVCache]:
         """Allocate the KV memory of every layer."""
         config = self.config
@@ -71,20 +78,21 @@ class DecoderModel:
                 config.head_dim,
                 config.dtype,
                 sums=config.sums,
+                device=self.device,
             )
             for _ in self._layers
         ]
 
-    def forward(
+    def hidden(
         self, tokens: Tensor, batch: Batch, caches: Sequence[KVCache], tail: Tail | None
     ) -> Tensor:
-        """Write keys and values of tokens [tokens] int32; return logits [samples, vocab] dtype.
+        """Write keys and values of tokens [tokens] int32; return what `logits` takes.
 
         With a tail, everything after the last layer's KV write is computed for the tail's tokens
-        only; without, for all. A tail without tokens writes and returns [0, vocab].
+        only; without, for all. A tail without tokens writes and returns [0, hidden].
         """
         ops, eps, scale = self.ops, self.config.rms_eps, self.config.scale
-        linear, add_rms_norm, silu_mul = ops.linear, ops.add_rms_norm, ops.silu_mul
+        linear, gated_linear, add_rms_norm = ops.linear, ops.gated_linear, ops.add_rms_norm
         qkv_post, paged_attention = ops.qkv_post, ops.paged_attention
         cos_sin, q_size = self._cos_sin, self.config.q_size
         last_cache = caches[-1]
@@ -96,11 +104,15 @@ class DecoderModel:
             q = qkv_post(linear(hidden, qkv), batch, cos_sin, qk_norms, eps, cache)
             if tail is not None and cache is last_cache:
                 if not len(tail.tokens):
-                    return residual.new_empty((0, self.config.vocab_size))
+                    return residual[:0]
                 q, residual, batch = q[tail.tokens], residual[tail.tokens], tail.batch
             seen = paged_attention(q, cache, batch, scale=scale, window=window)
             hidden = linear(seen.view(-1, q_size), o)
             hidden = add_rms_norm(hidden, residual, post_norm, eps)
-            hidden = linear(silu_mul(linear(hidden, gate_up)), down)
+            hidden = linear(gated_linear(hidden, gate_up), down)
             hidden = add_rms_norm(hidden, residual, next_norm, eps)
-        return linear(hidden, self.weights.head)
+        return hidden
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Return logits [samples, vocab] dtype of what `hidden` returned."""
+        return self.ops.linear(hidden, self.weights.head)

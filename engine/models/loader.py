@@ -47,9 +47,10 @@ def load_model(
     *,
     seed: int = 0,
     progress: bool | None = None,
+    device: torch.device | str = "cpu",
 ) -> DecoderModel:
     """Load a model that computes steps; see load_weights."""
-    weights = load_weights(config, ops, load_format, seed=seed, progress=progress)
+    weights = load_weights(config, ops, load_format, seed=seed, progress=progress, device=device)
     return DecoderModel(config.decoder, weights, ops)
 
 
@@ -60,26 +61,36 @@ def load_weights(
     *,
     seed: int = 0,
     progress: bool | None = None,
+    device: torch.device | str = "cpu",
 ) -> DecoderWeights:
     """Load the weights of a checkpoint, or fill random ones from seed where load_format is "dummy".
 
-    progress: show a bar on stderr; None: where that is a terminal. Raises CheckpointError.
+    progress: show a bar on stderr; None: where that is a terminal. device: where they stay; dummy
+    weights of one seed differ between kinds of device. Raises CheckpointError.
     """
     names = config.family.names
-    builder = WeightBuilder(config.decoder, names, ops)
+    device = torch.device(device)
+    builder = WeightBuilder(config.decoder, names, ops, device)
     if load_format == "dummy":
-        return _fill(builder, seed)
+        return _fill(builder, seed, device, config.decoder.dtype)
     stored = _scan(config.path)
     redundant = f"{names.head}.weight" if config.decoder.tie_word_embeddings else None
     _check(builder.parts, stored, redundant, config.path)
     return _read(builder, stored, sys.stderr.isatty() if progress is None else progress)
 
 
-def _fill(builder: WeightBuilder, seed: int) -> DecoderWeights:
-    """Place norms of one, biases of zero, and normal matrices whose products keep their size."""
-    generator = torch.Generator().manual_seed(seed)
+def _fill(
+    builder: WeightBuilder, seed: int, device: torch.device, dtype: torch.dtype
+) -> DecoderWeights:
+    """Place norms of one, biases of zero, and normal matrices whose products keep their size.
+
+    On the CPU in float32 before they are rounded, elsewhere in the model's dtype: that needs half
+    the memory.
+    """
+    generator = torch.Generator(device).manual_seed(seed)
+    dtype = torch.float32 if device.type == "cpu" else dtype
     for name, part in builder.parts.items():
-        tensor = torch.empty(part.shape, dtype=torch.float32)
+        tensor = torch.empty(part.shape, dtype=dtype, device=device)
         if len(part.shape) == 1:
             tensor.fill_(0.0 if name.endswith(".bias") else 1.0)
         else:

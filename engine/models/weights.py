@@ -45,6 +45,7 @@ class Matrix:
     weight: Staging
     bias: Staging | None
     segments: int
+    is_gated: bool
     packed: PackedLinear | None = None
 
 
@@ -63,11 +64,19 @@ class LayerParts(NamedTuple):
 class WeightBuilder:
     """Takes the tensors of a checkpoint in any order and makes the weights."""
 
-    def __init__(self, config: DecoderConfig, names: TensorNames, ops: Ops) -> None:
+    def __init__(
+        self,
+        config: DecoderConfig,
+        names: TensorNames,
+        ops: Ops,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        """device: where the weights are made and stay."""
         self.parts: dict[str, Part] = {}
         """Every tensor that the checkpoint must have, by name."""
         self._config = config
         self._ops = ops
+        self._device = device
         hidden = config.hidden_size
         self._embedding = self._tensor(names.embedding, (config.vocab_size, hidden))
         self._layers = tuple(
@@ -84,7 +93,9 @@ class WeightBuilder:
         staging, matrix = part.staging, part.matrix
         assert tuple(tensor.shape) == part.shape, (name, tensor.shape, part.shape)
         if staging.tensor is None:
-            staging.tensor = torch.empty(staging.shape, dtype=self._config.dtype)
+            staging.tensor = torch.empty(
+                staging.shape, dtype=self._config.dtype, device=self._device
+            )
         staging.tensor[part.start : part.start + part.shape[0]].copy_(tensor)
         staging.pending -= 1
         assert staging.pending >= 0, name
@@ -113,6 +124,7 @@ class WeightBuilder:
             _complete(weight),
             None if bias is None else bias.tensor,
             segments=matrix.segments,
+            is_gated=matrix.is_gated,
             sums=self._config.sums,
         )
         weight.tensor = None
@@ -135,7 +147,9 @@ class WeightBuilder:
             qk_norms=qk_norms,
             o=self._matrix(full((names.o,)), (hidden,), q, biased=config.o_bias, segments=segments),
             post_norm=self._tensor(prefix + names.post_norm, (hidden,)),
-            gate_up=self._matrix(full(names.gate_up), (mlp, mlp), hidden, biased=config.mlp_bias),
+            gate_up=self._matrix(
+                full(names.gate_up), (mlp, mlp), hidden, biased=config.mlp_bias, is_gated=True
+            ),
             down=self._matrix(
                 full((names.down,)), (hidden,), mlp, biased=config.mlp_bias, segments=segments
             ),
@@ -154,11 +168,12 @@ class WeightBuilder:
         *,
         biased: bool,
         segments: int = 1,
+        is_gated: bool = False,
     ) -> Matrix:
         """Expect a matrix [sum(rows), width] from modules that give rows each."""
         weight = Staging((sum(rows), width), pending=len(modules))
         bias = Staging((sum(rows),), pending=len(modules)) if biased else None
-        matrix = Matrix(weight, bias, segments)
+        matrix = Matrix(weight, bias, segments, is_gated)
         start = 0
         for module, count in zip(modules, rows, strict=True):
             self._expect(Part(f"{module}.weight", (count, width), weight, start, matrix))

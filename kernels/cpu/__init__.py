@@ -8,8 +8,9 @@ from .activation import silu_mul
 from .attention import paged_attention
 from .embedding import embed
 from .kv import copy_blocks, new_kv_cache, read_kv
-from .linear import linear, pack_linear, unpack_linear
+from .linear import gated_linear, linear, pack_linear, unpack_linear
 from .norm import add_rms_norm, rms_norm
+from .prepare import prepare, store_tokens
 from .rope import qkv_post
 from .sampling import logprobs, sample
 
@@ -17,15 +18,18 @@ __all__ = [
     "add_rms_norm",
     "copy_blocks",
     "embed",
+    "gated_linear",
     "linear",
     "logprobs",
     "new_kv_cache",
     "pack_linear",
     "paged_attention",
+    "prepare",
     "qkv_post",
     "read_kv",
     "rms_norm",
     "sample",
     "silu_mul",
+    "store_tokens",
     "unpack_linear",
 ]

@@ -367,7 +367,7 @@ def _attend_unit(tag: Any, call: _Call, scratch: _Scratch, unit: _Unit, factor: 
     num_rows = unit.num_tokens * (call.heads // call.kv_heads)
     first_start = _first_key(call, unit) // KV_TILE * KV_TILE
     gathered = call.block_size % PART != 0 or unit.careful != 0
-    if not gathered:
+    if not gathered and unit.position >= 0:  # padding has no key, and no line in the table
         _advance(call, scratch, unit, unit.heads, first_start)
     for tile_start in range(first_start, unit.position + unit.num_tokens, KV_TILE):
         for head in range(unit.heads):

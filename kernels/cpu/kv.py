@@ -63,8 +63,10 @@ def new_kv_cache(
     dtype: torch.dtype,
     *,
     sums: Sums = "pairs",
+    device: torch.device | str = "cpu",
 ) -> KVCache:
     """Twin of reference.kv.new_kv_cache."""
+    assert torch.device(device).type == "cpu", device
     assert head_dim % 16 == 0, f"head_dim is {head_dim}: it must be a multiple of 16"
     parts = -(-num_blocks * block_size // PART)
     pair = 2 if dtype == torch.bfloat16 else 1

@@ -9,17 +9,23 @@ from torch.nn.functional import pad
 from ...reference.linear import add_tree, check_linear, cut_segments
 from ...reference.ops import PackedLinear
 from ...reference.sums import Sums, round_sums
+from .activation import silu_mul
 from .choice import best_tag, form_weight, multiply_by
 from .matmul import COLUMNS, block_weight, unblock_weight
 from .pages import Arena
 
-__all__ = ["linear", "pack_linear", "unpack_linear"]
+__all__ = ["gated_linear", "linear", "pack_linear", "unpack_linear"]
 
 _arena = Arena()
 
 
 def pack_linear(
-    weight: Tensor, bias: Tensor | None, *, segments: int = 1, sums: Sums = "pairs"
+    weight: Tensor,
+    bias: Tensor | None,
+    *,
+    segments: int = 1,
+    is_gated: bool = False,
+    sums: Sums = "pairs",
 ) -> PackedLinear:
     """See Ops.pack_linear. A segment is a blocked weight, bias has whole blocks."""
     check_linear(weight, bias)
@@ -36,6 +42,7 @@ def pack_linear(
         segments=tuple(block(part) for part in cut_segments(weight, segments)),
         bias=None if bias is None else pad(bias.detach(), (0, -len(bias) % COLUMNS)),
         sums=sums,
+        is_gated=is_gated,
     )
 
 
@@ -45,6 +52,12 @@ def unpack_linear(weight: PackedLinear) -> tuple[Tensor, Tensor | None]:
     parts = [unblock_weight(segment, weight.out_features, width) for segment in weight.segments]
     bias = None if weight.bias is None else weight.bias[: weight.out_features].clone()
     return torch.cat(parts, dim=1), bias
+
+
+def gated_linear(x: Tensor, weight: PackedLinear) -> Tensor:
+    """See Ops.gated_linear."""
+    assert weight.is_gated, "gated_linear takes a weight that was packed for it"
+    return silu_mul(linear(x, weight))
 
 
 def linear(x: Tensor, weight: PackedLinear, *, tag: str | None = None) -> Tensor:

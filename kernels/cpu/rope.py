@@ -194,8 +194,8 @@ def _qkv_post(tag: Any, args: tuple[int, ...], eps: float, start: int, end: int)
                 call.out + (token * call.heads + head) * row_bytes if head < call.heads else key
             )
             _turn_head(tag, call, source + head * row_bytes, target, weight, turns, scratch)
-            if head >= call.heads:
-                place = places[token]
+            place = places[token]
+            if head >= call.heads and place >= 0:
                 part = (place // PART) * kv_heads + head - call.heads
                 value = source + (head + kv_heads) * row_bytes
                 _write_kv(call, key, value, part, place % PART)

@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import pty
+import re
 import shlex
 import signal
 import socket
@@ -20,9 +21,13 @@ from typing import Any
 
 import msgspec
 import pytest
+import torch
 from quire import __version__
 from quire.api import cli
 from quire.engine.config import EngineConfig
+from quire.engine.device import check
+from quire.engine.device.check_cases import SHORT
+from quire.kernels import cpu
 
 QUIRE = [sys.executable, "-m", "quire.api.cli"]
 FAST = ["--load-format", "dummy", "--backend", "reference", "--num-kv-blocks", "64"]
@@ -98,6 +103,11 @@ def test_sizes(text: str, size: int) -> None:
         (["serve", "--block-size", "0"], "block_size is 0"),
         (["serve", "--block-size", "big"], "big"),
         (["serve", "--dtype", "float16"], "float16"),
+        (["serve", "--device", "tpu"], "tpu"),
+        (["serve", "--overlap", "3"], "overlap is 3"),
+        (["serve", "--gpu-memory-utilization", "1.5"], "gpu_memory_utilization is 1.5"),
+        (["serve", "--gpu-memory-utilization", "nan"], "gpu_memory_utilization is nan"),
+        (["check", "--device", "tpu"], "tpu"),
         (["serve", "--kv-cache-bytes", "lots"], "lots"),
         (["serve", "--kv-cache-bytes", "nan"], "nan"),
         (["serve", "--drain-timeout", "-1"], "-1"),
@@ -115,6 +125,50 @@ def test_bad_options_exit_with_2_and_a_line(
     assert exit.value.code == 2
     last = capsys.readouterr().err.strip().splitlines()[-1]
     assert words in last
+
+
+def test_options_of_a_gpu_reach_the_config() -> None:
+    config, _ = parse(
+        *("serve", "--device", "cuda", "--enforce-eager", "--gpu-memory-utilization", "0.5")
+    )
+    assert (config.device, config.enforce_eager, config.overlap) == ("cuda", True, None)
+    assert config.gpu_memory_utilization == 0.5
+
+
+@pytest.fixture
+def short_check(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A check of few cases."""
+    monkeypatch.setattr(check, "SHAPES", (check.SHAPES[1],))
+    monkeypatch.setattr(check.run_checks, "__defaults__", (check.SHAPES, SHORT))
+
+
+@pytest.mark.usefixtures("short_check")
+def test_check_prints_a_line_for_each_operation(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["check", "--device", "cpu"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[-1] == "All are equal."
+    assert len(lines) == len(SHORT) + 2
+    assert all(line.startswith("ok ") for line in lines[1:-1])
+
+
+@pytest.mark.usefixtures("short_check")
+def test_check_exits_with_1_where_an_operation_is_wrong(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sound = cpu.rms_norm
+    monkeypatch.setattr(cpu, "rms_norm", lambda *args: sound(*args).neg())
+    assert cli.main(["check", "--device", "cpu"]) == 1
+    out = capsys.readouterr().out
+    assert re.search(r"WRONG +rms_norm .*\n +result\[0, 0\] is .*, expected ", out)
+    assert out.endswith("1 wrong\n")
+
+
+def test_no_gpu_exits_with_1_and_a_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert cli.main(["check", "--device", "cuda"]) == 1
+    assert "--device cpu" in capsys.readouterr().err
 
 
 def test_bad_log_level_exits_with_2(

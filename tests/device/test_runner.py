@@ -5,32 +5,42 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 
+import msgspec
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from quire.engine.config import Backend, DTypeName
-from quire.engine.device.runner import ModelRunner
+from quire.engine.device import runner as runner_module
+from quire.engine.device.cuda_link import CudaLink
+from quire.engine.device.link import Link
+from quire.engine.device.runner import Decoding, ModelRunner
 from quire.engine.params import SamplingParams
 from quire.engine.plan import Admitted, StepPlan
 from quire.fuzz.checkpoints import KINDS, MAX_POSITIONS, VOCAB_SIZE, Kind, Tiny
 from quire.fuzz.step_plans import Answer, Asked, PlanMaker, answer_of
 from quire.reference.generate import generate
 
+from .pretend import FakeCapture, pretend_cuda
+
 NUM_SLOTS = 4
 
 TinyModel = Callable[[Kind, DTypeName, Backend], Tiny]
 
 
-def make_runner(tiny: Tiny, block_size: int, num_blocks: int | None = None) -> ModelRunner:
+def make_runner(
+    tiny: Tiny, block_size: int, decoding: Decoding = "exact", link: Link | None = None
+) -> ModelRunner:
     return ModelRunner(
         tiny.model,
         tiny.ops,
-        num_blocks=num_blocks or -(-1024 // block_size),
+        num_blocks=-(-1024 // block_size),
         block_size=block_size,
         max_num_seqs=NUM_SLOTS,
         max_model_len=MAX_POSITIONS,
+        decoding=decoding,
+        link=link,
     )
 
 
@@ -74,8 +84,9 @@ def oracle(tiny: Tiny, requests: list[Asked]) -> list[Answer]:
     dtype=st.sampled_from(["float32", "bfloat16"]),
     backend=st.sampled_from(["kernels", "reference"]),
     block_size=st.sampled_from([1, 8, 16]),
+    decoding=st.sampled_from(["exact", "padded"]),
 )
-@settings(max_examples=20)
+@settings(max_examples=25)
 def test_any_plans_give_the_oracles_bits(
     tiny_model: TinyModel,
     seed: int,
@@ -83,8 +94,9 @@ def test_any_plans_give_the_oracles_bits(
     dtype: DTypeName,
     backend: Backend,
     block_size: int,
+    decoding: Decoding,
 ) -> None:
-    """Chunks, neighbours, slots, blocks, copies, preemption: nothing reaches tokens or logprobs."""
+    """Chunks, neighbours, slots, blocks, copies, padding: nothing reaches tokens or logprobs."""
     tiny = tiny_model(kind, dtype, backend)
     rng = random.Random(seed)
     requests = [make_asked(rng, max_prompt=75) for _ in range(rng.randint(1, 6))]
@@ -92,7 +104,51 @@ def test_any_plans_give_the_oracles_bits(
     maker = PlanMaker(
         requests, rng, block_size=block_size, num_blocks=num_blocks, num_slots=NUM_SLOTS
     )
-    assert drive(make_runner(tiny, block_size), maker) == oracle(tiny, requests)
+    assert drive(make_runner(tiny, block_size, decoding), maker) == oracle(tiny, requests)
+
+
+@pytest.mark.parametrize("logprobs", [None, 2])
+@pytest.mark.parametrize("seed", range(3))
+def test_graphs_give_the_oracles_bits(
+    tiny_model: TinyModel, monkeypatch: pytest.MonkeyPatch, seed: int, logprobs: int | None
+) -> None:
+    """Mirrors are apart from the host, pinned memory is used again, captured steps are replayed
+    for other rows, and steps land behind: with all of CUDA pretended."""
+    pretend_cuda(monkeypatch)
+    captures: list[FakeCapture] = []
+
+    def make_capture() -> FakeCapture:
+        captures.append(FakeCapture())
+        return captures[-1]
+
+    monkeypatch.setattr(runner_module, "CudaCapture", make_capture)
+    tiny = tiny_model("qwen3", "bfloat16", "kernels")
+    rng = random.Random(seed)
+    requests = [
+        asked._replace(params=msgspec.structs.replace(asked.params, logprobs=logprobs))
+        for asked in (make_asked(rng, max_prompt=40) for _ in range(10))
+    ]
+    maker = PlanMaker(requests, rng, block_size=8, num_blocks=128, num_slots=NUM_SLOTS)
+    runner = make_runner(tiny, 8, "graphs", CudaLink(torch.device("cpu")))
+    assert runner.capture_largest()
+    assert captures[0].num_captured == 1
+    assert drive(runner, maker) == oracle(tiny, requests)
+    assert captures[0].num_captured > 1
+
+
+def test_steps_may_be_launched_before_others_land(
+    tiny_model: TinyModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A token that was drawn is known to the next step without the host."""
+    pretend_cuda(monkeypatch)
+    tiny = tiny_model("llama2", "float32", "kernels")
+    link = CudaLink(torch.device("cpu"))
+    plans = [first_step((3, 4), 1), *(next_step(i, 1 + i) for i in range(1, 6))]
+    behind = make_runner(tiny, 16, link=link)
+    landings = [behind.launch(plan) for plan in plans]
+    each = make_runner(tiny, 16)
+    expected = [each.execute(plan).token_ids.tolist() for plan in plans]
+    assert [landing.result().token_ids.tolist() for landing in landings] == expected
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -228,6 +229,23 @@ def test_bar_goes_to_stderr_when_asked(
     captured = capsys.readouterr()
     assert captured.out == ""
     assert f"{len(tensors)}/{len(tensors)}" in captured.err
+
+
+def test_everything_is_made_where_it_stays(tmp_path: Path) -> None:
+    """On the device without memory, since a test has no other."""
+    from quire.engine.models.base import DecoderModel
+    from quire.engine.models.weights import WeightBuilder
+
+    config = read_model_config(write_config("llama3", tmp_path))
+    builder = WeightBuilder(config.decoder, config.family.names, REFERENCE, "meta")
+    for name, part in builder.parts.items():
+        builder.place(name, torch.zeros(part.shape))
+    model = DecoderModel(config.decoder, builder.build(), REFERENCE)
+    cache: Any = model.new_caches(2, 16)[0]
+    layer = model.weights.layers[0]
+    tensors = (model._cos_sin, cache.keys, cache.values, layer.input_norm, *layer.qkv.segments)
+    assert {tensor.device.type for tensor in tensors} == {"meta"}
+    assert model.device.type == "meta"
 
 
 MEASURE = """

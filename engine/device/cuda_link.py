@@ -1,0 +1,152 @@
+"""CudaLink: pinned memory, one stream, and an event behind every step.
+
+Owns the stream and the pinned memory. Pinned memory belongs to a step from the copy that uses it
+until the step has landed; then another step may take it. So the launching thread never waits, and
+no copy is overwritten before it was made, however many steps are on their way.
+"""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ...reference.ops import Logprobs
+from ..plan import StepResult
+from ..request import IntArray
+from .link import Landing, to_rows
+
+LEAST_WORDS = 4096
+"""Pinned memory comes in powers of two of int32 words, from here on."""
+
+
+class Pinned(NamedTuple):
+    """Page-locked host memory, int32, which copies reach without the host's help."""
+
+    tensor: Tensor
+    array: IntArray
+    """The same memory."""
+
+
+def pin(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """Allocate page-locked memory, which torch keeps until the copies that use it are made."""
+    return torch.empty(shape, dtype=dtype, pin_memory=True)
+
+
+class PinnedPool:
+    """Pinned memory that is not in use, by size. `take` and `give_back` may run in two threads."""
+
+    def __init__(self) -> None:
+        self._free: dict[int, list[Pinned]] = {}
+
+    def take(self, num_words: int) -> Pinned:
+        """Return memory of at least num_words."""
+        size = max(LEAST_WORDS, 1 << (num_words - 1).bit_length()) if num_words else LEAST_WORDS
+        free = self._free.setdefault(size, [])
+        try:
+            return free.pop()
+        except IndexError:
+            tensor = pin((size,), torch.int32)
+            return Pinned(tensor, tensor.numpy())
+
+    def give_back(self, pinned: Pinned) -> None:
+        """Let others take it."""
+        self._free[len(pinned.array)].append(pinned)
+
+
+class CudaLink:
+    """Link to an NVIDIA GPU."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self._stream: Any = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]  # torch's
+        self._pool = PinnedPool()
+        self._held: list[Pinned] = []
+        """Taken since the last landing: the next one gives it back."""
+
+    def on_stream(self) -> AbstractContextManager[object]:
+        """See Link."""
+        return torch.cuda.stream(self._stream)
+
+    def mirror(self, array: IntArray) -> Tensor:
+        """See Link."""
+        return torch.zeros(len(array), dtype=torch.int32, device=self.device)
+
+    def send(self, array: IntArray, mirror: Tensor, size: int) -> None:
+        """See Link."""
+        pinned = self._take(size)
+        pinned.array[:size] = array[:size]
+        mirror[:size].copy_(pinned.tensor[:size], non_blocking=True)
+
+    def upload(self, array: NDArray[Any]) -> Tensor:
+        """See Link."""
+        words = np.ascontiguousarray(array).view(np.int32)
+        size = len(words)
+        pinned = self._take(size)
+        pinned.array[:size] = words
+        target = torch.empty(size, dtype=torch.int32, device=self.device)
+        target.copy_(pinned.tensor[:size], non_blocking=True)
+        return target if array.dtype == np.int32 else target.view(torch.int64)
+
+    def land(self, step: int, tokens: Tensor, logprobs: Logprobs | None) -> Landing:
+        """See Link."""
+        size = len(tokens)
+        home = self._take(size)
+        home.tensor[:size].copy_(tokens, non_blocking=True)
+        rows = None if logprobs is None else Logprobs(*(_fetch(part) for part in logprobs))
+        event = torch.cuda.Event()  # type: ignore[no-untyped-call]  # torch's
+        event.record(self._stream)
+        held, self._held = self._held, []
+        return CudaLanding(StepResult(step, home.array[:size]), rows, event, (self._pool, held))
+
+    def settle(self) -> None:
+        """See Link."""
+        torch.cuda.synchronize(self.device)
+
+    def _take(self, num_words: int) -> Pinned:
+        pinned = self._pool.take(num_words)
+        self._held.append(pinned)
+        return pinned
+
+
+def _fetch(part: Tensor) -> Tensor:
+    """Queue a copy into pinned memory of its own."""
+    return pin(tuple(part.shape), part.dtype).copy_(part, non_blocking=True)
+
+
+class CudaLanding:
+    """Landing of a step on a GPU; `result` is in pinned memory that fills until the event."""
+
+    def __init__(
+        self,
+        result: StepResult,
+        logprobs: Logprobs | None,
+        event: torch.cuda.Event,
+        memory: tuple[PinnedPool, list[Pinned]],
+    ) -> None:
+        self._result = result
+        self._logprobs = logprobs
+        self._event = event
+        self._memory = memory
+
+    @property
+    def is_ready(self) -> bool:
+        """See Landing."""
+        return bool(self._event.query())  # type: ignore[no-untyped-call]  # torch's
+
+    def result(self) -> StepResult:
+        """See Landing."""
+        self._event.synchronize()
+        logprobs = None
+        if self._logprobs is not None:
+            # A copy, so that a result that is kept keeps no pinned memory.
+            logprobs = to_rows(Logprobs(*(part.clone() for part in self._logprobs)))
+        result = StepResult(self._result.step, self._result.token_ids.copy(), logprobs)
+        pool, held = self._memory
+        for pinned in held:
+            pool.give_back(pinned)
+        return result

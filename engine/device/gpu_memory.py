@@ -1,0 +1,146 @@
+"""The budget of a GPU's memory, measured before the KV memory is allocated.
+
+The largest steps run once, in a KV memory of one block, and what they took at most stays reserved:
+no later step takes more. Owns nothing.
+"""
+
+from __future__ import annotations
+
+import gc
+from typing import NamedTuple
+
+import torch
+
+from ...reference.ops import Ops
+from ..models.base import DecoderModel
+from . import warm_up
+from .inputs import make_buckets
+from .runner import ModelRunner
+
+GRAPH_BYTES = 8 * 2**20
+"""Reserved for what CUDA keeps of one graph, beside the memory that all graphs share."""
+GRAPH_KINDS = 2
+ROUNDING_BYTES = 2 * 2**20
+"""Torch takes memory of the GPU in multiples of this: so much is lost at most for each tensor."""
+
+
+class StepSizes(NamedTuple):
+    """What bounds a step."""
+
+    block_size: int
+    max_num_seqs: int
+    max_num_batched_tokens: int
+    max_model_len: int
+
+
+class GpuBudget(NamedTuple):
+    """Bytes of a GPU's memory, and who takes them."""
+
+    total: int
+    limit: int
+    """What may be in use: total times gpu_memory_utilization."""
+    others: int
+    """CUDA's context, code, and other processes."""
+    weights: int
+    tables: int
+    """Tokens and block tables by slot, and what the KV memory's tensors are rounded up by."""
+    activations: int
+    """What the largest step takes beside all of these."""
+    graphs: int
+    """Reserved; they are made when they are first used."""
+
+    @property
+    def kv(self) -> int:
+        """What is left for the KV memory; may be negative."""
+        return self.limit - self.taken
+
+    @property
+    def most_kv(self) -> int:
+        """What is left of all the memory."""
+        return self.total - self.taken
+
+    @property
+    def taken(self) -> int:
+        """What is not the KV memory's."""
+        return self.others + self.weights + self.tables + self.activations + self.graphs
+
+    def table(self, kv_bytes: int) -> str:
+        """The budget as lines, with a KV memory of kv_bytes."""
+        items = (
+            ("memory of the GPU", self.total),
+            ("that may be in use", self.limit),
+            ("CUDA and other processes", self.others),
+            ("weights", self.weights),
+            ("tables, rounding", self.tables),
+            ("activations, measured", self.activations),
+            ("CUDA graphs, reserved", self.graphs),
+            ("KV memory", kv_bytes),
+        )
+        return "\n".join(f"  {name:<26}{size / 2**30:9.2f} GiB" for name, size in items)
+
+
+def measure(
+    model: DecoderModel, ops: Ops, sizes: StepSizes, *, utilization: float, with_graphs: bool
+) -> GpuBudget:
+    """Run the largest steps on the model's GPU, which compiles their kernels, and add up.
+
+    Raises torch.OutOfMemoryError where not even one of them fits.
+    """
+    device = model.device
+    weights = _reserved(device)
+    runner = ModelRunner(
+        model,
+        ops,
+        num_blocks=1,
+        block_size=sizes.block_size,
+        max_num_seqs=sizes.max_num_seqs,
+        max_model_len=sizes.max_model_len,
+    )
+    tables = runner.table_bytes + 2 * model.config.num_layers * ROUNDING_BYTES
+    activations = _peak(
+        runner,
+        device,
+        warm_up.largest_steps(
+            sizes.max_num_seqs,
+            sizes.max_num_batched_tokens,
+            sizes.max_model_len,
+            model.config.vocab_size,
+        ),
+    )
+    graphs = 0
+    if with_graphs:
+        num_graphs = GRAPH_KINDS * len(make_buckets(sizes.max_num_seqs))
+        most_rows = warm_up.most_rows(sizes.max_num_seqs, sizes.max_model_len)
+        graphs = _peak(runner, device, most_rows) + num_graphs * GRAPH_BYTES
+    del runner
+    gc.collect()
+    reserved = _reserved(device)
+    free, total = torch.cuda.mem_get_info(device)
+    return GpuBudget(
+        total=total,
+        limit=int(total * utilization),
+        others=total - free - reserved,
+        weights=weights,
+        tables=tables,
+        activations=activations,
+        graphs=graphs,
+    )
+
+
+def _reserved(device: torch.device) -> int:
+    """Return what torch holds of a GPU, without what it holds for nothing."""
+    torch.cuda.synchronize(device)
+    torch.cuda.empty_cache()
+    return torch.cuda.memory_reserved(device)
+
+
+def _peak(runner: ModelRunner, device: torch.device, plans: warm_up.Plans) -> int:
+    """Return what plans take at most beside what is held before.
+
+    Of what torch reserves, not of what it hands out: the gaps between tensors cannot be used.
+    """
+    before = _reserved(device)
+    torch.cuda.reset_peak_memory_stats(device)
+    for plan in plans:
+        runner.execute(plan)
+    return torch.cuda.max_memory_reserved(device) - before

@@ -1,0 +1,118 @@
+"""How data crosses between the host and a device: `Link`, and what is on its way back: `Landing`.
+
+Owns no model state. `HostLink` is the CPU's: the device's memory is the host's, so nothing is
+copied and every step has landed when it is launched. `cuda_link.CudaLink` never waits for the
+device while a step is launched.
+"""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, Protocol
+
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ...reference.ops import Logprobs
+from ..plan import StepResult
+from ..request import IntArray, LogprobRows
+
+
+class Landing(Protocol):
+    """A step that was launched."""
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether result() need not wait. May be False for a while after the device has ended."""
+
+    def result(self) -> StepResult:
+        """Wait for the device and return what the step gave; at most once, from any thread.
+
+        Raises what the device raised.
+        """
+
+
+class Link(Protocol):
+    """The way to one device. One thread calls it, inside `on_stream`."""
+
+    device: torch.device
+
+    def on_stream(self) -> AbstractContextManager[object]:
+        """Queue everything inside on the link's own stream."""
+
+    def mirror(self, array: IntArray) -> Tensor:
+        """Return the device's twin of a host array that is written again for every step."""
+
+    def send(self, array: IntArray, mirror: Tensor, size: int) -> None:
+        """Queue a copy of array[:size] into its mirror. array may be written again at once."""
+
+    def upload(self, array: NDArray[Any]) -> Tensor:
+        """Return array [n] int32 or int64 as a new tensor on the device. Takes the array over."""
+
+    def land(self, step: int, tokens: Tensor, logprobs: Logprobs | None) -> Landing:
+        """Queue the way back of tokens [samples] int32: the end of every launch."""
+
+    def settle(self) -> None:
+        """Wait until the device has done all that was queued, on any stream."""
+
+
+class HostLink:
+    """Link to the CPU."""
+
+    device = torch.device("cpu")
+
+    def on_stream(self) -> AbstractContextManager[object]:
+        """See Link."""
+        return nullcontext()
+
+    def mirror(self, array: IntArray) -> Tensor:
+        """See Link: the array itself."""
+        return torch.from_numpy(array)
+
+    def send(self, array: IntArray, mirror: Tensor, size: int) -> None:
+        """See Link: array and mirror share their memory."""
+
+    def upload(self, array: NDArray[Any]) -> Tensor:
+        """See Link: not a copy."""
+        return torch.from_numpy(array)
+
+    def land(self, step: int, tokens: Tensor, logprobs: Logprobs | None) -> Landing:
+        """See Link: it is there."""
+        rows = None if logprobs is None else to_rows(logprobs)
+        return Landed(StepResult(step=step, token_ids=tokens.numpy(), logprobs=rows))
+
+    def settle(self) -> None:
+        """See Link."""
+
+
+class Landed:
+    """Landing of a step that is over."""
+
+    is_ready = True
+
+    def __init__(self, result: StepResult) -> None:
+        self._result = result
+
+    def result(self) -> StepResult:
+        """See Landing."""
+        return self._result
+
+
+def to_rows(found: Logprobs) -> LogprobRows:
+    """Share host tensors as numpy arrays."""
+    return LogprobRows(
+        sampled=found.sampled.numpy(),
+        ranks=found.ranks.numpy(),
+        top_ids=found.top_ids.numpy(),
+        top=found.top.numpy(),
+    )
+
+
+def make_link(device: torch.device) -> Link:
+    """Return the way to a device."""
+    if device.type == "cpu":
+        return HostLink()
+    from .cuda_link import CudaLink
+
+    return CudaLink(device)

@@ -1,0 +1,36 @@
+"""The operations on a GPU, in Triton. This module satisfies `reference.ops.Ops`.
+
+Twin of `reference`: the same file names, function names and signatures. Equal to it bit for bit on
+the exact lattice, and on every input where no sum of floats is involved; elsewhere within a bound.
+A row's bits are its own on every input. Runs in Triton's interpreter too, where that is asked for.
+"""
+
+from .activation import silu_mul
+from .attention import paged_attention
+from .embedding import embed
+from .kv import copy_blocks, new_kv_cache, read_kv
+from .linear import gated_linear, linear, pack_linear, unpack_linear
+from .norm import add_rms_norm, rms_norm
+from .prepare import prepare, store_tokens
+from .rope import qkv_post
+from .sampling import logprobs, sample
+
+__all__ = [
+    "add_rms_norm",
+    "copy_blocks",
+    "embed",
+    "gated_linear",
+    "linear",
+    "logprobs",
+    "new_kv_cache",
+    "pack_linear",
+    "paged_attention",
+    "prepare",
+    "qkv_post",
+    "read_kv",
+    "rms_norm",
+    "sample",
+    "silu_mul",
+    "store_tokens",
+    "unpack_linear",
+]

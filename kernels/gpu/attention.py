@@ -1,0 +1,367 @@
+"""Paged causal attention on the GPU. Twin of `reference.attention`, with an order of its own.
+
+Keys are cut at absolute positions into tiles of TILE, and tiles into segments of SEGMENT. A segment
+is an online softmax of its own (m, l, acc: greatest score, sum of p, sum of p * v, all float32),
+and segments are merged from left to right. Which program computes a segment is free: many of a row
+in one program ("fused"), or each in its own, merged by the last that ends ("split"). Scores and
+values are matrix products, and l is one too (p, rounded to dtype, times ones), since a matrix unit
+adds alike for any shape of tile, which a sum across threads does not. So a row's bits depend on its
+own keys alone.
+
+On the exact lattice the result equals the reference's. A later token's infinite or NaN value may
+reach an earlier token of the same chunk, which the reference excludes.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ...reference.activation import LOG2_E
+from ...reference.ops import KV_TILE, Batch
+from .kv import KVCache
+from .launch import let_next_come, next_power_of_2, num_processors, start, wait
+
+SEGMENT = 256
+"""Keys of a segment: 4 tiles."""
+PROGRAMS_PER_PROCESSOR = 4
+"""Decode programs that one multiprocessor should have at least, by splitting rows."""
+LEAST = tl.constexpr(-3.4028234663852886e38)
+"""The greatest score of nothing; finite, so that no difference of two is NaN."""
+ONES = tl.constexpr(16)
+"""Columns of ones that p is multiplied by: the least that a matrix unit takes."""
+
+
+class Tiles(NamedTuple):
+    """How a program of attention is cut."""
+
+    rows: int
+    """Query rows (tokens times heads of a group) of a program."""
+    warps: int
+    stages: int
+
+
+def prefill_tiles(group: int, head_dim: int, dtype: torch.dtype) -> Tiles:
+    """Choose for many queries of a sequence."""
+    if dtype == torch.float32 or head_dim > 128:
+        return Tiles(max(32, next_power_of_2(group)), warps=4, stages=2)
+    return Tiles(128, warps=8, stages=3)
+
+
+def decode_tiles(group: int, head_dim: int, dtype: torch.dtype) -> Tiles:
+    """Choose for one query of a sequence."""
+    narrow = head_dim <= 128 and dtype != torch.float32
+    return Tiles(max(16, next_power_of_2(group)), warps=2, stages=5 if narrow else 2)
+
+
+def paged_attention(
+    q: Tensor, cache: KVCache, batch: Batch, *, scale: float, window: int = 0
+) -> Tensor:
+    """See Ops.paged_attention."""
+    assert q.is_contiguous(), q.stride()
+    out = torch.empty_like(q)
+    group = q.shape[1] // cache.keys.shape[1]
+    factor = scale * LOG2_E
+    if len(q) > len(batch.kv_lens):
+        _prefill(q, out, cache, batch, factor, window, prefill_tiles(group, q.shape[2], q.dtype))
+    _decode(q, out, cache, batch, factor, window, decode_tiles(group, q.shape[2], q.dtype))
+    return out
+
+
+def _prefill(
+    q: Tensor, out: Tensor, cache: KVCache, batch: Batch, factor: float, window: int, tiles: Tiles
+) -> None:
+    """Compute the sequences that have more than one query."""
+    _, heads, head_dim = q.shape
+    _, kv_heads, block_size, _ = cache.keys.shape
+    group, rows = heads // kv_heads, len(batch.kv_lens)
+    start(
+        _attend_many,
+        (len(q) // (tiles.rows // group) + rows, kv_heads),
+        *(q, out, cache.keys, cache.values),
+        *(batch.query_starts, batch.kv_lens, batch.slots, batch.block_tables),
+        *(rows, batch.block_tables.shape[1], heads, factor, window),
+        GROUP=group,
+        QUERIES=tiles.rows // group,
+        ROWS=tiles.rows,
+        HEAD_DIM=head_dim,
+        WIDTH=next_power_of_2(head_dim),
+        BLOCK_SIZE=block_size,
+        TILE=KV_TILE,
+        SEGMENT=SEGMENT,
+        IS_WINDOWED=window > 0,
+        warps=tiles.warps,
+        stages=tiles.stages,
+    )
+
+
+def _decode(
+    q: Tensor, out: Tensor, cache: KVCache, batch: Batch, factor: float, window: int, tiles: Tiles
+) -> None:
+    """Compute the sequences that have one query."""
+    _, heads, head_dim = q.shape
+    _, kv_heads, block_size, _ = cache.keys.shape
+    rows = len(batch.kv_lens)
+    num_segments = triton.cdiv(batch.block_tables.shape[1] * block_size, SEGMENT)
+    wanted = PROGRAMS_PER_PROCESSOR * num_processors() // max(1, rows * kv_heads)
+    splits = min(num_segments, max(1, wanted))
+    is_split = splits > 1 and rows * kv_heads <= len(cache.counters)
+    parts = out
+    if is_split:
+        shape = (num_segments, rows, heads, head_dim + 2)
+        parts = torch.empty(shape, dtype=torch.float32, device=q.device)
+    start(
+        _attend_one,
+        (rows, kv_heads, splits if is_split else 1),
+        *(q, out, parts, cache.counters, cache.keys, cache.values),
+        *(batch.query_starts, batch.kv_lens, batch.slots, batch.block_tables),
+        *(batch.block_tables.shape[1], heads, factor, window),
+        GROUP=heads // kv_heads,
+        ROWS=tiles.rows,
+        HEAD_DIM=head_dim,
+        WIDTH=next_power_of_2(head_dim),
+        BLOCK_SIZE=block_size,
+        TILE=KV_TILE,
+        SEGMENT=SEGMENT,
+        IS_SPLIT=is_split,
+        IS_WINDOWED=window > 0,
+        warps=tiles.warps,
+        stages=tiles.stages,
+    )
+
+
+@triton.jit
+def _merge(m, l, acc, other_m, other_l, other_acc):
+    """Append a segment [.., 1], [.., 1], [.., WIDTH] to what is on its left."""
+    top = tl.maximum(m, other_m)
+    a, b = tl.exp2(m - top), tl.exp2(other_m - top)
+    return top, l * a + other_l * b, acc * a + other_acc * b
+
+
+@triton.jit
+def _add_tile(
+    q, m, l, acc, keys_ptr, values_ptr, table_ptr, first, position, end, factor, window, kv_head,
+    kv_heads,
+    HEAD_DIM: tl.constexpr, WIDTH: tl.constexpr, BLOCK_SIZE: tl.constexpr, TILE: tl.constexpr,
+    IS_WINDOWED: tl.constexpr,
+):  # fmt: skip
+    """Add the keys first .. first + TILE to a segment. position: [rows, 1] of the queries."""
+    key = first + tl.arange(0, TILE)
+    held = key < end
+    block = tl.load(table_ptr + key // BLOCK_SIZE, held, other=0).to(tl.int64)
+    line = ((block * kv_heads + kv_head) * BLOCK_SIZE + key % BLOCK_SIZE) * HEAD_DIM
+    d = tl.arange(0, WIDTH)
+    if WIDTH == HEAD_DIM:
+        k = tl.load(keys_ptr + line[None, :] + d[:, None], held[None, :], other=0.0)
+        v = tl.load(values_ptr + line[:, None] + d[None, :], held[:, None], other=0.0)
+    else:
+        inside = d < HEAD_DIM
+        k = tl.load(
+            keys_ptr + line[None, :] + d[:, None], held[None, :] & inside[:, None], other=0.0
+        )
+        v = tl.load(
+            values_ptr + line[:, None] + d[None, :], held[:, None] & inside[None, :], other=0.0
+        )
+    scores = tl.dot(q, k, input_precision="ieee") * factor
+    seen = (key[None, :] <= position) & held[None, :]
+    if IS_WINDOWED:
+        seen = seen & (key[None, :] > position - window)
+    scores = tl.where(seen, scores, float("-inf"))
+    top = tl.maximum(m, tl.max(scores, 1, keep_dims=True))
+    c = tl.exp2(m - top)
+    p = tl.exp2(scores - top).to(v.dtype)
+    ones = tl.full([TILE, ONES], 1.0, v.dtype)
+    l = tl.dot(p, ones, l * c, input_precision="ieee")
+    acc = tl.dot(p, v, acc * c, input_precision="ieee")
+    return top, l, acc
+
+
+@triton.jit
+def _load_queries(q_ptr, row, live, HEAD_DIM: tl.constexpr, WIDTH: tl.constexpr):
+    """Load [rows, WIDTH] of q, zero where not live. row: [rows] int64 among all heads of tokens."""
+    d = tl.arange(0, WIDTH)[None, :]
+    return tl.load(q_ptr + row[:, None] * HEAD_DIM + d, live[:, None] & (d < HEAD_DIM), other=0.0)
+
+
+@triton.jit
+def _find_row(starts_ptr, num_rows, program, QUERIES: tl.constexpr):
+    """Return the row that a program belongs to: rows begin at program starts[r] // QUERIES + r."""
+    low, high = 0, num_rows
+    while high - low > 1:
+        middle = (low + high) // 2
+        if tl.load(starts_ptr + middle) // QUERIES + middle <= program:
+            low = middle
+        else:
+            high = middle
+    return low
+
+
+@triton.jit(do_not_specialize=["num_rows"])
+def _attend_many(
+    q_ptr, out_ptr, keys_ptr, values_ptr, starts_ptr, lens_ptr, slots_ptr, tables_ptr,
+    num_rows, max_blocks, heads, factor, window,
+    GROUP: tl.constexpr, QUERIES: tl.constexpr, ROWS: tl.constexpr, HEAD_DIM: tl.constexpr,
+    WIDTH: tl.constexpr, BLOCK_SIZE: tl.constexpr, TILE: tl.constexpr, SEGMENT: tl.constexpr,
+    IS_WINDOWED: tl.constexpr, OVERLAPPED: tl.constexpr,
+):  # fmt: skip
+    """QUERIES tokens of one sequence with all heads of one kv head; the latest tokens first."""
+    program = tl.num_programs(0) - 1 - tl.program_id(0)
+    kv_head = tl.program_id(1)
+    row = _find_row(starts_ptr, num_rows, program, QUERIES)
+    start = tl.load(starts_ptr + row)
+    count = tl.load(starts_ptr + row + 1) - start
+    first_query = (program - (start // QUERIES + row)) * QUERIES
+    wait(OVERLAPPED)
+    if (count > 1) & (first_query < count):
+        kv_len = tl.load(lens_ptr + row)
+        r = tl.arange(0, ROWS)
+        query = first_query + r // GROUP
+        live = (query < count) & (r < QUERIES * GROUP)
+        head_row = (start + query).to(tl.int64) * heads + kv_head * GROUP + r % GROUP
+        q = _load_queries(q_ptr, head_row, live, HEAD_DIM, WIDTH)
+        position = (kv_len - count + query)[:, None]
+        end = kv_len - count + tl.minimum(first_query + QUERIES, count)
+        begin = 0
+        if IS_WINDOWED:
+            begin = tl.maximum(kv_len - count + first_query - window + 1, 0) // TILE * TILE
+        table_ptr = tables_ptr + tl.load(slots_ptr + row).to(tl.int64) * max_blocks
+        m = tl.full([ROWS, 1], LEAST, tl.float32)
+        l = tl.zeros([ROWS, ONES], tl.float32)
+        acc = tl.zeros([ROWS, WIDTH], tl.float32)
+        all_m, all_l, all_acc = m, l, acc
+        for first in range(begin, end, TILE):
+            m, l, acc = _add_tile(
+                q, m, l, acc, keys_ptr, values_ptr, table_ptr, first, position, end, factor,
+                window, kv_head, tl.num_programs(1), HEAD_DIM, WIDTH, BLOCK_SIZE, TILE,
+                IS_WINDOWED,
+            )  # fmt: skip
+            if first % SEGMENT == SEGMENT - TILE:
+                all_m, all_l, all_acc = _merge(all_m, all_l, all_acc, m, l, acc)
+                m = tl.full([ROWS, 1], LEAST, tl.float32)
+                l = tl.zeros([ROWS, ONES], tl.float32)
+                acc = tl.zeros([ROWS, WIDTH], tl.float32)
+        m, l, acc = _merge(all_m, all_l, all_acc, m, l, acc)
+        _store_result(out_ptr, head_row, live, l, acc, HEAD_DIM, WIDTH)
+
+
+@triton.jit
+def _store_result(out_ptr, row, live, l, acc, HEAD_DIM: tl.constexpr, WIDTH: tl.constexpr):
+    d = tl.arange(0, WIDTH)[None, :]
+    result = tl.div_rn(acc, tl.broadcast_to(tl.max(l, 1, keep_dims=True), acc.shape)) + 0.0
+    inside = live[:, None] & (d < HEAD_DIM)
+    tl.store(out_ptr + row[:, None] * HEAD_DIM + d, result.to(out_ptr.dtype.element_ty), inside)
+
+
+@triton.jit
+def _attend_one(
+    q_ptr, out_ptr, parts_ptr, counters_ptr, keys_ptr, values_ptr, starts_ptr, lens_ptr, slots_ptr,
+    tables_ptr, max_blocks, heads, factor, window,
+    GROUP: tl.constexpr, ROWS: tl.constexpr, HEAD_DIM: tl.constexpr, WIDTH: tl.constexpr,
+    BLOCK_SIZE: tl.constexpr, TILE: tl.constexpr, SEGMENT: tl.constexpr, IS_SPLIT: tl.constexpr,
+    IS_WINDOWED: tl.constexpr, OVERLAPPED: tl.constexpr,
+):  # fmt: skip
+    """The one query of a sequence with all heads of one kv head, over every n-th segment.
+
+    Split: each segment goes to parts, and the program that ends last merges them.
+    """
+    row, kv_head, split = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    kv_heads, splits = tl.num_programs(1), tl.num_programs(2)
+    token = tl.load(starts_ptr + row)
+    count = tl.load(starts_ptr + row + 1) - token
+    end = tl.load(lens_ptr + row)
+    begin = 0
+    if IS_WINDOWED:
+        begin = tl.maximum(end - window, 0) // SEGMENT
+    num_segments = tl.cdiv(end, SEGMENT) - begin
+    num_own = (num_segments - split + splits - 1) // splits
+    table_ptr = tables_ptr + tl.load(slots_ptr + row).to(tl.int64) * max_blocks
+    wait(OVERLAPPED)
+    let_next_come(OVERLAPPED)
+    if (count == 1) & (num_own > 0):
+        r = tl.arange(0, ROWS)
+        live = r < GROUP
+        head = kv_head * GROUP + r
+        q = _load_queries(q_ptr, token.to(tl.int64) * heads + head, live, HEAD_DIM, WIDTH)
+        position = tl.full([ROWS, 1], 0, tl.int32) + (end - 1)
+        m = tl.full([ROWS, 1], LEAST, tl.float32)
+        l = tl.zeros([ROWS, ONES], tl.float32)
+        acc = tl.zeros([ROWS, WIDTH], tl.float32)
+        all_m, all_l, all_acc = m, l, acc
+        TILES: tl.constexpr = SEGMENT // TILE
+        for i in range(0, num_own * TILES):
+            segment = begin + split + i // TILES * splits
+            m, l, acc = _add_tile(
+                q, m, l, acc, keys_ptr, values_ptr, table_ptr,
+                segment * SEGMENT + i % TILES * TILE, position, end, factor,
+                window, kv_head, kv_heads, HEAD_DIM, WIDTH, BLOCK_SIZE, TILE,
+                IS_WINDOWED,
+            )  # fmt: skip
+            if i % TILES == TILES - 1:
+                if IS_SPLIT:
+                    line = (segment * tl.num_programs(0) + row).to(tl.int64) * heads + head
+                    _store_part(parts_ptr, line, live, m, l, acc, HEAD_DIM, WIDTH)
+                else:
+                    all_m, all_l, all_acc = _merge(all_m, all_l, all_acc, m, l, acc)
+                m = tl.full([ROWS, 1], LEAST, tl.float32)
+                l = tl.zeros([ROWS, ONES], tl.float32)
+                acc = tl.zeros([ROWS, WIDTH], tl.float32)
+        first_head = token.to(tl.int64) * heads + kv_head * GROUP
+        if IS_SPLIT:
+            counter_ptr = counters_ptr + row * kv_heads + kv_head
+            # What all threads stored comes before the count.
+            tl.debug_barrier()
+            done = tl.atomic_add(counter_ptr, 1, sem="acq_rel")
+            if done == tl.minimum(splits, num_segments) - 1:
+                tl.store(counter_ptr, 0)
+                _merge_parts(
+                    parts_ptr, out_ptr, first_head, row, kv_head, heads, begin, num_segments,
+                    GROUP, HEAD_DIM, WIDTH,
+                )  # fmt: skip
+        else:
+            _store_result(out_ptr, first_head + r, live, all_l, all_acc, HEAD_DIM, WIDTH)
+
+
+@triton.jit
+def _store_part(parts_ptr, line, live, m, l, acc, HEAD_DIM: tl.constexpr, WIDTH: tl.constexpr):
+    """Store one segment: acc, m, l side by side, in parts [segments, rows, heads, HEAD_DIM + 2]."""
+    d = tl.arange(0, WIDTH)[None, :]
+    place_ptr = parts_ptr + line[:, None] * (HEAD_DIM + 2)
+    tl.store(place_ptr + d, acc, live[:, None] & (d < HEAD_DIM))
+    tl.store(place_ptr + HEAD_DIM, m, live[:, None])
+    tl.store(place_ptr + HEAD_DIM + 1, tl.max(l, 1, keep_dims=True), live[:, None])
+
+
+@triton.jit
+def _merge_parts(
+    parts_ptr, out_ptr, first_head, row, kv_head, heads, begin, num_segments,
+    GROUP: tl.constexpr, HEAD_DIM: tl.constexpr, WIDTH: tl.constexpr,
+):  # fmt: skip
+    """Merge the segments of the heads of one kv head from left to right, and store the result.
+
+    A few are loaded at once, since a load is a trip to memory. Other programs wrote them: past the
+    L1.
+    """
+    AT_ONCE: tl.constexpr = 4
+    HEADS: tl.constexpr = triton.next_power_of_2(GROUP)
+    g = tl.arange(0, HEADS)
+    live = g < GROUP
+    d = tl.arange(0, WIDTH)[None, :]
+    inside = d < HEAD_DIM
+    m = tl.full([HEADS, 1], LEAST, tl.float32)
+    l = tl.zeros([HEADS, 1], tl.float32)
+    acc = tl.zeros([HEADS, WIDTH], tl.float32)
+    for first in range(0, num_segments, AT_ONCE):
+        for i in tl.static_range(AT_ONCE):
+            held = (live & (g * 0 + first + i < num_segments))[:, None]
+            line = ((begin + first + i) * tl.num_programs(0) + row).to(tl.int64) * heads
+            line = (line + kv_head * GROUP + g)[:, None] * (HEAD_DIM + 2)
+            part_ptr = parts_ptr + line
+            part = tl.load(part_ptr + d, held & inside, other=0.0, cache_modifier=".cg")
+            part_m = tl.load(part_ptr + HEAD_DIM, held, other=LEAST, cache_modifier=".cg")
+            part_l = tl.load(part_ptr + HEAD_DIM + 1, held, other=0.0, cache_modifier=".cg")
+            m, l, acc = _merge(m, l, acc, part_m, part_l, part)
+    _store_result(out_ptr, first_head + g, live, l, acc, HEAD_DIM, WIDTH)
