@@ -26,8 +26,8 @@ from ...reference.ops import KV_TILE, Batch
 from .kv import KVCache
 from .launch import let_next_come, next_power_of_2, num_processors, start, wait
 
-SEGMENT = 256
-"""Keys of a segment: 4 tiles."""
+SEGMENT = 128
+"""Keys of a segment: 2 tiles. Shorter ones are read by more programs, longer ones merged less."""
 PROGRAMS_PER_PROCESSOR = 4
 """Decode programs that one multiprocessor should have at least, by splitting rows."""
 LEAST = tl.constexpr(-3.4028234663852886e38)
@@ -55,7 +55,7 @@ def prefill_tiles(group: int, head_dim: int, dtype: torch.dtype) -> Tiles:
 def decode_tiles(group: int, head_dim: int, dtype: torch.dtype) -> Tiles:
     """Choose for one query of a sequence."""
     narrow = head_dim <= 128 and dtype != torch.float32
-    return Tiles(max(16, next_power_of_2(group)), warps=2, stages=5 if narrow else 2)
+    return Tiles(max(16, next_power_of_2(group)), warps=2, stages=4 if narrow else 2)
 
 
 def paged_attention(

@@ -39,19 +39,6 @@ def let_next_come(OVERLAPPED: tl.constexpr):
         tl.extra.cuda.gdc_launch_dependents()
 
 
-@triton.jit
-def ask_l2(ptr, num_bytes):
-    """Have num_bytes (a multiple of 16) at each pointer moved to the L2; returns at once."""
-    tl.inline_asm_elementwise(
-        "cp.async.bulk.prefetch.L2.global [$1], $2; mov.u32 $0, 0;",
-        "=r,l,r",
-        [ptr.to(tl.int64), tl.full(ptr.shape, 0, tl.int32) + num_bytes],
-        dtype=tl.int32,
-        is_pure=False,
-        pack=1,
-    )
-
-
 def start(
     kernel: Any,
     grid: tuple[int, ...],

@@ -10,7 +10,7 @@ K segments are multiplied apart, rounded, and added by the reference's own tree.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import triton
@@ -22,55 +22,15 @@ from ...reference.linear import add_tree, check_linear, cut_segments
 from ...reference.ops import PackedLinear
 from ...reference.sums import Sums, round_sums
 from .activation import silu_times
-from .launch import ask_l2, is_overlapped, let_next_come, num_processors, start, wait
+from .launch import let_next_come, num_processors, start, wait
+from .tiles import choose_tiles
 
-AHEAD_BYTES = 8 * 2**20
-"""Weights that a launch has moved to the L2 while the kernel in front of it ends."""
 GROUP_ROWS = 8
 """Tiles of rows that share a pass over the weights."""
 WOVEN = 8
 """Rows of gates, then rows of ups, that lie side by side in a gated weight: columns of a result
 that one thread of a matrix unit holds, so that gating a tile moves nothing."""
 LEAST_NORMAL = tl.constexpr(1.1754943508222875e-38)
-
-
-class Tiles(NamedTuple):
-    """How a matrix product is cut. `out` counts rows of weights: gates and ups."""
-
-    rows: int
-    out: int
-    k: int
-    warps: int
-    stages: int
-    copy_engine: bool = False
-    """Whether the copy engine moves tiles; bfloat16 only."""
-    programs: int = 1
-    """Programs on a processor, where the copy engine moves tiles."""
-
-
-def choose_tiles(rows: int, out_features: int, width: int, dtype: torch.dtype) -> Tiles:
-    """Choose for x [rows, width] and a weight [out_features, width]; no choice changes a bit.
-
-    Measured on an H200; see docs/journal.md.
-    """
-    if dtype == torch.float32:
-        return Tiles(16 if rows <= 16 else 64, 32, 32, 4, 2)
-    if rows > 512:
-        return Tiles(128, 256, 64, 8, 4, copy_engine=True)
-    wide = out_features >= 16384
-    if rows <= 16:
-        return Tiles(16, 32 if out_features < 65536 else 64, 256, 4, 4 - wide)
-    if rows <= 32:
-        return Tiles(32, 64 if wide else 32, 128 if wide else 256, 4, 4, copy_engine=not wide)
-    if rows <= 64:
-        if wide:
-            return Tiles(64, 128, 128, 4, 4, copy_engine=True)
-        return Tiles(64, 32 if out_features <= 4096 else 64, 256, 4, 3, copy_engine=True)
-    if rows <= 128:
-        return Tiles(64, 128 if out_features > 4096 else 64, 128, 4, 4, copy_engine=True)
-    if wide:
-        return Tiles(128, 256, 64, 8, 4, copy_engine=True)
-    return Tiles(128, 128 if out_features > 4096 else 64, 64, 8, 5, copy_engine=True)
 
 
 def pack_linear(
@@ -161,8 +121,7 @@ def _multiply(x: Tensor, weight: Tensor, bias: Tensor | None, *, is_gated: bool)
     start(
         _multiply_moved if is_moved else _multiply_loaded,
         (min(num_tiles, num_processors() * tiles.programs) if is_moved else num_tiles,),
-        *(*sources, weight, bias_ptr, out, rows, out_features, width, x.stride(0)),
-        _ahead(weight, tiles),
+        *(*sources, bias_ptr, out, rows, out_features, width, x.stride(0)),
         ROWS=tiles.rows,
         OUT=tiles.out,
         K=tiles.k,
@@ -171,7 +130,6 @@ def _multiply(x: Tensor, weight: Tensor, bias: Tensor | None, *, is_gated: bool)
         HAS_BIAS=bias is not None,
         IS_GATED=is_gated,
         WOVEN=WOVEN,
-        THREADS=tiles.warps * 32,
         warps=tiles.warps,
         stages=tiles.stages,
     )
@@ -181,15 +139,6 @@ def _multiply(x: Tensor, weight: Tensor, bias: Tensor | None, *, is_gated: bool)
 def _is_aligned(x: Tensor) -> bool:
     """Return whether the copy engine can read x: whole 16 bytes everywhere."""
     return x.stride(0) % 8 == 0 and x.shape[1] % 8 == 0 and x.data_ptr() % 16 == 0
-
-
-def _ahead(weight: Tensor, tiles: Tiles) -> int:
-    """Return how many elements a thread asks for in advance: a part of a row of weights."""
-    parts = max(1, tiles.warps * 32 // tiles.out)
-    num_rows, width = weight.shape
-    if not is_overlapped() or width % (8 * parts):
-        return 0
-    return min(width, AHEAD_BYTES // (num_rows * weight.element_size())) // (8 * parts) * 8
 
 
 @triton.jit
@@ -203,25 +152,6 @@ def _tile_of(
     size = tl.minimum(row_tiles - first, GROUP)
     inside = program % (GROUP * out_tiles)
     return first + inside % size, inside // size
-
-
-@triton.jit
-def _ask_ahead(
-    weight_ptr, rows, out_features, width, ahead,
-    ROWS: tl.constexpr, OUT: tl.constexpr, GROUP: tl.constexpr, THREADS: tl.constexpr,
-    OVERLAPPED: tl.constexpr,
-):  # fmt: skip
-    """Have the beginning of each row of a tile's weights moved to the L2: ahead elements a thread.
-
-    Weights are never written, so this may come before `wait`.
-    """
-    if OVERLAPPED and ahead > 0:
-        row_tile, out_tile = _tile_of(tl.program_id(0), rows, out_features, ROWS, OUT, GROUP)
-        if row_tile == 0:
-            thread = tl.arange(0, THREADS)
-            row = out_tile * OUT + thread % OUT
-            row = tl.where(row < out_features, row, 0).to(tl.int64)
-            ask_l2(weight_ptr + row * width + thread // OUT * ahead, ahead * 2)
 
 
 @triton.jit
@@ -257,15 +187,14 @@ def _round(total, KIND: tl.constexpr):
     return tl.where(tl.abs(total) < LEAST_NORMAL, total * 0.0, total).to(KIND)
 
 
-@triton.jit(do_not_specialize=["rows", "ahead"])
+@triton.jit(do_not_specialize=["rows"])
 def _multiply_loaded(
-    x_ptr, stored_ptr, weight_ptr, bias_ptr, out_ptr, rows, out_features, width, stride_x, ahead,
+    x_ptr, weight_ptr, bias_ptr, out_ptr, rows, out_features, width, stride_x,
     ROWS: tl.constexpr, OUT: tl.constexpr, K: tl.constexpr, GROUP: tl.constexpr,
     IS_EVEN: tl.constexpr, HAS_BIAS: tl.constexpr, IS_GATED: tl.constexpr, WOVEN: tl.constexpr,
-    THREADS: tl.constexpr, OVERLAPPED: tl.constexpr,
+    OVERLAPPED: tl.constexpr,
 ):  # fmt: skip
     """One tile, loaded by threads: any shape, any dtype."""
-    _ask_ahead(weight_ptr, rows, out_features, width, ahead, ROWS, OUT, GROUP, THREADS, OVERLAPPED)
     wait(OVERLAPPED)
     row_tile, out_tile = _tile_of(tl.program_id(0), rows, out_features, ROWS, OUT, GROUP)
     row = row_tile * ROWS + tl.arange(0, ROWS)
@@ -294,16 +223,14 @@ def _multiply_loaded(
     )  # fmt: skip
 
 
-@triton.jit(do_not_specialize=["rows", "ahead"])
+@triton.jit(do_not_specialize=["rows"])
 def _multiply_moved(
-    x_tiles, weight_tiles, weight_ptr, bias_ptr, out_ptr,
-    rows, out_features, width, stride_x, ahead,
+    x_tiles, weight_tiles, bias_ptr, out_ptr, rows, out_features, width, stride_x,
     ROWS: tl.constexpr, OUT: tl.constexpr, K: tl.constexpr, GROUP: tl.constexpr,
     IS_EVEN: tl.constexpr, HAS_BIAS: tl.constexpr, IS_GATED: tl.constexpr, WOVEN: tl.constexpr,
-    THREADS: tl.constexpr, OVERLAPPED: tl.constexpr,
+    OVERLAPPED: tl.constexpr,
 ):  # fmt: skip
     """Every n-th tile, moved by the copy engine, which gives zeros beyond the edges."""
-    _ask_ahead(weight_ptr, rows, out_features, width, ahead, ROWS, OUT, GROUP, THREADS, OVERLAPPED)
     wait(OVERLAPPED)
     num_tiles = tl.cdiv(rows, ROWS) * tl.cdiv(out_features, OUT)
     for tile in tl.range(tl.program_id(0), num_tiles, tl.num_programs(0), flatten=True):

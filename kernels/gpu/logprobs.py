@@ -26,7 +26,7 @@ from .candidates import (
     value_of,
     weights,
 )
-from .launch import next_power_of_2, start, wait
+from .launch import let_next_come, next_power_of_2, start, wait
 from .math import log
 
 OWN = 32
@@ -73,6 +73,7 @@ def _scan(
 ):  # fmt: skip
     """Scan a chunk; the first program of a row also clears its sums."""
     wait(OVERLAPPED)
+    let_next_come(OVERLAPPED)
     row, chunk = tl.program_id(0).to(tl.int64), tl.program_id(1)
     row_ptr = logits_ptr + row * stride_logits
     scan_chunk(row_ptr, vocab, partials_ptr + row * KINDS * chunks, chunks, chunk, CHUNK)
@@ -88,6 +89,7 @@ def _measure(
 ):  # fmt: skip
     """Add a chunk's mass, and its tokens above the one asked for; list its greatest."""
     wait(OVERLAPPED)
+    let_next_come(OVERLAPPED)
     row, chunk = tl.program_id(0).to(tl.int64), tl.program_id(1)
     partials_ptr += row * KINDS * chunks
     row_ptr = logits_ptr + row * stride_logits
@@ -132,6 +134,7 @@ def _place(
 ):  # fmt: skip
     """Write a row's results: the first program the token's, each one what its chunk listed."""
     wait(OVERLAPPED)
+    let_next_come(OVERLAPPED)
     row, chunk = tl.program_id(0).to(tl.int64), tl.program_id(1)
     best, _, is_good = summary(partials_ptr + row * KINDS * chunks, chunks, CHUNKS)
     top = value_of(best)

@@ -37,7 +37,7 @@ from .candidates import (
     value_of,
     weights,
 )
-from .launch import next_power_of_2, start, wait
+from .launch import let_next_come, next_power_of_2, start, wait
 from .logprobs import logprobs
 from .math import log
 from .philox import block_words, gumbel, token_words
@@ -64,8 +64,9 @@ KINDS = tl.constexpr(4)
 NO_LIMIT = tl.constexpr(2**62)
 NO_WEIGHT = tl.constexpr(30.0)
 """At this distance the weight is surely 0: exp(-30) < 2^-40."""
-_COUNT_BITS = tl.constexpr(51)
-_ONE = tl.constexpr(1 << 51)
+COUNT_BITS = tl.constexpr(51)
+ONE = tl.constexpr(2**51)
+"""A count of one beside the masses of up to 2,048 candidates, 2^40 each at most."""
 _MIN_NORMAL = tl.constexpr(MIN_NORMAL)
 
 
@@ -89,7 +90,8 @@ def sample(logits: Tensor, rows: SamplingRows) -> Tensor:
     for level in range(LEVELS):
         start(_weigh, grid, *of_rows, LEVEL=level, CHUNK=chunk, TILE=min(TILE, chunk), **sizes)
     levels = {"LEVELS": LEVELS, **sizes}
-    start(_draw, grid, *of_rows, items, capacity, CHUNK=chunk, **levels)
+    warps = max(4, chunk // 512)
+    start(_draw, grid, *of_rows, items, capacity, CHUNK=chunk, warps=warps, **levels)
     start(_finish, (num_rows,), *of_rows, items, capacity, out, TILE=TILE, warps=8, **levels)
     return out
 
@@ -103,6 +105,7 @@ def _scan(
 ):  # fmt: skip
     """Scan a chunk; the first program of a row also fills its line."""
     wait(OVERLAPPED)
+    let_next_come(OVERLAPPED)
     row, chunk = tl.program_id(0).to(tl.int64), tl.program_id(1)
     row_ptr = logits_ptr + row * stride_logits
     scan_chunk(row_ptr, vocab, partials_ptr + row * KINDS * chunks, chunks, chunk, CHUNK)
@@ -232,7 +235,7 @@ def _values(row_ptr, tokens, vocab, temperature):
 
 @triton.jit
 def _settled(values):
-    """Return values [n]; what is made of them in two dimensions does not compute them anew."""
+    """Return values [n], in a way that Triton 3.6 does not compute anew for each of WAYS."""
     return tl.max(tl.join(values, values), 1)
 
 
@@ -244,6 +247,7 @@ def _weigh(
 ):  # fmt: skip
     """Add up counts and masses of a chunk's candidates in the interval, from each threshold on."""
     wait(OVERLAPPED)
+    let_next_come(OVERLAPPED)
     row, chunk = tl.program_id(0).to(tl.int64), tl.program_id(1)
     line_ptr, partials_ptr = lines_ptr + row * LINE, partials_ptr + row * KINDS * chunks
     temperature, filters = _float(line_ptr), _filters(line_ptr)
@@ -263,12 +267,11 @@ def _weigh(
         tokens = begin + tl.arange(0, TILE)
         x = _values(row_ptr, tokens, vocab, temperature)
         inside = (x >= low) & (x < upper) & (tokens < vocab)
-        mass = _settled(tl.where(inside, weights(x - bounds[0]) + _ONE, 0))
+        mass = _settled(tl.where(inside, weights(x - bounds[0]) + ONE, 0))
         sums += tl.where(x[:, None] >= thresholds[None, :], mass[:, None], 0)
     sums_ptr = line_ptr + SUMS + LEVEL * 2 * WAYS + tl.arange(0, WAYS)
-    total = tl.sum(sums, 0)
-    tl.atomic_add(sums_ptr, total >> _COUNT_BITS, sem="relaxed")
-    tl.atomic_add(sums_ptr + WAYS, total & (_ONE - 1), sem="relaxed")
+    tl.atomic_add(sums_ptr, tl.sum(sums >> COUNT_BITS, 0), sem="relaxed")
+    tl.atomic_add(sums_ptr + WAYS, tl.sum(sums & (ONE - 1), 0), sem="relaxed")
 
 
 @triton.jit
@@ -285,6 +288,7 @@ def _draw(
 ):  # fmt: skip
     """Draw among a chunk's tokens that are kept for sure; list those in question."""
     wait(OVERLAPPED)
+    let_next_come(OVERLAPPED)
     row, chunk = tl.program_id(0).to(tl.int64), tl.program_id(1)
     line_ptr, partials_ptr = lines_ptr + row * LINE, partials_ptr + row * KINDS * chunks
     temperature, filters = _float(line_ptr), _filters(line_ptr)
@@ -419,6 +423,7 @@ def _finish(
 ):  # fmt: skip
     """Write the token of a row."""
     wait(OVERLAPPED)
+    let_next_come(OVERLAPPED)
     row = tl.program_id(0).to(tl.int64)
     line_ptr, partials_ptr = lines_ptr + row * LINE, partials_ptr + row * KINDS * chunks
     token, is_drawn, bounds = _open(line_ptr, partials_ptr, chunks, CHUNKS)
