@@ -5,7 +5,7 @@ HOST ?= 127.0.0.1
 PORT ?= 8000
 MINUTES ?= 5
 
-.PHONY: serve test check fuzz bench format demo clean
+.PHONY: serve test check fuzz bench bench-gpu format demo clean
 
 serve: .venv/.runtime
 	$(BIN)/quire serve --host $(HOST) --port $(PORT)
@@ -27,6 +27,10 @@ bench: .venv/.dev
 	$(BIN)/python -m quire.benchmarks.kernels
 	$(BIN)/python -m quire.benchmarks.attention
 	$(BIN)/python -m quire.benchmarks.offline
+
+# Needs an NVIDIA GPU, and a PyTorch that was built for it.
+bench-gpu: .venv/.dev
+	$(BIN)/python -m quire.benchmarks.gpu
 
 demo: .venv/.dev
 	$(BIN)/python -m quire.demo.train

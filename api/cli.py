@@ -38,7 +38,7 @@ HELP = {
     "backend": "reference: everything in pure PyTorch, on a CPU",
     "max_model_len": "most tokens of a request, prompt and answer together",
     "max_num_seqs": "most requests in a step",
-    "max_num_batched_tokens": "most tokens in a step",
+    "max_num_batched_tokens": "most tokens in a step; not given: 8192 on a GPU, 2048 on a CPU",
     "block_size": "tokens in a KV block",
     "num_kv_blocks": "KV blocks",
     "kv_cache_bytes": "memory for KV blocks, as 2GiB or a number",

@@ -10,7 +10,8 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -83,7 +84,7 @@ def products(shape: ModelShape) -> Iterator[tuple[int, int, bool]]:
     yield shape.vocab, shape.hidden, False
 
 
-def graph_us(calls: list[Callable[[], Tensor]]) -> float:
+def graph_us(calls: Sequence[Callable[[], Tensor]]) -> float:
     """Return the median microseconds of one of calls, replayed as one CUDA graph."""
     for call in calls:
         call()
@@ -101,7 +102,7 @@ def graph_us(calls: list[Callable[[], Tensor]]) -> float:
         end.record()
         end.synchronize()
         times.append(start.elapsed_time(end))
-    return statistics.median(times) * 1e3 / len(calls)
+    return float(statistics.median(times)) * 1e3 / len(calls)
 
 
 def measure(
@@ -123,7 +124,7 @@ def measure(
     found = []
     for tiles in CANDIDATES[bucket]:
         with mock.patch.object(gpu_linear(), "choose_tiles", lambda *_, tiles=tiles: tiles):
-            calls = [lambda w=w: multiply(x, w) for w in weights * (8 // copies or 1)]
+            calls = [partial(multiply, x, weight) for weight in weights * (8 // copies or 1)]
             try:
                 found.append((graph_us(calls), tiles))
             except Exception as error:  # does not fit: shared memory, registers

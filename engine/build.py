@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from msgspec.structs import replace
 
 from ..reference.decoder import DecoderConfig
 from .config import EngineConfig
@@ -22,7 +23,7 @@ from .errors import CheckpointError, ConfigError
 from .executor.inline import InlineExecutor
 from .models.loader import load_model
 from .models.registry import ModelConfig, read_model_config
-from .opset import choose_device, choose_ops, choose_sums, refuse_shape
+from .opset import Device, choose_device, choose_ops, choose_sums, refuse_shape
 from .sched.scheduler import Scheduler, SchedulerLimits
 
 logger = logging.getLogger("quire")
@@ -50,6 +51,7 @@ def build_engine(config: EngineConfig) -> EngineParts:
     """
     path = resolve_model(config.model)
     device = choose_device(config.device, config.backend, config.bfloat16_sums)
+    config = fill_defaults(config, device)
     sums = choose_sums(config.bfloat16_sums, device)
     if device == "cpu":
         logger.info("Products of bfloat16 are added in %s", sums)
@@ -60,10 +62,11 @@ def build_engine(config: EngineConfig) -> EngineParts:
         gpu = torch.device("cuda", torch.cuda.current_device())
         made = make_gpu_runner(config, model_config, gpu)
     runner, num_blocks, max_model_len = made
-    overlap = config.overlap or (1 if device == "cpu" else 2)
+    overlap, max_num_batched_tokens = config.overlap, config.max_num_batched_tokens
+    assert overlap is not None and max_num_batched_tokens is not None
     limits = SchedulerLimits(
         max_num_seqs=config.max_num_seqs,
-        max_num_batched_tokens=config.max_num_batched_tokens,
+        max_num_batched_tokens=max_num_batched_tokens,
         max_model_len=max_model_len,
         block_size=config.block_size,
         num_blocks=num_blocks,
@@ -79,6 +82,16 @@ def build_engine(config: EngineConfig) -> EngineParts:
         vocab_size=model_config.vocab_size,
         max_model_len=max_model_len,
         eos_token_ids=model_config.eos_token_ids,
+    )
+
+
+def fill_defaults(config: EngineConfig, device: Device) -> EngineConfig:
+    """Return config with a number where the device decides."""
+    on_cpu = device == "cpu"
+    return replace(
+        config,
+        overlap=config.overlap or (1 if on_cpu else 2),
+        max_num_batched_tokens=config.max_num_batched_tokens or (2048 if on_cpu else 8192),
     )
 
 
@@ -115,6 +128,7 @@ def make_gpu_runner(
 
     Everything before the KV memory, which takes what is left, is measured by running it.
     """
+    assert config.max_num_batched_tokens is not None, "fill_defaults comes first"
     clock = _StartClock()
     ops = choose_ops("cuda", config.backend)
     reason = refuse_shape(ops, model_config.decoder.head_dim)

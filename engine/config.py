@@ -42,7 +42,8 @@ class EngineConfig(Struct, frozen=True, kw_only=True):
     max_model_len: int | None = None
     """None: the checkpoint's, or less where the KV memory does not hold it."""
     max_num_seqs: int = 256
-    max_num_batched_tokens: int = 2048
+    max_num_batched_tokens: int | None = None
+    """Most tokens in a step. None: 2,048 on a CPU, 8,192 on a GPU."""
     block_size: int = 16
     num_kv_blocks: int | None = None
     """None: as many as kv_cache_bytes hold."""
@@ -82,12 +83,13 @@ class EngineConfig(Struct, frozen=True, kw_only=True):
             if value not in get_args(kind):
                 raise ConfigError(f"{name} is {value!r}: it must be one of {get_args(kind)}.")
         _integer(self, "max_num_seqs", 1, 65536)
-        _integer(self, "max_num_batched_tokens", 1, 2**24)
         _integer(self, "block_size", 1, 1024)
         if self.overlap is not None:
             _integer(self, "overlap", 1, 2)
         _integer(self, "linear_segments", 1, 64)
         _integer(self, "seed", 0, 2**63 - 1)
+        if self.max_num_batched_tokens is not None:
+            _integer(self, "max_num_batched_tokens", 1, 2**24)
         for name in ("max_model_len", "num_kv_blocks", "kv_cache_bytes", "num_threads"):
             if getattr(self, name) is not None:
                 _integer(self, name, 1, 2**62)

@@ -10,6 +10,7 @@ from typing import Any, cast
 
 from .build import build_engine
 from .config import EngineConfig
+from .core import EngineCore
 from .errors import ParamsError
 from .front import Front
 from .params import SamplingParams
@@ -133,9 +134,14 @@ class LLM:
             self._front.deliver(self._front.core.land(), now_s)
 
     @property
+    def core(self) -> EngineCore:
+        """Scheduler and executor, to drive by hand while no call of generate runs."""
+        return self._front.core
+
+    @property
     def scheduler(self) -> Scheduler:
         """The scheduler, to read its counters."""
-        return self._front.core.scheduler
+        return self.core.scheduler
 
     def reset_prefix_cache(self) -> bool:
         """Forget all cached prefixes; False (and nothing done) while requests are running."""

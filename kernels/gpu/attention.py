@@ -28,8 +28,11 @@ from .launch import let_next_come, next_power_of_2, num_processors, start, wait
 
 SEGMENT = 128
 """Keys of a segment: 2 tiles. Shorter ones are read by more programs, longer ones merged less."""
-PROGRAMS_PER_PROCESSOR = 4
-"""Decode programs that one multiprocessor should have at least, by splitting rows."""
+ENOUGH_PROGRAMS = 2
+"""Decode programs for each multiprocessor from which on sequences are not split."""
+MOST_PROGRAMS = 16
+"""Programs for each multiprocessor into which they are split where they are fewer."""
+MOST_HEAD_DIM = 256
 LEAST = tl.constexpr(-3.4028234663852886e38)
 """The greatest score of nothing; finite, so that no difference of two is NaN."""
 ONES = tl.constexpr(16)
@@ -56,6 +59,13 @@ def decode_tiles(group: int, head_dim: int, dtype: torch.dtype) -> Tiles:
     """Choose for one query of a sequence."""
     narrow = head_dim <= 128 and dtype != torch.float32
     return Tiles(max(16, next_power_of_2(group)), warps=2, stages=4 if narrow else 2)
+
+
+def refuse_head_dim(head_dim: int) -> str | None:
+    """Return why there is no kernel for a head_dim; None where there is one."""
+    if head_dim <= MOST_HEAD_DIM:
+        return None
+    return f"its head_dim is {head_dim}: attention on a GPU takes at most {MOST_HEAD_DIM}."
 
 
 def paged_attention(
@@ -107,9 +117,9 @@ def _decode(
     _, kv_heads, block_size, _ = cache.keys.shape
     rows = len(batch.kv_lens)
     num_segments = triton.cdiv(batch.block_tables.shape[1] * block_size, SEGMENT)
-    wanted = PROGRAMS_PER_PROCESSOR * num_processors() // max(1, rows * kv_heads)
-    splits = min(num_segments, max(1, wanted))
-    is_split = splits > 1 and rows * kv_heads <= len(cache.counters)
+    programs = max(1, rows * kv_heads)
+    splits = min(num_segments, MOST_PROGRAMS * num_processors() // programs)
+    is_split = splits > 1 and programs < ENOUGH_PROGRAMS * num_processors()
     parts = out
     if is_split:
         shape = (num_segments, rows, heads, head_dim + 2)
@@ -345,7 +355,7 @@ def _merge_parts(
     A few are loaded at once, since a load is a trip to memory. Other programs wrote them: past the
     L1.
     """
-    AT_ONCE: tl.constexpr = 4
+    AT_ONCE: tl.constexpr = 12
     HEADS: tl.constexpr = triton.next_power_of_2(GROUP)
     g = tl.arange(0, HEADS)
     live = g < GROUP

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from quire import reference
 from quire.fuzz.kernel_cases import (
+    Flavour,
     LogitsCase,
     assert_same_bits,
     logits_cases,
@@ -64,14 +65,14 @@ def join(*parts: SamplingRows) -> SamplingRows:
     return SamplingRows(*(torch.cat(fields) for fields in zip(*parts, strict=True)))
 
 
-@settings(max_examples=35)
+@settings(max_examples=80)
 @given(case=logits_cases)
 def test_sample_equals_the_reference_on_every_input(device: str, case: LogitsCase) -> None:
     tokens = sample_both(case.make_logits(), case.make_rows(), device)
     assert all(-1 <= token < case.vocab for token in tokens)
 
 
-@settings(max_examples=25)
+@settings(max_examples=40)
 @given(case=logits_cases, data=st.data())
 def test_logprobs_equal_the_reference_on_every_input(
     device: str, case: LogitsCase, data: st.DataObject
@@ -99,11 +100,11 @@ def make_mixed_rows() -> SamplingRows:
 
 @pytest.mark.parametrize("chunk", [64, 256, 1024], indirect=True)
 @pytest.mark.parametrize("flavour", ["normal", "ties"])
-def test_the_cut_into_chunks_changes_no_bit(device: str, chunk: int, flavour: str) -> None:
+def test_the_cut_into_chunks_changes_no_bit(device: str, chunk: int, flavour: Flavour) -> None:
     del chunk
-    logits = make_floats(3, (len(MIXED), 700), flavour) * 2  # type: ignore[arg-type]  # literal
+    logits = make_floats(3, (len(MIXED), 500), flavour) * 2
     sample_both(logits, make_mixed_rows(), device)
-    logprobs_both(logits, [-1, 0, 699, 700, 5, 64, 63, 300], 70, device)
+    logprobs_both(logits, [-1, 0, 499, 500, 5, 64, 63, 300], 70, device)
 
 
 @pytest.mark.parametrize("capacity", [1, 40])
@@ -203,21 +204,24 @@ def test_infinities_and_overflow_are_decided_greedily(device: str, chunk: int) -
 
 def test_top_p_counts_the_least_weight_and_rounds_its_limit_up(device: str) -> None:
     # Weights 2^40, 2^40 and 1: half the total is 2^40 + 1/2, above what stands before token 1.
-    logits = torch.tensor([[0.0, 0.0, -27.5], [0.0, 0.0, -28.0]]).repeat(12, 1)
-    sample_both(logits, make_sampling_rows(24, filters=(0, 0.5, 0.0)), device)
+    logits = torch.tensor([[0.0, 0.0, -27.5], [0.0, 0.0, -28.0]]).repeat(4, 1)
+    sample_both(logits, make_sampling_rows(8, filters=(0, 0.5, 0.0)), device)
     for top_p in (1e-40, 2.0**-24, 1 - 2.0**-24):
-        sample_both(logits, make_sampling_rows(24, filters=(0, top_p, 0.0)), device)
-        sample_both(logits, make_sampling_rows(24, filters=(2, top_p, 0.0)), device)
+        sample_both(logits, make_sampling_rows(8, filters=(0, top_p, 0.0)), device)
+        sample_both(logits, make_sampling_rows(8, filters=(2, top_p, 0.0)), device)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_large_vocabularies(device: str, dtype: torch.dtype) -> None:
-    logits = (make_floats(9, (4, 20_001), "normal") * 3).to(dtype)
-    logits[1, 17_777] = 25.0
+    logits = (make_floats(9, (4, 12_001), "normal") * 3).to(dtype)
+    logits[1, 7_777] = 25.0
     logits[2] = logits[2, 0]
-    parts = [make_sampling_rows(2, temperature=0.9, filters=f) for f in MIXED[4:6] for f in f[1:]]
+    parts = [
+        make_sampling_rows(2, temperature=0.9, filters=filters)
+        for filters in ((0, 0.9, 0.0), (20, 0.95, 0.0))
+    ]
     sample_both(logits, join(*parts), device)
-    logprobs_both(logits, [0, 20_000, 7, -1], 20, device)
+    logprobs_both(logits, [0, 12_000, 7, -1], 20, device)
 
 
 def test_many_flat_rows_overflow_no_sum(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
