@@ -7,6 +7,7 @@ runs them, two in flight: the time between two results. Times of the host are th
 
 from __future__ import annotations
 
+import gc
 import statistics
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from typing import Any, NamedTuple
 from unittest import mock
 
 import numpy as np
+import torch
 
 from ..engine.core import EngineCore
 from ..engine.device.runner import ModelRunner
@@ -172,17 +174,17 @@ def offline(llm: LLM, count: int, prompt: int, output: int) -> dict[str, Any]:
     return {"s": seconds, "output_tokens_per_s": count * output / seconds}
 
 
-def open_model(shape: ModelShape, folder: Path, **options: Any) -> LLM:
-    """Fill a model of a shape with random weights."""
-    write_checkpoint(shape, folder)
-    common: dict[str, Any] = {"max_model_len": 9216, "max_num_batched_tokens": 8192}
-    return LLM(
-        str(folder),
-        load_format="dummy",
-        device="cuda",
-        skip_tokenizer_init=True,
-        **(common | options),
-    )
+@contextmanager
+def open_model(shape: ModelShape, **options: Any) -> Iterator[LLM]:
+    """Fill a model of a shape with random weights; give the GPU's memory back in the end."""
+    common: dict[str, Any] = {"max_model_len": 9216, "device": "cuda", "load_format": "dummy"}
+    with tempfile.TemporaryDirectory() as folder:
+        write_checkpoint(shape, Path(folder))
+        with LLM(folder, skip_tokenizer_init=True, **(common | options)) as llm:
+            yield llm
+        del llm
+    gc.collect()
+    torch.cuda.empty_cache()
 
 
 def seconds_to_first_token(shape: ModelShape) -> float:
@@ -202,10 +204,7 @@ def seconds_to_first_token(shape: ModelShape) -> float:
 
 def main() -> None:
     """Answer one request with a model of the shape that is named: for seconds_to_first_token."""
-    with (
-        tempfile.TemporaryDirectory() as folder,
-        open_model(SHAPES[sys.argv[1]], Path(folder)) as llm,
-    ):
+    with open_model(SHAPES[sys.argv[1]]) as llm:
         llm.generate([[1, 2, 3]], SamplingParams(max_tokens=1, detokenize=False), use_tqdm=False)
         print("first token", flush=True)
 

@@ -30,14 +30,15 @@ class ModelShape(NamedTuple):
     head_dim: int
     rope_theta: float
     tied: bool
+    qk_norm: bool
 
 
 SHAPES = {
     shape.name: shape
     for shape in (
-        ModelShape("qwen3-0.6b", "qwen3", 151936, 1024, 3072, 28, 16, 8, 128, 1e6, True),
-        ModelShape("qwen3-8b", "qwen3", 151936, 4096, 12288, 36, 32, 8, 128, 1e6, False),
-        ModelShape("llama3-8b", "llama", 128256, 4096, 14336, 32, 32, 8, 128, 5e5, False),
+        ModelShape("qwen3-0.6b", "qwen3", 151936, 1024, 3072, 28, 16, 8, 128, 1e6, True, True),
+        ModelShape("qwen3-8b", "qwen3", 151936, 4096, 12288, 36, 32, 8, 128, 1e6, False, True),
+        ModelShape("llama3-8b", "llama", 128256, 4096, 14336, 32, 32, 8, 128, 5e5, False, False),
     )
 }
 
@@ -67,11 +68,28 @@ def write_checkpoint(shape: ModelShape, folder: Path) -> None:
     (folder / "config.json").write_text(json.dumps(config))
 
 
+def matrices(shape: ModelShape) -> dict[str, tuple[int, int]]:
+    """Return (out, in) of a layer's matrices, fused as every engine has them, and the head's."""
+    heads, kv = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
+    return {
+        "qkv": (heads + 2 * kv, shape.hidden),
+        "o": (shape.hidden, heads),
+        "gate_up": (2 * shape.intermediate, shape.hidden),
+        "down": (shape.hidden, shape.intermediate),
+        "head": (shape.vocab, shape.hidden),
+    }
+
+
 def matrix_parameters(shape: ModelShape) -> int:
     """Return the weights that every token is multiplied by: all layers and the head."""
     heads, kv = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
     layer = shape.hidden * (2 * heads + 2 * kv + 3 * shape.intermediate)
     return shape.layers * layer + shape.vocab * shape.hidden
+
+
+def weight_bytes(shape: ModelShape) -> int:
+    """Return the bytes of weights that a decode step reads; no rows of the embedding, no norms."""
+    return 2 * matrix_parameters(shape)
 
 
 def flops_per_token(shape: ModelShape) -> int:
@@ -91,9 +109,15 @@ def kv_bytes_per_token(shape: ModelShape) -> int:
     return 4 * shape.layers * shape.kv_heads * shape.head_dim
 
 
-def decode_floor_ms(shape: ModelShape, batch: int, context: int) -> float:
+def decode_floor_ms(
+    shape: ModelShape,
+    batch: int,
+    context: int,
+    bandwidth: float = BYTES_PER_S,
+    flops: float = FLOP_PER_S,
+) -> float:
     """Return the least time of a decode step: weights, or their arithmetic; keys and values."""
-    weights_s = 2 * matrix_parameters(shape) / BYTES_PER_S
-    arithmetic_s = batch * flops_per_token(shape) / FLOP_PER_S
-    kv_s = batch * context * kv_bytes_per_token(shape) / BYTES_PER_S
+    weights_s = weight_bytes(shape) / bandwidth
+    arithmetic_s = batch * flops_per_token(shape) / flops
+    kv_s = batch * context * kv_bytes_per_token(shape) / bandwidth
     return (max(weights_s, arithmetic_s) + kv_s) * 1e3

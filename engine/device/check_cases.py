@@ -3,7 +3,8 @@
 Sums are of numbers for which no order and no rounding matters: small integers, roots that are
 powers of two, scores that are integers as powers of two. What has no sums takes any numbers. Each
 case is a function of (ops, device, shape) that returns tensors; a case never looks at the other
-implementation. Pure but for memory of its own.
+implementation. Two cases of any numbers return whether the law holds, which the reference keeps.
+Pure but for memory of its own.
 """
 
 from __future__ import annotations
@@ -131,6 +132,16 @@ def linear(rows: int, segments: int, *, biased: bool) -> Run:
     return run
 
 
+def linear_alone(ops: Ops, device: Device, shape: Shape) -> tuple[Tensor, ...]:
+    """Whether rows of any numbers keep their bits whatever number of rows is multiplied."""
+    x = torch.randn((600, 192), generator=_generator(28)).to(shape.dtype).to(device)
+    weight = torch.randn((80, 192), generator=_generator(29)).to(shape.dtype).to(device)
+    packed = ops.pack_linear(weight, None, sums=shape.sums)
+    whole = ops.linear(x, packed)
+    counts = (1, 2, 16, 17, 40, 65, 130, 300)
+    return (torch.tensor([torch.equal(ops.linear(x[:n], packed), whole[:n]) for n in counts]),)
+
+
 def gated_linear(ops: Ops, device: Device, shape: Shape) -> tuple[Tensor, ...]:
     """Small integers before the gate."""
     x = _integers(5, 3, TOKENS, 192).to(shape.dtype).to(device)
@@ -204,17 +215,49 @@ def attention(rows: list[tuple[int, int]], window: int = 0) -> Run:
         q = torch.zeros((sum(counts), KV_HEADS * shape.group, head_dim))
         at = torch.rand(q.shape, generator=_generator(22)).argsort(-1)[..., :3]
         q = q.scatter(-1, at, _signs(23, *at.shape)).to(shape.dtype).to(device)
-        batch = Batch(
-            positions=torch.cat([torch.arange(k - n, k) for n, k in rows]).int().to(device),
-            places=torch.zeros(sum(counts), dtype=torch.int64, device=device),
-            query_starts=_ints([0, *counts]).cumsum(0, dtype=torch.int32).to(device),
-            kv_lens=_ints(kv_lens).to(device),
-            slots=_ints(list(range(len(rows)))).to(device),
-            block_tables=tables.int().to(device),
-        )
+        batch = _batch(rows, tables, device)
         return (ops.paged_attention(q, cache, batch, scale=1.0 / LOG2_E, window=window),)
 
     return run
+
+
+def _batch(rows: list[tuple[int, int]], tables: Tensor, device: Device) -> Batch:
+    """A batch for paged_attention of (queries, keys). tables: [rows, max_blocks]."""
+    counts = [queries for queries, _ in rows]
+    return Batch(
+        positions=torch.cat([torch.arange(k - n, k) for n, k in rows]).int().to(device),
+        places=torch.zeros(sum(counts), dtype=torch.int64, device=device),
+        query_starts=_ints([0, *counts]).cumsum(0, dtype=torch.int32).to(device),
+        kv_lens=_ints([keys for _, keys in rows]).to(device),
+        slots=_ints(list(range(len(rows)))).to(device),
+        block_tables=tables.int().to(device),
+    )
+
+
+def attention_alone(ops: Ops, device: Device, shape: Shape) -> tuple[Tensor, ...]:
+    """Whether tokens of any numbers have their bits in a chunk, in a smaller one, and alone."""
+    num_blocks = -(-300 // shape.block_size)
+    tables = torch.randperm(num_blocks, generator=_generator(30)).view(1, -1)
+    cache = ops.new_kv_cache(
+        num_blocks,
+        shape.block_size,
+        KV_HEADS,
+        shape.head_dim,
+        shape.dtype,
+        sums=shape.sums,
+        device=device,
+    )
+    _write(ops, cache, num_blocks * shape.block_size, device, shape)
+    q = torch.randn((40, KV_HEADS * shape.group, shape.head_dim), generator=_generator(31))
+    q = q.to(shape.dtype).to(device)
+
+    def attend(first: int, end: int) -> Tensor:
+        batch = _batch([(end - first, 260 + end)], tables, device)
+        return ops.paged_attention(q[first:end], cache, batch, scale=0.1)
+
+    whole = attend(0, 40)
+    parts = ((39, 40), (0, 1), (20, 23), (3, 40))
+    return (torch.tensor([torch.equal(attend(*p), whole[slice(*p)]) for p in parts]),)
 
 
 def _write(ops: Ops, cache: object, num_places: int, device: Device, shape: Shape) -> None:
@@ -303,9 +346,11 @@ FULL = (
     Case("linear", "33 rows, 2 segments", linear(33, 2, biased=True)),
     Case("linear", "100 rows", linear(100, 1, biased=False)),
     Case("linear", "513 rows", linear(513, 1, biased=True)),
+    Case("linear", "alone or with others", linear_alone),
     Case("qkv_post", "with norms", qkv_post(normed=True)),
     Case("paged_attention", "window", attention([(1, 280), (4, 60), (1, 9)], window=50)),
     Case("paged_attention", "mixed", attention([(70, 70), (1, 257), (2, 300), (1, 1)])),
+    Case("paged_attention", "alone or in chunks", attention_alone),
     Case("logprobs", "the five best", logprobs),
 )
 """A few seconds."""

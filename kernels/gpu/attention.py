@@ -1,12 +1,11 @@
 """Paged causal attention on the GPU. Twin of `reference.attention`, with an order of its own.
 
-Keys are cut at absolute positions into tiles of TILE, and tiles into segments of SEGMENT. A segment
-is an online softmax of its own (m, l, acc: greatest score, sum of p, sum of p * v, all float32),
-and segments are merged from left to right. Which program computes a segment is free: many of a row
-in one program ("fused"), or each in its own, merged by the last that ends ("split"). Scores and
-values are matrix products, and l is one too (p, rounded to dtype, times ones), since a matrix unit
-adds alike for any shape of tile, which a sum across threads does not. So a row's bits depend on its
-own keys alone.
+Keys are cut at absolute positions into segments. A segment is a softmax of its own (m, l, acc:
+greatest score, sum of p, sum of p * v, all float32), and segments are merged from left to right.
+Which program computes a segment is free: many of a row in one program ("fused"), or each in its
+own, merged by the last that ends ("split"). Scores and values are matrix products, and l is one too
+(p, rounded to dtype, times ones), since a matrix unit adds alike for any shape of tile, which a sum
+across threads does not. So a row's bits depend on its own keys alone.
 
 On the exact lattice the result equals the reference's. A later token's infinite or NaN value may
 reach an earlier token of the same chunk, which the reference excludes.
@@ -22,12 +21,10 @@ import triton.language as tl
 from torch import Tensor
 
 from ...reference.activation import LOG2_E
-from ...reference.ops import KV_TILE, Batch
+from ...reference.ops import Batch
 from .kv import KVCache
-from .launch import let_next_come, next_power_of_2, num_processors, start, wait
+from .launch import is_amd, let_next_come, next_power_of_2, num_processors, start, wait
 
-SEGMENT = 128
-"""Keys of a segment: 2 tiles. Shorter ones are read by more programs, longer ones merged less."""
 ENOUGH_PROGRAMS = 2
 """Decode programs for each multiprocessor from which on sequences are not split."""
 MOST_PROGRAMS = 16
@@ -48,6 +45,16 @@ class Tiles(NamedTuple):
     stages: int
 
 
+def segment_keys(head_dim: int, dtype: torch.dtype) -> int:
+    """Return the keys of a segment: what registers hold. It decides bits, so a model has one.
+
+    Shorter ones are read by more programs, longer ones merged less.
+    """
+    if dtype == torch.float32 or head_dim > 128 or is_amd():  # AMD's compiler fails on more
+        return 64
+    return 128
+
+
 def prefill_tiles(group: int, head_dim: int, dtype: torch.dtype) -> Tiles:
     """Choose for many queries of a sequence."""
     if dtype == torch.float32 or head_dim > 128:
@@ -58,7 +65,7 @@ def prefill_tiles(group: int, head_dim: int, dtype: torch.dtype) -> Tiles:
 def decode_tiles(group: int, head_dim: int, dtype: torch.dtype) -> Tiles:
     """Choose for one query of a sequence."""
     narrow = head_dim <= 128 and dtype != torch.float32
-    return Tiles(max(16, next_power_of_2(group)), warps=2, stages=4 if narrow else 2)
+    return Tiles(max(16, next_power_of_2(group)), warps=4, stages=4 if narrow else 2)
 
 
 def refuse_head_dim(head_dim: int) -> str | None:
@@ -101,8 +108,7 @@ def _prefill(
         HEAD_DIM=head_dim,
         WIDTH=next_power_of_2(head_dim),
         BLOCK_SIZE=block_size,
-        TILE=KV_TILE,
-        SEGMENT=SEGMENT,
+        SEGMENT=segment_keys(head_dim, q.dtype),
         IS_WINDOWED=window > 0,
         warps=tiles.warps,
         stages=tiles.stages,
@@ -116,7 +122,8 @@ def _decode(
     _, heads, head_dim = q.shape
     _, kv_heads, block_size, _ = cache.keys.shape
     rows = len(batch.kv_lens)
-    num_segments = triton.cdiv(batch.block_tables.shape[1] * block_size, SEGMENT)
+    segment = segment_keys(head_dim, q.dtype)
+    num_segments = triton.cdiv(batch.block_tables.shape[1] * block_size, segment)
     programs = max(1, rows * kv_heads)
     splits = min(num_segments, MOST_PROGRAMS * num_processors() // programs)
     is_split = splits > 1 and programs < ENOUGH_PROGRAMS * num_processors()
@@ -135,8 +142,7 @@ def _decode(
         HEAD_DIM=head_dim,
         WIDTH=next_power_of_2(head_dim),
         BLOCK_SIZE=block_size,
-        TILE=KV_TILE,
-        SEGMENT=SEGMENT,
+        SEGMENT=segment,
         IS_SPLIT=is_split,
         IS_WINDOWED=window > 0,
         warps=tiles.warps,
@@ -153,14 +159,13 @@ def _merge(m, l, acc, other_m, other_l, other_acc):
 
 
 @triton.jit
-def _add_tile(
-    q, m, l, acc, keys_ptr, values_ptr, table_ptr, first, position, end, factor, window, kv_head,
-    kv_heads,
-    HEAD_DIM: tl.constexpr, WIDTH: tl.constexpr, BLOCK_SIZE: tl.constexpr, TILE: tl.constexpr,
+def _attend_segment(
+    q, keys_ptr, values_ptr, table_ptr, first, position, end, factor, window, kv_head, kv_heads,
+    HEAD_DIM: tl.constexpr, WIDTH: tl.constexpr, BLOCK_SIZE: tl.constexpr, SEGMENT: tl.constexpr,
     IS_WINDOWED: tl.constexpr,
 ):  # fmt: skip
-    """Add the keys first .. first + TILE to a segment. position: [rows, 1] of the queries."""
-    key = first + tl.arange(0, TILE)
+    """Return (m, l, acc) of the keys first .. first + SEGMENT. position: [rows, 1] of queries."""
+    key = first + tl.arange(0, SEGMENT)
     held = key < end
     block = tl.load(table_ptr + key // BLOCK_SIZE, held, other=0).to(tl.int64)
     line = ((block * kv_heads + kv_head) * BLOCK_SIZE + key % BLOCK_SIZE) * HEAD_DIM
@@ -181,13 +186,12 @@ def _add_tile(
     if IS_WINDOWED:
         seen = seen & (key[None, :] > position - window)
     scores = tl.where(seen, scores, float("-inf"))
-    top = tl.maximum(m, tl.max(scores, 1, keep_dims=True))
-    c = tl.exp2(m - top)
-    p = tl.exp2(scores - top).to(v.dtype)
-    ones = tl.full([TILE, ONES], 1.0, v.dtype)
-    l = tl.dot(p, ones, l * c, input_precision="ieee")
-    acc = tl.dot(p, v, acc * c, input_precision="ieee")
-    return top, l, acc
+    m = tl.maximum(tl.max(scores, 1, keep_dims=True), LEAST)
+    p = tl.exp2(scores - m).to(v.dtype)
+    ones = tl.full([SEGMENT, ONES], 1.0, v.dtype)
+    l = tl.dot(p, ones, input_precision="ieee")
+    acc = tl.dot(p, v, input_precision="ieee")
+    return m, l, acc
 
 
 @triton.jit
@@ -215,7 +219,7 @@ def _attend_many(
     q_ptr, out_ptr, keys_ptr, values_ptr, starts_ptr, lens_ptr, slots_ptr, tables_ptr,
     num_rows, max_blocks, heads, factor, window,
     GROUP: tl.constexpr, QUERIES: tl.constexpr, ROWS: tl.constexpr, HEAD_DIM: tl.constexpr,
-    WIDTH: tl.constexpr, BLOCK_SIZE: tl.constexpr, TILE: tl.constexpr, SEGMENT: tl.constexpr,
+    WIDTH: tl.constexpr, BLOCK_SIZE: tl.constexpr, SEGMENT: tl.constexpr,
     IS_WINDOWED: tl.constexpr, OVERLAPPED: tl.constexpr,
 ):  # fmt: skip
     """QUERIES tokens of one sequence with all heads of one kv head; the latest tokens first."""
@@ -237,24 +241,17 @@ def _attend_many(
         end = kv_len - count + tl.minimum(first_query + QUERIES, count)
         begin = 0
         if IS_WINDOWED:
-            begin = tl.maximum(kv_len - count + first_query - window + 1, 0) // TILE * TILE
+            begin = tl.maximum(kv_len - count + first_query - window + 1, 0) // SEGMENT * SEGMENT
         table_ptr = tables_ptr + tl.load(slots_ptr + row).to(tl.int64) * max_blocks
         m = tl.full([ROWS, 1], LEAST, tl.float32)
         l = tl.zeros([ROWS, ONES], tl.float32)
         acc = tl.zeros([ROWS, WIDTH], tl.float32)
-        all_m, all_l, all_acc = m, l, acc
-        for first in range(begin, end, TILE):
-            m, l, acc = _add_tile(
-                q, m, l, acc, keys_ptr, values_ptr, table_ptr, first, position, end, factor,
-                window, kv_head, tl.num_programs(1), HEAD_DIM, WIDTH, BLOCK_SIZE, TILE,
-                IS_WINDOWED,
+        for first in range(begin, end, SEGMENT):
+            own_m, own_l, own_acc = _attend_segment(
+                q, keys_ptr, values_ptr, table_ptr, first, position, end, factor, window, kv_head,
+                tl.num_programs(1), HEAD_DIM, WIDTH, BLOCK_SIZE, SEGMENT, IS_WINDOWED,
             )  # fmt: skip
-            if first % SEGMENT == SEGMENT - TILE:
-                all_m, all_l, all_acc = _merge(all_m, all_l, all_acc, m, l, acc)
-                m = tl.full([ROWS, 1], LEAST, tl.float32)
-                l = tl.zeros([ROWS, ONES], tl.float32)
-                acc = tl.zeros([ROWS, WIDTH], tl.float32)
-        m, l, acc = _merge(all_m, all_l, all_acc, m, l, acc)
+            m, l, acc = _merge(m, l, acc, own_m, own_l, own_acc)
         _store_result(out_ptr, head_row, live, l, acc, HEAD_DIM, WIDTH)
 
 
@@ -271,7 +268,7 @@ def _attend_one(
     q_ptr, out_ptr, parts_ptr, counters_ptr, keys_ptr, values_ptr, starts_ptr, lens_ptr, slots_ptr,
     tables_ptr, max_blocks, heads, factor, window,
     GROUP: tl.constexpr, ROWS: tl.constexpr, HEAD_DIM: tl.constexpr, WIDTH: tl.constexpr,
-    BLOCK_SIZE: tl.constexpr, TILE: tl.constexpr, SEGMENT: tl.constexpr, IS_SPLIT: tl.constexpr,
+    BLOCK_SIZE: tl.constexpr, SEGMENT: tl.constexpr, IS_SPLIT: tl.constexpr,
     IS_WINDOWED: tl.constexpr, OVERLAPPED: tl.constexpr,
 ):  # fmt: skip
     """The one query of a sequence with all heads of one kv head, over every n-th segment.
@@ -300,25 +297,17 @@ def _attend_one(
         m = tl.full([ROWS, 1], LEAST, tl.float32)
         l = tl.zeros([ROWS, ONES], tl.float32)
         acc = tl.zeros([ROWS, WIDTH], tl.float32)
-        all_m, all_l, all_acc = m, l, acc
-        TILES: tl.constexpr = SEGMENT // TILE
-        for i in range(0, num_own * TILES):
-            segment = begin + split + i // TILES * splits
-            m, l, acc = _add_tile(
-                q, m, l, acc, keys_ptr, values_ptr, table_ptr,
-                segment * SEGMENT + i % TILES * TILE, position, end, factor,
-                window, kv_head, kv_heads, HEAD_DIM, WIDTH, BLOCK_SIZE, TILE,
-                IS_WINDOWED,
+        for i in range(0, num_own):
+            segment = begin + split + i * splits
+            own_m, own_l, own_acc = _attend_segment(
+                q, keys_ptr, values_ptr, table_ptr, segment * SEGMENT, position, end, factor,
+                window, kv_head, kv_heads, HEAD_DIM, WIDTH, BLOCK_SIZE, SEGMENT, IS_WINDOWED,
             )  # fmt: skip
-            if i % TILES == TILES - 1:
-                if IS_SPLIT:
-                    line = (segment * tl.num_programs(0) + row).to(tl.int64) * heads + head
-                    _store_part(parts_ptr, line, live, m, l, acc, HEAD_DIM, WIDTH)
-                else:
-                    all_m, all_l, all_acc = _merge(all_m, all_l, all_acc, m, l, acc)
-                m = tl.full([ROWS, 1], LEAST, tl.float32)
-                l = tl.zeros([ROWS, ONES], tl.float32)
-                acc = tl.zeros([ROWS, WIDTH], tl.float32)
+            if IS_SPLIT:
+                line = (segment * tl.num_programs(0) + row).to(tl.int64) * heads + head
+                _store_part(parts_ptr, line, live, own_m, own_l, own_acc, HEAD_DIM, WIDTH)
+            else:
+                m, l, acc = _merge(m, l, acc, own_m, own_l, own_acc)
         first_head = token.to(tl.int64) * heads + kv_head * GROUP
         if IS_SPLIT:
             counter_ptr = counters_ptr + row * kv_heads + kv_head
@@ -332,7 +321,7 @@ def _attend_one(
                     GROUP, HEAD_DIM, WIDTH,
                 )  # fmt: skip
         else:
-            _store_result(out_ptr, first_head + r, live, all_l, all_acc, HEAD_DIM, WIDTH)
+            _store_result(out_ptr, first_head + r, live, l, acc, HEAD_DIM, WIDTH)
 
 
 @triton.jit

@@ -63,7 +63,7 @@ def start(
 @cache
 def is_overlapped() -> bool:
     """Return whether kernels overlap on this machine's GPU."""
-    if is_interpreted() or not torch.cuda.is_available() or torch.version.hip is not None:
+    if is_interpreted() or not torch.cuda.is_available() or is_amd():
         return False
     return torch.cuda.get_device_capability()[0] >= OVERLAPPED_CAPABILITY
 
@@ -71,6 +71,11 @@ def is_overlapped() -> bool:
 def is_interpreted() -> bool:
     """Return whether kernels run in Triton's interpreter, on the CPU."""
     return bool(knobs.runtime.interpret)
+
+
+def is_amd() -> bool:
+    """Return whether this PyTorch is for AMD's GPUs."""
+    return torch.version.hip is not None
 
 
 @cache

@@ -20,6 +20,7 @@ from typing import Any
 import torch
 import triton
 from quire.kernels import gpu
+from quire.kernels.gpu import attention as attention_kernels
 from quire.kernels.gpu import launch
 from quire.reference.ops import Batch, SamplingRows, StepRows
 from triton.backends.compiler import GPUTarget
@@ -227,6 +228,7 @@ def main(name: str, part: str) -> None:
     target = TARGETS[name]
     triton.runtime.driver.set_active(Driver(target))
     vars(launch)["is_overlapped"] = lambda: name == "sm_90"
+    vars(attention_kernels)["is_amd"] = lambda: name == "gfx942"
     for label, call in PARTS[part].items():
         for kernel in record(target, call):
             print(json.dumps({"label": label} | kernel), flush=True)  # noqa: T201  # is read
