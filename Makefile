@@ -31,6 +31,7 @@ bench: .venv/.dev
 # Needs an NVIDIA GPU, and a PyTorch that was built for it.
 bench-gpu: .venv/.dev
 	$(BIN)/python -m quire.benchmarks.gpu
+	$(BIN)/python -m quire.benchmarks.gpu_peers --json benchmarks/results/gpu-peers.json
 
 demo: .venv/.dev
 	$(BIN)/python -m quire.demo.train

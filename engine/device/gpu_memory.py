@@ -45,7 +45,7 @@ class GpuBudget(NamedTuple):
     tables: int
     """Tokens and block tables by slot, and what the KV memory's tensors are rounded up by."""
     activations: int
-    """What the largest step takes beside all of these."""
+    """What the largest step takes beside all of these: the most of its tokens and of its rows."""
     graphs: int
     """Reserved; they are made when they are first used."""
 
@@ -97,16 +97,10 @@ def measure(
         max_model_len=sizes.max_model_len,
     )
     tables = runner.table_bytes + 2 * model.config.num_layers * ROUNDING_BYTES
+    bounds = (sizes.max_num_seqs, sizes.max_num_batched_tokens, sizes.max_model_len)
     activations = _peak(
-        runner,
-        device,
-        warm_up.largest_steps(
-            sizes.max_num_seqs,
-            sizes.max_num_batched_tokens,
-            sizes.max_model_len,
-            model.config.vocab_size,
-        ),
-    )
+        runner, device, warm_up.largest_steps(*bounds, model.config.vocab_size)
+    ) + _peak(runner, device, warm_up.row_steps(*bounds))
     graphs = 0
     if with_graphs:
         num_graphs = GRAPH_KINDS * len(make_buckets(sizes.max_num_seqs))

@@ -2,7 +2,7 @@
 
 PLANS is what ModelRunner.warm_up executes: a prefill of two sequences (of two and one tokens) with
 the parameters that choose different code, then a decode step of both with a copied block.
-`largest_steps` and `most_rows` are what a GPU's memory is measured by. Pure.
+`largest_steps`, `row_steps` and `most_rows` are what a GPU's memory is measured by. Pure.
 """
 
 from __future__ import annotations
@@ -78,10 +78,9 @@ PLANS = (
 def largest_steps(
     max_num_seqs: int, max_num_batched_tokens: int, max_model_len: int, vocab_size: int
 ) -> Iterator[StepPlan]:
-    """Yield prefill steps of the most tokens in 1, 2, 3, 4, 6, 8, .. rows, all of which sample.
+    """Yield prefill steps of the most tokens, in one row and in all rows.
 
-    With every feature of sampling. What attention takes beside the rest depends on the number of
-    rows, and is not the most where these are. All slots use block 0: what they read is undefined.
+    All rows sample, with every feature. All slots use block 0: what they read is undefined.
     """
     most = min(max_num_seqs, max_num_batched_tokens)
     params = SamplingParams(
@@ -93,9 +92,24 @@ def largest_steps(
         logprobs=min(20, vocab_size),
         max_tokens=None,
     )
-    steps = {most} | {n for i in range(most.bit_length()) for n in (2**i, 3 * 2**i) if n < most}
-    for step, num_rows in enumerate(sorted(steps)):
+    for step, num_rows in enumerate(sorted({1, most})):
         size = max(1, min(max_num_batched_tokens // num_rows, max_model_len - 1))
+        yield _step(step, num_rows, size, size < max_model_len, _admit(num_rows, params))
+
+
+def row_steps(
+    max_num_seqs: int, max_num_batched_tokens: int, max_model_len: int
+) -> Iterator[StepPlan]:
+    """Yield steps of one or two tokens in each of 1, 2, 3, 4, 6, 8, .. rows.
+
+    What attention takes beside the rest depends on the number of rows, and is not the most where
+    these are.
+    """
+    most = min(max_num_seqs, max_num_batched_tokens)
+    params = SamplingParams(temperature=0.0, max_tokens=None)
+    counts = {most} | {n for i in range(most.bit_length()) for n in (2**i, 3 * 2**i) if n < most}
+    for step, num_rows in enumerate(sorted(counts)):
+        size = max(1, min(2, max_num_batched_tokens // num_rows, max_model_len - 1))
         yield _step(step, num_rows, size, size < max_model_len, _admit(num_rows, params))
 
 

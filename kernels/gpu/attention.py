@@ -160,13 +160,19 @@ def _merge(m, l, acc, other_m, other_l, other_acc):
 
 @triton.jit
 def _attend_segment(
-    q, keys_ptr, values_ptr, table_ptr, first, position, end, factor, window, kv_head, kv_heads,
+    q, keys_ptr, values_ptr, table_ptr, first, position, lowest, end, factor, window, kv_head,
+    kv_heads,
     HEAD_DIM: tl.constexpr, WIDTH: tl.constexpr, BLOCK_SIZE: tl.constexpr, SEGMENT: tl.constexpr,
     IS_WINDOWED: tl.constexpr,
 ):  # fmt: skip
-    """Return (m, l, acc) of the keys first .. first + SEGMENT. position: [rows, 1] of queries."""
+    """Return (m, l, acc) of the keys first .. first + SEGMENT that lie in lowest .. end.
+
+    position: [rows, 1] of the queries.
+    """
     key = first + tl.arange(0, SEGMENT)
     held = key < end
+    if IS_WINDOWED:
+        held = held & (key >= lowest)
     block = tl.load(table_ptr + key // BLOCK_SIZE, held, other=0).to(tl.int64)
     line = ((block * kv_heads + kv_head) * BLOCK_SIZE + key % BLOCK_SIZE) * HEAD_DIM
     d = tl.arange(0, WIDTH)
@@ -239,17 +245,17 @@ def _attend_many(
         q = _load_queries(q_ptr, head_row, live, HEAD_DIM, WIDTH)
         position = (kv_len - count + query)[:, None]
         end = kv_len - count + tl.minimum(first_query + QUERIES, count)
-        begin = 0
+        lowest = 0
         if IS_WINDOWED:
-            begin = tl.maximum(kv_len - count + first_query - window + 1, 0) // SEGMENT * SEGMENT
+            lowest = tl.maximum(kv_len - count + first_query - window + 1, 0)
         table_ptr = tables_ptr + tl.load(slots_ptr + row).to(tl.int64) * max_blocks
         m = tl.full([ROWS, 1], LEAST, tl.float32)
         l = tl.zeros([ROWS, ONES], tl.float32)
         acc = tl.zeros([ROWS, WIDTH], tl.float32)
-        for first in range(begin, end, SEGMENT):
+        for first in range(lowest // SEGMENT * SEGMENT, end, SEGMENT):
             own_m, own_l, own_acc = _attend_segment(
-                q, keys_ptr, values_ptr, table_ptr, first, position, end, factor, window, kv_head,
-                tl.num_programs(1), HEAD_DIM, WIDTH, BLOCK_SIZE, SEGMENT, IS_WINDOWED,
+                q, keys_ptr, values_ptr, table_ptr, first, position, lowest, end, factor, window,
+                kv_head, tl.num_programs(1), HEAD_DIM, WIDTH, BLOCK_SIZE, SEGMENT, IS_WINDOWED,
             )  # fmt: skip
             m, l, acc = _merge(m, l, acc, own_m, own_l, own_acc)
         _store_result(out_ptr, head_row, live, l, acc, HEAD_DIM, WIDTH)
@@ -280,9 +286,10 @@ def _attend_one(
     token = tl.load(starts_ptr + row)
     count = tl.load(starts_ptr + row + 1) - token
     end = tl.load(lens_ptr + row)
-    begin = 0
+    lowest = 0
     if IS_WINDOWED:
-        begin = tl.maximum(end - window, 0) // SEGMENT
+        lowest = tl.maximum(end - window, 0)
+    begin = lowest // SEGMENT
     num_segments = tl.cdiv(end, SEGMENT) - begin
     num_own = (num_segments - split + splits - 1) // splits
     table_ptr = tables_ptr + tl.load(slots_ptr + row).to(tl.int64) * max_blocks
@@ -300,8 +307,9 @@ def _attend_one(
         for i in range(0, num_own):
             segment = begin + split + i * splits
             own_m, own_l, own_acc = _attend_segment(
-                q, keys_ptr, values_ptr, table_ptr, segment * SEGMENT, position, end, factor,
-                window, kv_head, kv_heads, HEAD_DIM, WIDTH, BLOCK_SIZE, SEGMENT, IS_WINDOWED,
+                q, keys_ptr, values_ptr, table_ptr, segment * SEGMENT, position, lowest, end,
+                factor, window, kv_head, kv_heads, HEAD_DIM, WIDTH, BLOCK_SIZE, SEGMENT,
+                IS_WINDOWED,
             )  # fmt: skip
             if IS_SPLIT:
                 line = (segment * tl.num_programs(0) + row).to(tl.int64) * heads + head

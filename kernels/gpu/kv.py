@@ -44,11 +44,12 @@ class KVCache:
         return self.keys.shape[2]
 
     def write(self, places: Tensor, keys: Tensor, values: Tensor) -> None:
-        """Store keys and values [n, kv_heads, head_dim] at places [n] int64, in order."""
-        places = places.to(self.keys.device)
+        """Store keys and values [n, kv_heads, head_dim] at places [n] int64; -1 skips."""
+        kept = places >= 0
+        places, keys, values = (x[kept].to(self.keys.device) for x in (places, keys, values))
         blocks, offsets = places // self.block_size, places % self.block_size
-        self.keys[blocks, :, offsets] = keys.to(self.keys.device)
-        self.values[blocks, :, offsets] = values.to(self.keys.device)
+        self.keys[blocks, :, offsets] = keys
+        self.values[blocks, :, offsets] = values
 
 
 def new_kv_cache(

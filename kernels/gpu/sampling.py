@@ -190,8 +190,6 @@ def _narrow(interval, filters, thresholds, counts, masses, WAYS: tl.constexpr):
     top_k, top_p, _ = filters
     by_count = tl.sum((counts < top_k).to(tl.int32), 0)
     least_mass = tl.maximum(least_mass, _pick(masses, by_count - 1, WAYS))
-    reached = tl.minimum(greatest_mass, _pick(masses, by_count, WAYS))
-    greatest_mass = tl.where(by_count < WAYS, reached, greatest_mass)
     kept = tl.sum((masses < _limit(least_mass, top_p)).to(tl.int32), 0)
     kept = tl.minimum(kept, by_count)
     last = tl.sum((masses < _limit(greatest_mass, top_p)).to(tl.int32), 0)

@@ -88,7 +88,8 @@ def test_little_memory_shortens_the_model_length(
     decoder = read_model_config(tmp_path, "bfloat16", 1, "pairs").decoder
     tables = 6 * (MAX_POSITIONS + MAX_POSITIONS // 16) * 4 + 2 * 2 * ROUNDING_BYTES
     weights, peak, num_graphs = 3 * 2**20, 4 * 2**20, 2 * len(make_buckets(6))
-    taken = weights + tables + peak + peak + num_graphs * GRAPH_BYTES
+    # The tokens of a step, its rows, and the graphs: each measured apart.
+    taken = weights + tables + 3 * peak + num_graphs * GRAPH_BYTES
     # What is neither free nor torch's is others': here nothing.
     memory.total = taken + 5 * bytes_per_block(decoder, 16) + 1
     memory.free = memory.total - weights
@@ -210,5 +211,8 @@ def test_the_largest_steps_run_in_one_block(
     plans = list(warm_up.largest_steps(seqs, tokens, length, tiny.config.vocab_size))
     assert max(plan.num_scheduled_tokens for plan in plans) <= max(tokens, 1)
     assert len(plans[-1].slots) == min(seqs, tokens)
-    for plan in (*plans, *warm_up.most_rows(seqs, length)):
+    rows = list(warm_up.row_steps(seqs, tokens, length))
+    assert len(rows[0].slots) == 1 and len(rows[-1].slots) == min(seqs, tokens)
+    assert max(plan.num_scheduled_tokens for plan in rows) <= max(tokens, 1)
+    for plan in (*plans, *rows, *warm_up.most_rows(seqs, length)):
         assert len(runner.execute(plan).token_ids) == plan.samples.sum()

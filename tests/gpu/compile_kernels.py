@@ -8,6 +8,7 @@ ptxas, asked again, tells registers and spills.
 
 from __future__ import annotations
 
+import importlib
 import json
 import re
 import subprocess
@@ -16,12 +17,14 @@ import tempfile
 from collections.abc import Callable
 from functools import partial
 from typing import Any
+from unittest import mock
 
 import torch
 import triton
 from quire.kernels import gpu
 from quire.kernels.gpu import attention as attention_kernels
 from quire.kernels.gpu import launch
+from quire.kernels.gpu.tiles import Tiles, read_table
 from quire.reference.ops import Batch, SamplingRows, StepRows
 from triton.backends.compiler import GPUTarget
 from triton.backends.nvidia.compiler import get_ptxas
@@ -32,6 +35,7 @@ TARGETS = {
     "sm_80": GPUTarget("cuda", 80, 32),
     "gfx942": GPUTarget("hip", "gfx942", 64),
 }
+linear_kernels = importlib.import_module("quire.kernels.gpu.linear")
 INSTRUCTIONS = (
     *("wgmma", "mma.sync", "cp.async.bulk.tensor", "cp.async.cg", "griddepcontrol.wait"),
     *("div.full.f32", "div.approx", "sqrt.approx"),
@@ -221,6 +225,23 @@ PARTS: dict[str, dict[str, Callable[[], None]]] = {
         "rows": lambda: rows_of(4096),
     },
 }
+
+
+def measured_tiles() -> dict[str, Callable[[], None]]:
+    """Return a call for every way of cutting that the table of measured shapes has."""
+    ways: dict[tuple[Tiles, bool], str] = {}
+    for (out_features, width, bucket), tiles in read_table().items():
+        is_gated = out_features > 2 * width and out_features < 100_000  # gates and ups
+        ways.setdefault((tiles, is_gated), f"{out_features} x {width}, {bucket} rows")
+
+    def multiply(tiles: Tiles, is_gated: bool) -> None:
+        with mock.patch.object(linear_kernels, "choose_tiles", return_value=tiles):
+            linears(tiles.rows, 1024, 512, is_gated=is_gated)
+
+    return {label: partial(multiply, *way) for way, label in ways.items()}
+
+
+PARTS["table"] = measured_tiles()
 
 
 def main(name: str, part: str) -> None:

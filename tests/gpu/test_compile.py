@@ -34,7 +34,7 @@ def compiled(target: str, part: str) -> list[dict[str, Any]]:
     return kernels
 
 
-@pytest.mark.parametrize("part", PARTS)
+@pytest.mark.parametrize("part", [*PARTS, "table"])
 def test_kernels_fit_into_hopper(part: str) -> None:
     for kernel in compiled("sm_90", part):
         allowed = SLOW.get(kernel["label"], SPILLED.get(kernel["name"], 0))

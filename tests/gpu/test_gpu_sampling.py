@@ -6,6 +6,8 @@ import sys
 
 import pytest
 import torch
+import triton
+import triton.language as tl
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from quire import reference
@@ -20,6 +22,7 @@ from quire.fuzz.kernel_cases import (
 )
 from quire.kernels import gpu
 from quire.kernels.gpu import sampling
+from quire.kernels.gpu.philox import gumbel
 from quire.reference.ops import Logprobs, SamplingRows
 from torch import Tensor
 
@@ -213,7 +216,7 @@ def test_top_p_counts_the_least_weight_and_rounds_its_limit_up(device: str) -> N
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_large_vocabularies(device: str, dtype: torch.dtype) -> None:
-    logits = (make_floats(9, (4, 12_001), "normal") * 3).to(dtype)
+    logits = (make_floats(9, (4, 8_001), "normal") * 3).to(dtype)
     logits[1, 7_777] = 25.0
     logits[2] = logits[2, 0]
     parts = [
@@ -221,14 +224,36 @@ def test_large_vocabularies(device: str, dtype: torch.dtype) -> None:
         for filters in ((0, 0.9, 0.0), (20, 0.95, 0.0))
     ]
     sample_both(logits, join(*parts), device)
-    logprobs_both(logits, [0, 12_000, 7, -1], 20, device)
+    logprobs_both(logits, [0, 8_000, 7, -1], 20, device)
 
 
-def test_many_flat_rows_overflow_no_sum(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """All tokens of the greatest chunks have the greatest weight."""
+def test_the_sums_of_a_large_flat_chunk_do_not_overflow(
+    device: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(sampling, "chunk_size", lambda *_: 4096)
-    rows = make_sampling_rows(1, filters=(0, 0.75, 0.0))
-    assert sample_both(torch.zeros(1, 9000), rows, device)[0] < 6750
+    filters = ((0, 0.75, 0.0), (4500, 0.5, 0.0), (2000, 1.0, 0.0))
+    rows = [make_sampling_rows(1, filters=each) for each in filters]
+    sample_both(torch.zeros(3, 5000), join(*rows), device)
+
+
+@pytest.mark.parametrize("filters", [(150, 0.5, 0.0), (0, 0.5, 0.0), (9, 0.5, 0.0)])
+def test_top_p_counts_only_what_top_k_kept(device: str, filters: tuple[int, float, float]) -> None:
+    logits = torch.linspace(0.0, -6.0, 200).expand(8, -1)
+    sample_both(logits, make_sampling_rows(8, temperature=3.0, filters=filters), device)
+
+
+def test_the_least_candidate_counts_wherever_thresholds_round(device: str) -> None:
+    pairs = make_floats(11, (400, 2), "normal")
+    top, low = pairs.max(1).values, pairs.min(1).values
+    logits = pairs[(top - (top - low)) > low][:10]
+    assert len(logits) == 10
+    sample_both(logits, make_sampling_rows(10, filters=(0, 1 - 2.0**-24, 0.0)), device)
+
+
+def test_a_list_too_short_by_one(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sampling, "CAPACITY", 1)
+    tokens = sample_both(torch.zeros(8, 2), make_sampling_rows(8, filters=(0, 0.99, 0.0)), device)
+    assert set(tokens) == {0, 1}
 
 
 def test_every_k_up_to_the_vocabulary(device: str, chunk: int) -> None:
@@ -241,3 +266,24 @@ def test_every_k_up_to_the_vocabulary(device: str, chunk: int) -> None:
 def test_no_rows(device: str) -> None:
     assert sample_both(torch.zeros(0, 70), make_sampling_rows(0), device) == []
     logprobs_both(torch.zeros(0, 70), [], 3, device)
+
+
+@pytest.mark.parametrize("row", [[-0.0], [0.0], [-0.0, -INF], [0.0, -0.0]])
+def test_a_zero_log_probability_is_positive(device: str, row: list[float]) -> None:
+    result = logprobs_both(torch.tensor([row]), [0], 1, device)
+    assert not result.sampled.signbit().any() or result.sampled.item() < 0
+
+
+@triton.jit
+def _make_noise(words_ptr, noise_ptr, size: tl.constexpr):  # type: ignore[no-untyped-def]
+    i = tl.arange(0, size)
+    tl.store(noise_ptr + i, gumbel(tl.load(words_ptr + i).to(tl.uint32)))
+
+
+def test_noise_of_extreme_words(device: str) -> None:
+    near = torch.cat([torch.arange(256), 2 ** torch.arange(8, 31), 3 ** torch.arange(6, 20)])
+    words = torch.cat([near, 2**32 - 1 - near, 2**31 - 1 - near[:100], 2**31 + near[:100]])
+    words = torch.cat([words, words.new_zeros(1024 - len(words))])
+    noise = torch.empty(1024, device=device)
+    _make_noise[(1,)](words.to(device), noise, 1024, enable_fp_fusion=False)
+    assert_same_bits(noise.cpu(), reference.philox.gumbel(words))
