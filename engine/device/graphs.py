@@ -62,10 +62,10 @@ class StepGraphs:
             try:
                 graph = self._graphs[key] = self._capture(compute)
             except RuntimeError as error:
-                # The step itself may well run: a graph is only about speed.
                 logger.warning("steps of %s run without a graph: %s", key, error)
                 self._refused.add(key)
-                return compute()
+        if graph is None:  # the step itself may well run: a graph is only about speed
+            return compute()
         graph.replay()
         return graph.output
 

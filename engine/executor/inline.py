@@ -7,6 +7,7 @@ first one launches the next step.
 
 from __future__ import annotations
 
+import traceback
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import torch
@@ -50,10 +51,13 @@ class InlineExecutor:
         landing: Landing | BaseException
         try:
             landing = self._runner.launch(plan)
+            is_ready = landing.is_ready  # a device's own fault may be told here
         except BaseException as error:
-            landing = error
+            # Its frames hold the step's tensors.
+            traceback.clear_frames(error.__traceback__)
+            landing, is_ready = error, True
         behind = self._last is not None and not self._last.done()
-        if behind or not (isinstance(landing, BaseException) or landing.is_ready):
+        if behind or not is_ready:
             self._last = self._landing.submit(_land, landing, future)
         else:
             _land(landing, future)
@@ -67,6 +71,7 @@ def _land(landing: Landing | BaseException, future: Future[StepResult]) -> None:
     try:
         result = landing.result()
     except BaseException as error:
+        traceback.clear_frames(error.__traceback__)
         future.set_exception(error)
     else:
         future.set_result(result)

@@ -166,3 +166,20 @@ def test_a_plan_that_waits_cannot_be_cancelled() -> None:
     landing.gate.set()
     assert future.result(5) == 0
     executor.close()
+
+
+class FaultyLanding(FakeLanding):
+    """A device that tells of its fault when it is asked whether it has ended."""
+
+    @property
+    def is_ready(self) -> bool:
+        raise RuntimeError("an illegal memory access was encountered")
+
+
+def test_a_fault_told_before_the_landing_travels_too() -> None:
+    runner = FakeRunner(lambda plan: FaultyLanding(plan) if plan == 1 else plan)
+    executor = make_executor(runner)
+    with pytest.raises(RuntimeError, match="illegal"):
+        executor.submit(1).result(timeout=5)
+    assert executor.submit(2).result(timeout=5) == 2
+    executor.close()
