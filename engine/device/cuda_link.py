@@ -97,7 +97,7 @@ class CudaLink:
         size = len(tokens)
         home = self._take(size)
         home.tensor[:size].copy_(tokens, non_blocking=True)
-        rows = None if logprobs is None else Logprobs(*(_fetch(part) for part in logprobs))
+        rows = None if logprobs is None else Logprobs(*(self._fetch(part) for part in logprobs))
         event = torch.cuda.Event()  # type: ignore[no-untyped-call]  # torch's
         event.record(self._stream)
         held, self._held = self._held, []
@@ -107,15 +107,19 @@ class CudaLink:
         """See Link."""
         torch.cuda.synchronize(self.device)
 
+    def _fetch(self, part: Tensor) -> Tensor:
+        """Queue a copy of a tensor of words, into pinned memory of the pool.
+
+        Not of torch's own allocator: freed by the thread that lands, it would record an event,
+        which may fall into a capture.
+        """
+        home = self._take(part.numel()).tensor[: part.numel()]
+        return home.view(part.dtype).view(part.shape).copy_(part, non_blocking=True)
+
     def _take(self, num_words: int) -> Pinned:
         pinned = self._pool.take(num_words)
         self._held.append(pinned)
         return pinned
-
-
-def _fetch(part: Tensor) -> Tensor:
-    """Queue a copy into pinned memory of its own."""
-    return pin(tuple(part.shape), part.dtype).copy_(part, non_blocking=True)
 
 
 class CudaLanding:

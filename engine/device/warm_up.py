@@ -83,17 +83,17 @@ def largest_steps(
     All rows sample, with every feature. All slots use block 0: what they read is undefined.
     """
     most = min(max_num_seqs, max_num_batched_tokens)
-    params = SamplingParams(
-        temperature=1.0,
-        top_k=50,
-        top_p=0.9,
-        min_p=0.01,
-        min_tokens=1,
-        logprobs=min(20, vocab_size),
-        max_tokens=None,
-    )
     for step, num_rows in enumerate(sorted({1, most})):
         size = max(1, min(max_num_batched_tokens // num_rows, max_model_len - 1))
+        params = SamplingParams(
+            temperature=1.0,
+            top_k=50,
+            top_p=0.9,
+            min_p=0.01,
+            min_tokens=size,
+            logprobs=min(20, vocab_size),
+            max_tokens=None,
+        )
         yield _step(step, num_rows, size, size < max_model_len, _admit(num_rows, params))
 
 

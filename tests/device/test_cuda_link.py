@@ -61,7 +61,8 @@ def test_results_are_copies_and_their_memory_is_used_again() -> None:
         assert result.logprobs is not None
         assert result.logprobs.top_ids.tolist() == [[4, 9]]
         assert result.logprobs.sampled.tolist() == [-0.5]
-    assert all(len(memory) == 2 for memory in taken)
+    # What is sent, the tokens, and the four parts of log probabilities.
+    assert all(len(memory) == 6 for memory in taken)
     assert taken[0] == taken[1] == taken[3]
 
 
