@@ -1,4 +1,4 @@
-"""The engine on a GPU: that it is right; decode steps, prefill, a whole workload, the start.
+"""The engine on a GPU: decode steps, prefill, a whole workload, the start.
 
 Random weights in the shapes of known models, the law on, as always. Steps are timed as the engine
 runs them, two in flight: the time between two results. Times of the host are those of scheduling
@@ -35,39 +35,6 @@ from .gpu_shapes import (
     prefill_flops,
     write_checkpoint,
 )
-
-LAW_WAYS: dict[str, dict[str, Any]] = {
-    "graphs": {},
-    "graphs, one by one": {"alone": True},
-    "eager": {"enforce_eager": True},
-    "one step in flight": {"overlap": 1},
-    "chunks of 7": {"max_num_batched_tokens": 7},
-    "blocks of 8": {"block_size": 8, "num_kv_blocks": 128},
-    "few blocks": {"block_size": 4, "num_kv_blocks": 60},
-}
-"""Against: one by one, eager, one step in flight."""
-
-
-def law(dtype: str) -> list[str]:
-    """Return the ways in which a small model's answers differ from one request at a time."""
-    from ..fuzz.checkpoints import VOCAB_SIZE, make_checkpoint
-    from ..fuzz.engine_runs import make_requests, run
-
-    asked = make_requests(VOCAB_SIZE, seed=1, max_tokens=12, sampled=True)
-    common: dict[str, Any] = {
-        "dtype": dtype,
-        "device": "cuda",
-        "num_kv_blocks": 64,
-        "max_model_len": 240,
-    }
-    with tempfile.TemporaryDirectory() as folder:
-        path = make_checkpoint("qwen3", Path(folder))
-        base = run(path, asked, alone=True, enforce_eager=True, overlap=1, **common).answers
-        return [
-            name
-            for name, options in LAW_WAYS.items()
-            if run(path, asked, **(common | options)).answers != base
-        ]
 
 
 class Step(NamedTuple):

@@ -7,6 +7,7 @@ loaded apart from the engine. Both return the same frozen Answers, so that == co
 from __future__ import annotations
 
 import random
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -138,3 +139,39 @@ def expect(
         sampled = tuple(float(row.sampled[0]) for row in given.logprobs)
         answers.append(Answer(tuple(given.token_ids), sampled, top))
     return answers
+
+
+GPU_WAYS: dict[str, dict[str, Any]] = {
+    "graphs": {},
+    "graphs, one by one": {"alone": True},
+    "eager": {"enforce_eager": True},
+    "one step in flight": {"overlap": 1},
+    "chunks of 7": {"max_num_batched_tokens": 7},
+    "blocks of 8": {"block_size": 8, "num_kv_blocks": 128},
+    "few blocks": {"block_size": 4, "num_kv_blocks": 60},
+}
+"""Options of runs on a GPU, which must answer like one request at a time without graphs."""
+
+
+def ways_that_differ(dtype: DTypeName) -> list[str]:
+    """Return the GPU_WAYS in which a small model's answers are others: none, where the law holds.
+
+    A GPU has bits of its own, so the engine itself is the oracle: eager, one step in flight.
+    """
+    from .checkpoints import VOCAB_SIZE, make_checkpoint
+
+    asked = make_requests(VOCAB_SIZE, seed=1, max_tokens=12, sampled=True)
+    common: dict[str, Any] = {
+        "dtype": dtype,
+        "device": "cuda",
+        "num_kv_blocks": 64,
+        "max_model_len": 240,
+    }
+    with tempfile.TemporaryDirectory() as folder:
+        path = make_checkpoint("qwen3", Path(folder))
+        base = run(path, asked, alone=True, enforce_eager=True, overlap=1, **common).answers
+        return [
+            name
+            for name, options in GPU_WAYS.items()
+            if run(path, asked, **(common | options)).answers != base
+        ]

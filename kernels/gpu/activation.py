@@ -7,18 +7,19 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ...reference.activation import LOG2_E
 from .launch import let_next_come, start, wait
 from .math import exp2
 
 WIDTH = 1024
 """Elements of a program."""
-LOG2_E = tl.constexpr(1.4426950408889634)
+_LOG2_E = tl.constexpr(LOG2_E)
 
 
 @triton.jit
 def silu_times(gate, up):
     """Return silu(gate) * up of float32, in the reference's steps."""
-    t = -gate * LOG2_E
+    t = -gate * _LOG2_E
     t = tl.where(t > 126.0, 126.0, t)
     return tl.div_rn(gate, exp2(t) + 1.0) * up
 

@@ -21,6 +21,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ...reference.activation import LOG2_E
+from ...reference.attention import LEAST_FINITE
 from ...reference.ops import Batch
 from .kv import KVCache
 from .launch import is_amd, let_next_come, next_power_of_2, num_processors, start, wait
@@ -30,14 +31,14 @@ ENOUGH_PROGRAMS = 2
 MOST_PROGRAMS = 16
 """Programs for each multiprocessor into which they are split where they are fewer."""
 MOST_HEAD_DIM = 256
-LEAST = tl.constexpr(-3.4028234663852886e38)
+LEAST = tl.constexpr(LEAST_FINITE)
 """The greatest score of nothing; finite, so that no difference of two is NaN."""
 ONES = tl.constexpr(16)
 """Columns of ones that p is multiplied by: the least that a matrix unit takes."""
 
 
-class Tiles(NamedTuple):
-    """How a program of attention is cut."""
+class ProgramSize(NamedTuple):
+    """What a program of attention takes on."""
 
     rows: int
     """Query rows (tokens times heads of a group) of a program."""
@@ -55,17 +56,17 @@ def segment_keys(head_dim: int, dtype: torch.dtype) -> int:
     return 128
 
 
-def prefill_tiles(group: int, head_dim: int, dtype: torch.dtype) -> Tiles:
+def prefill_size(group: int, head_dim: int, dtype: torch.dtype) -> ProgramSize:
     """Choose for many queries of a sequence."""
     if dtype == torch.float32 or head_dim > 128:
-        return Tiles(max(32, next_power_of_2(group)), warps=4, stages=2)
-    return Tiles(128, warps=8, stages=3)
+        return ProgramSize(max(32, next_power_of_2(group)), warps=4, stages=2)
+    return ProgramSize(128, warps=8, stages=3)
 
 
-def decode_tiles(group: int, head_dim: int, dtype: torch.dtype) -> Tiles:
+def decode_size(group: int, head_dim: int, dtype: torch.dtype) -> ProgramSize:
     """Choose for one query of a sequence."""
     narrow = head_dim <= 128 and dtype != torch.float32
-    return Tiles(max(16, next_power_of_2(group)), warps=4, stages=4 if narrow else 2)
+    return ProgramSize(max(16, next_power_of_2(group)), warps=4, stages=4 if narrow else 2)
 
 
 def refuse_head_dim(head_dim: int) -> str | None:
@@ -84,13 +85,19 @@ def paged_attention(
     group = q.shape[1] // cache.keys.shape[1]
     factor = scale * LOG2_E
     if len(q) > len(batch.kv_lens):
-        _prefill(q, out, cache, batch, factor, window, prefill_tiles(group, q.shape[2], q.dtype))
-    _decode(q, out, cache, batch, factor, window, decode_tiles(group, q.shape[2], q.dtype))
+        _prefill(q, out, cache, batch, factor, window, prefill_size(group, q.shape[2], q.dtype))
+    _decode(q, out, cache, batch, factor, window, decode_size(group, q.shape[2], q.dtype))
     return out
 
 
 def _prefill(
-    q: Tensor, out: Tensor, cache: KVCache, batch: Batch, factor: float, window: int, tiles: Tiles
+    q: Tensor,
+    out: Tensor,
+    cache: KVCache,
+    batch: Batch,
+    factor: float,
+    window: int,
+    size: ProgramSize,
 ) -> None:
     """Compute the sequences that have more than one query."""
     _, heads, head_dim = q.shape
@@ -98,25 +105,31 @@ def _prefill(
     group, rows = heads // kv_heads, len(batch.kv_lens)
     start(
         _attend_many,
-        (len(q) // (tiles.rows // group) + rows, kv_heads),
+        (len(q) // (size.rows // group) + rows, kv_heads),
         *(q, out, cache.keys, cache.values),
         *(batch.query_starts, batch.kv_lens, batch.slots, batch.block_tables),
         *(rows, batch.block_tables.shape[1], heads, factor, window),
         GROUP=group,
-        QUERIES=tiles.rows // group,
-        ROWS=tiles.rows,
+        QUERIES=size.rows // group,
+        ROWS=size.rows,
         HEAD_DIM=head_dim,
         WIDTH=next_power_of_2(head_dim),
         BLOCK_SIZE=block_size,
         SEGMENT=segment_keys(head_dim, q.dtype),
         IS_WINDOWED=window > 0,
-        warps=tiles.warps,
-        stages=tiles.stages,
+        warps=size.warps,
+        stages=size.stages,
     )
 
 
 def _decode(
-    q: Tensor, out: Tensor, cache: KVCache, batch: Batch, factor: float, window: int, tiles: Tiles
+    q: Tensor,
+    out: Tensor,
+    cache: KVCache,
+    batch: Batch,
+    factor: float,
+    window: int,
+    size: ProgramSize,
 ) -> None:
     """Compute the sequences that have one query."""
     _, heads, head_dim = q.shape
@@ -138,15 +151,15 @@ def _decode(
         *(batch.query_starts, batch.kv_lens, batch.slots, batch.block_tables),
         *(batch.block_tables.shape[1], heads, factor, window),
         GROUP=heads // kv_heads,
-        ROWS=tiles.rows,
+        ROWS=size.rows,
         HEAD_DIM=head_dim,
         WIDTH=next_power_of_2(head_dim),
         BLOCK_SIZE=block_size,
         SEGMENT=segment,
         IS_SPLIT=is_split,
         IS_WINDOWED=window > 0,
-        warps=tiles.warps,
-        stages=tiles.stages,
+        warps=size.warps,
+        stages=size.stages,
     )
 
 

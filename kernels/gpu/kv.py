@@ -60,7 +60,7 @@ def new_kv_cache(
     dtype: torch.dtype,
     *,
     sums: Sums = "pairs",
-    device: str = "cpu",
+    device: torch.device | str = "cpu",
 ) -> KVCache:
     """See Ops.new_kv_cache."""
     assert head_dim % 16 == 0, f"head_dim is {head_dim}: it must be a multiple of 16"

@@ -18,6 +18,7 @@ import triton.language as tl
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
+from ...reference.activation import LEAST_NORMAL
 from ...reference.linear import add_tree, check_linear, cut_segments
 from ...reference.ops import PackedLinear
 from ...reference.sums import Sums, round_sums
@@ -30,7 +31,7 @@ GROUP_ROWS = 8
 WOVEN = 8
 """Rows of gates, then rows of ups, that lie side by side in a gated weight: columns of a result
 that one thread of a matrix unit holds, so that gating a tile moves nothing."""
-LEAST_NORMAL = tl.constexpr(1.1754943508222875e-38)
+_LEAST_NORMAL = tl.constexpr(LEAST_NORMAL)
 
 
 def pack_linear(
@@ -184,7 +185,7 @@ def _round(total, KIND: tl.constexpr):
     """Round float32 sums; in bfloat16, denormals become zero."""
     if tl.float32 == KIND:
         return total
-    return tl.where(tl.abs(total) < LEAST_NORMAL, total * 0.0, total).to(KIND)
+    return tl.where(tl.abs(total) < _LEAST_NORMAL, total * 0.0, total).to(KIND)
 
 
 @triton.jit(do_not_specialize=["rows"])
