@@ -28,8 +28,11 @@ from .launch import is_amd, let_next_come, next_power_of_2, num_processors, star
 
 ENOUGH_PROGRAMS = 2
 """Decode programs for each multiprocessor from which on sequences are not split."""
-MOST_PROGRAMS = 16
-"""Programs for each multiprocessor into which they are split where they are fewer."""
+SPLIT_PROGRAMS = 3
+"""Programs for each multiprocessor into which they are split where they are fewer: as many as it
+holds at once."""
+SPLIT_REGISTERS = 168
+"""What lets it hold so many of 128 threads."""
 MOST_HEAD_DIM = 256
 LEAST = tl.constexpr(LEAST_FINITE)
 """The greatest score of nothing; finite, so that no difference of two is NaN."""
@@ -44,6 +47,8 @@ class ProgramSize(NamedTuple):
     """Query rows (tokens times heads of a group) of a program."""
     warps: int
     stages: int
+    registers: int | None = None
+    """Most of a thread; None: as many as it likes."""
 
 
 def segment_keys(head_dim: int, dtype: torch.dtype) -> int:
@@ -63,10 +68,19 @@ def prefill_size(group: int, head_dim: int, dtype: torch.dtype) -> ProgramSize:
     return ProgramSize(128, warps=8, stages=3)
 
 
-def decode_size(group: int, head_dim: int, dtype: torch.dtype) -> ProgramSize:
-    """Choose for one query of a sequence."""
+def decode_size(group: int, head_dim: int, dtype: torch.dtype, *, is_split: bool) -> ProgramSize:
+    """Choose for one query of a sequence.
+
+    Split: a program has about one segment, and several share a processor.
+    """
+    rows = max(16, next_power_of_2(group))
     narrow = head_dim <= 128 and dtype != torch.float32
-    return ProgramSize(max(16, next_power_of_2(group)), warps=4, stages=4 if narrow else 2)
+    if is_split and narrow:
+        registers = None if is_amd() else SPLIT_REGISTERS
+        return ProgramSize(rows, warps=4, stages=1, registers=registers)
+    if is_split:
+        return ProgramSize(rows, warps=8, stages=2)
+    return ProgramSize(rows, warps=4, stages=4 if narrow else 2)
 
 
 def refuse_head_dim(head_dim: int) -> str | None:
@@ -86,7 +100,7 @@ def paged_attention(
     factor = scale * LOG2_E
     if len(q) > len(batch.kv_lens):
         _prefill(q, out, cache, batch, factor, window, prefill_size(group, q.shape[2], q.dtype))
-    _decode(q, out, cache, batch, factor, window, decode_size(group, q.shape[2], q.dtype))
+    _decode(q, out, cache, batch, factor, window)
     return out
 
 
@@ -129,37 +143,37 @@ def _decode(
     batch: Batch,
     factor: float,
     window: int,
-    size: ProgramSize,
 ) -> None:
     """Compute the sequences that have one query."""
     _, heads, head_dim = q.shape
     _, kv_heads, block_size, _ = cache.keys.shape
-    rows = len(batch.kv_lens)
-    segment = segment_keys(head_dim, q.dtype)
-    num_segments = triton.cdiv(batch.block_tables.shape[1] * block_size, segment)
+    rows, max_blocks = len(batch.kv_lens), batch.block_tables.shape[1]
+    group, segment = heads // kv_heads, segment_keys(head_dim, q.dtype)
+    num_segments = triton.cdiv(max_blocks * block_size, segment)
     programs = max(1, rows * kv_heads)
-    splits = min(num_segments, MOST_PROGRAMS * num_processors() // programs)
+    splits = min(num_segments, SPLIT_PROGRAMS * num_processors() // programs)
     is_split = splits > 1 and programs < ENOUGH_PROGRAMS * num_processors()
-    parts = out
+    size = decode_size(group, head_dim, q.dtype, is_split=is_split)
+    memory: tuple[Tensor, ...] = (q, out)
     if is_split:
         shape = (num_segments, rows, heads, head_dim + 2)
-        parts = torch.empty(shape, dtype=torch.float32, device=q.device)
+        memory += (torch.empty(shape, dtype=torch.float32, device=q.device), cache.counters)
     start(
-        _attend_one,
-        (rows, kv_heads, splits if is_split else 1),
-        *(q, out, parts, cache.counters, cache.keys, cache.values),
+        _attend_parts if is_split else _attend_one,
+        (rows, kv_heads, splits) if is_split else (rows, kv_heads),
+        *(*memory, cache.keys, cache.values),
         *(batch.query_starts, batch.kv_lens, batch.slots, batch.block_tables),
-        *(batch.block_tables.shape[1], heads, factor, window),
-        GROUP=heads // kv_heads,
+        *(max_blocks, heads, factor, window),
+        GROUP=group,
         ROWS=size.rows,
         HEAD_DIM=head_dim,
         WIDTH=next_power_of_2(head_dim),
         BLOCK_SIZE=block_size,
         SEGMENT=segment,
-        IS_SPLIT=is_split,
         IS_WINDOWED=window > 0,
         warps=size.warps,
         stages=size.stages,
+        registers=size.registers,
     )
 
 
@@ -172,13 +186,57 @@ def _merge(m, l, acc, other_m, other_l, other_acc):
 
 
 @triton.jit
-def _attend_segment(
-    q, keys_ptr, values_ptr, table_ptr, first, position, lowest, end, factor, window, kv_head,
-    kv_heads,
-    HEAD_DIM: tl.constexpr, WIDTH: tl.constexpr, BLOCK_SIZE: tl.constexpr, SEGMENT: tl.constexpr,
-    IS_WINDOWED: tl.constexpr,
+def _find_lines(
+    table_ptr, first, lowest, end, kv_head, kv_heads,
+    BLOCK_SIZE: tl.constexpr, SEGMENT: tl.constexpr, IS_WINDOWED: tl.constexpr,
 ):  # fmt: skip
-    """Return (m, l, acc) of the keys first .. first + SEGMENT that lie in lowest .. end.
+    """Return (the lines of keys from first on among all of a layer, which lie in lowest .. end)."""
+    key = first + tl.arange(0, SEGMENT)
+    held = key < end
+    if IS_WINDOWED:
+        held = held & (key >= lowest)
+    block = tl.load(table_ptr + key // BLOCK_SIZE, held, other=0)
+    return (block * kv_heads + kv_head) * BLOCK_SIZE + key % BLOCK_SIZE, held
+
+
+@triton.jit
+def _load_keys(keys_ptr, line, held, HEAD_DIM: tl.constexpr, WIDTH: tl.constexpr):
+    """Load [WIDTH, SEGMENT], zero where not held."""
+    d = tl.arange(0, WIDTH)[:, None]
+    mask = held[None, :]
+    if WIDTH != HEAD_DIM:
+        mask = mask & (d < HEAD_DIM)
+    return tl.load(keys_ptr + line[None, :].to(tl.int64) * HEAD_DIM + d, mask, other=0.0)
+
+
+@triton.jit
+def _load_newest(
+    keys_ptr, table_ptr, key, kv_head, kv_heads,
+    HEAD_DIM: tl.constexpr, WIDTH: tl.constexpr, BLOCK_SIZE: tl.constexpr,
+):  # fmt: skip
+    """Load one key, [WIDTH]."""
+    block = tl.load(table_ptr + key // BLOCK_SIZE).to(tl.int64)
+    line = (block * kv_heads + kv_head) * BLOCK_SIZE + key % BLOCK_SIZE
+    d = tl.arange(0, WIDTH)
+    return tl.load(keys_ptr + line * HEAD_DIM + d, d < HEAD_DIM, other=0.0)
+
+
+@triton.jit
+def _load_values(values_ptr, line, held, HEAD_DIM: tl.constexpr, WIDTH: tl.constexpr):
+    """Load [SEGMENT, WIDTH], zero where not held."""
+    d = tl.arange(0, WIDTH)[None, :]
+    mask = held[:, None]
+    if WIDTH != HEAD_DIM:
+        mask = mask & (d < HEAD_DIM)
+    return tl.load(values_ptr + line[:, None].to(tl.int64) * HEAD_DIM + d, mask, other=0.0)
+
+
+@triton.jit
+def _weigh_keys(
+    q, k, first, position, lowest, end, factor, window,
+    SEGMENT: tl.constexpr, IS_WINDOWED: tl.constexpr,
+):  # fmt: skip
+    """Return (m, p) of the keys first .. first + SEGMENT that lie in lowest .. end.
 
     position: [rows, 1] of the queries.
     """
@@ -186,30 +244,37 @@ def _attend_segment(
     held = key < end
     if IS_WINDOWED:
         held = held & (key >= lowest)
-    block = tl.load(table_ptr + key // BLOCK_SIZE, held, other=0).to(tl.int64)
-    line = ((block * kv_heads + kv_head) * BLOCK_SIZE + key % BLOCK_SIZE) * HEAD_DIM
-    d = tl.arange(0, WIDTH)
-    if WIDTH == HEAD_DIM:
-        k = tl.load(keys_ptr + line[None, :] + d[:, None], held[None, :], other=0.0)
-        v = tl.load(values_ptr + line[:, None] + d[None, :], held[:, None], other=0.0)
-    else:
-        inside = d < HEAD_DIM
-        k = tl.load(
-            keys_ptr + line[None, :] + d[:, None], held[None, :] & inside[:, None], other=0.0
-        )
-        v = tl.load(
-            values_ptr + line[:, None] + d[None, :], held[:, None] & inside[None, :], other=0.0
-        )
     scores = tl.dot(q, k, input_precision="ieee") * factor
     seen = (key[None, :] <= position) & held[None, :]
     if IS_WINDOWED:
         seen = seen & (key[None, :] > position - window)
     scores = tl.where(seen, scores, float("-inf"))
     m = tl.maximum(tl.max(scores, 1, keep_dims=True), LEAST)
-    p = tl.exp2(scores - m).to(v.dtype)
+    return m, tl.exp2(scores - m).to(q.dtype)
+
+
+@triton.jit
+def _add_values(p, v, SEGMENT: tl.constexpr):
+    """Return (l, acc) of a segment."""
     ones = tl.full([SEGMENT, ONES], 1.0, v.dtype)
-    l = tl.dot(p, ones, input_precision="ieee")
-    acc = tl.dot(p, v, input_precision="ieee")
+    return tl.dot(p, ones, input_precision="ieee"), tl.dot(p, v, input_precision="ieee")
+
+
+@triton.jit
+def _attend_segment(
+    q, keys_ptr, values_ptr, table_ptr, first, position, lowest, end, factor, window, kv_head,
+    kv_heads,
+    HEAD_DIM: tl.constexpr, WIDTH: tl.constexpr, BLOCK_SIZE: tl.constexpr, SEGMENT: tl.constexpr,
+    IS_WINDOWED: tl.constexpr,
+):  # fmt: skip
+    """Return (m, l, acc) of the keys first .. first + SEGMENT that lie in lowest .. end."""
+    line, held = _find_lines(
+        table_ptr, first, lowest, end, kv_head, kv_heads, BLOCK_SIZE, SEGMENT, IS_WINDOWED
+    )
+    k = _load_keys(keys_ptr, line, held, HEAD_DIM, WIDTH)
+    v = _load_values(values_ptr, line, held, HEAD_DIM, WIDTH)
+    m, p = _weigh_keys(q, k, first, position, lowest, end, factor, window, SEGMENT, IS_WINDOWED)
+    l, acc = _add_values(p, v, SEGMENT)
     return m, l, acc
 
 
@@ -284,21 +349,59 @@ def _store_result(out_ptr, row, live, l, acc, HEAD_DIM: tl.constexpr, WIDTH: tl.
 
 @triton.jit
 def _attend_one(
+    q_ptr, out_ptr, keys_ptr, values_ptr, starts_ptr, lens_ptr, slots_ptr, tables_ptr,
+    max_blocks, heads, factor, window,
+    GROUP: tl.constexpr, ROWS: tl.constexpr, HEAD_DIM: tl.constexpr, WIDTH: tl.constexpr,
+    BLOCK_SIZE: tl.constexpr, SEGMENT: tl.constexpr, IS_WINDOWED: tl.constexpr,
+    OVERLAPPED: tl.constexpr,
+):  # fmt: skip
+    """The one query of a sequence with all heads of one kv head."""
+    row, kv_head = tl.program_id(0), tl.program_id(1)
+    token = tl.load(starts_ptr + row)
+    count = tl.load(starts_ptr + row + 1) - token
+    end = tl.load(lens_ptr + row)
+    lowest = 0
+    if IS_WINDOWED:
+        lowest = tl.maximum(end - window, 0)
+    table_ptr = tables_ptr + tl.load(slots_ptr + row).to(tl.int64) * max_blocks
+    wait(OVERLAPPED)
+    let_next_come(OVERLAPPED)
+    if (count == 1) & (end > 0):
+        r = tl.arange(0, ROWS)
+        live = r < GROUP
+        head_row = token.to(tl.int64) * heads + kv_head * GROUP + r
+        q = _load_queries(q_ptr, head_row, live, HEAD_DIM, WIDTH)
+        position = tl.full([ROWS, 1], 0, tl.int32) + (end - 1)
+        m = tl.full([ROWS, 1], LEAST, tl.float32)
+        l = tl.zeros([ROWS, ONES], tl.float32)
+        acc = tl.zeros([ROWS, WIDTH], tl.float32)
+        for first in range(lowest // SEGMENT * SEGMENT, end, SEGMENT):
+            own_m, own_l, own_acc = _attend_segment(
+                q, keys_ptr, values_ptr, table_ptr, first, position, lowest, end, factor, window,
+                kv_head, tl.num_programs(1), HEAD_DIM, WIDTH, BLOCK_SIZE, SEGMENT, IS_WINDOWED,
+            )  # fmt: skip
+            m, l, acc = _merge(m, l, acc, own_m, own_l, own_acc)
+        _store_result(out_ptr, head_row, live, l, acc, HEAD_DIM, WIDTH)
+
+
+@triton.jit
+def _attend_parts(
     q_ptr, out_ptr, parts_ptr, counters_ptr, keys_ptr, values_ptr, starts_ptr, lens_ptr, slots_ptr,
     tables_ptr, max_blocks, heads, factor, window,
     GROUP: tl.constexpr, ROWS: tl.constexpr, HEAD_DIM: tl.constexpr, WIDTH: tl.constexpr,
-    BLOCK_SIZE: tl.constexpr, SEGMENT: tl.constexpr, IS_SPLIT: tl.constexpr,
-    IS_WINDOWED: tl.constexpr, OVERLAPPED: tl.constexpr,
+    BLOCK_SIZE: tl.constexpr, SEGMENT: tl.constexpr, IS_WINDOWED: tl.constexpr,
+    OVERLAPPED: tl.constexpr,
 ):  # fmt: skip
-    """The one query of a sequence with all heads of one kv head, over every n-th segment.
+    """Every n-th segment of what `_attend_one` does; the program that ends last merges them.
 
-    Split: each segment goes to parts, and the program that ends last merges them.
+    The keys of the first segment are loaded before the wait, but for the newest, which the kernel
+    in front writes.
     """
     row, kv_head, split = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     kv_heads, splits = tl.num_programs(1), tl.num_programs(2)
     token = tl.load(starts_ptr + row)
     count = tl.load(starts_ptr + row + 1) - token
-    end = tl.load(lens_ptr + row)
+    end = tl.where(count == 1, tl.load(lens_ptr + row), 0)
     lowest = 0
     if IS_WINDOWED:
         lowest = tl.maximum(end - window, 0)
@@ -306,43 +409,53 @@ def _attend_one(
     num_segments = tl.cdiv(end, SEGMENT) - begin
     num_own = (num_segments - split + splits - 1) // splits
     table_ptr = tables_ptr + tl.load(slots_ptr + row).to(tl.int64) * max_blocks
+    segment = begin + split
+    line, held = _find_lines(
+        table_ptr, segment * SEGMENT, lowest, end, kv_head, kv_heads, BLOCK_SIZE, SEGMENT,
+        IS_WINDOWED,
+    )  # fmt: skip
+    is_newest = segment * SEGMENT + tl.arange(0, SEGMENT) == end - 1
+    k = _load_keys(keys_ptr, line, held & ~is_newest, HEAD_DIM, WIDTH)
     wait(OVERLAPPED)
     let_next_come(OVERLAPPED)
-    if (count == 1) & (num_own > 0):
-        r = tl.arange(0, ROWS)
-        live = r < GROUP
-        head = kv_head * GROUP + r
-        q = _load_queries(q_ptr, token.to(tl.int64) * heads + head, live, HEAD_DIM, WIDTH)
-        position = tl.full([ROWS, 1], 0, tl.int32) + (end - 1)
-        m = tl.full([ROWS, 1], LEAST, tl.float32)
-        l = tl.zeros([ROWS, ONES], tl.float32)
-        acc = tl.zeros([ROWS, WIDTH], tl.float32)
-        for i in range(0, num_own):
-            segment = begin + split + i * splits
-            own_m, own_l, own_acc = _attend_segment(
-                q, keys_ptr, values_ptr, table_ptr, segment * SEGMENT, position, lowest, end,
-                factor, window, kv_head, kv_heads, HEAD_DIM, WIDTH, BLOCK_SIZE, SEGMENT,
+    if num_own <= 0:
+        return
+    r = tl.arange(0, ROWS)
+    live = r < GROUP
+    head = kv_head * GROUP + r
+    q = _load_queries(q_ptr, token.to(tl.int64) * heads + head, live, HEAD_DIM, WIDTH)
+    position = tl.full([ROWS, 1], 0, tl.int32) + (end - 1)
+    if segment == begin + num_segments - 1:
+        newest = _load_newest(
+            keys_ptr, table_ptr, end - 1, kv_head, kv_heads, HEAD_DIM, WIDTH, BLOCK_SIZE
+        )
+        k = tl.where(is_newest[None, :], newest[:, None], k)
+    for i in range(0, num_own):
+        m, p = _weigh_keys(
+            q, k, segment * SEGMENT, position, lowest, end, factor, window, SEGMENT, IS_WINDOWED
+        )
+        v = _load_values(values_ptr, line, held, HEAD_DIM, WIDTH)
+        l, acc = _add_values(p, v, SEGMENT)
+        part = (segment * tl.num_programs(0) + row).to(tl.int64) * heads + head
+        _store_part(parts_ptr, part, live, m, l, acc, HEAD_DIM, WIDTH)
+        segment += splits
+        if i + 1 < num_own:
+            line, held = _find_lines(
+                table_ptr, segment * SEGMENT, lowest, end, kv_head, kv_heads, BLOCK_SIZE, SEGMENT,
                 IS_WINDOWED,
             )  # fmt: skip
-            if IS_SPLIT:
-                line = (segment * tl.num_programs(0) + row).to(tl.int64) * heads + head
-                _store_part(parts_ptr, line, live, own_m, own_l, own_acc, HEAD_DIM, WIDTH)
-            else:
-                m, l, acc = _merge(m, l, acc, own_m, own_l, own_acc)
+            k = _load_keys(keys_ptr, line, held, HEAD_DIM, WIDTH)
+    counter_ptr = counters_ptr + row * kv_heads + kv_head
+    # What all threads stored comes before the count.
+    tl.debug_barrier()
+    done = tl.atomic_add(counter_ptr, 1, sem="acq_rel")
+    if done == tl.minimum(splits, num_segments) - 1:
+        tl.store(counter_ptr, 0)
         first_head = token.to(tl.int64) * heads + kv_head * GROUP
-        if IS_SPLIT:
-            counter_ptr = counters_ptr + row * kv_heads + kv_head
-            # What all threads stored comes before the count.
-            tl.debug_barrier()
-            done = tl.atomic_add(counter_ptr, 1, sem="acq_rel")
-            if done == tl.minimum(splits, num_segments) - 1:
-                tl.store(counter_ptr, 0)
-                _merge_parts(
-                    parts_ptr, out_ptr, first_head, row, kv_head, heads, begin, num_segments,
-                    GROUP, HEAD_DIM, WIDTH,
-                )  # fmt: skip
-        else:
-            _store_result(out_ptr, first_head + r, live, l, acc, HEAD_DIM, WIDTH)
+        _merge_parts(
+            parts_ptr, out_ptr, first_head, row, kv_head, heads, begin, num_segments,
+            GROUP, HEAD_DIM, WIDTH,
+        )  # fmt: skip
 
 
 @triton.jit
@@ -365,7 +478,7 @@ def _merge_parts(
     A few are loaded at once, since a load is a trip to memory. Other programs wrote them: past the
     L1.
     """
-    AT_ONCE: tl.constexpr = 12
+    AT_ONCE: tl.constexpr = 8
     HEADS: tl.constexpr = triton.next_power_of_2(GROUP)
     g = tl.arange(0, HEADS)
     live = g < GROUP

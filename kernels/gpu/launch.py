@@ -33,6 +33,25 @@ def wait(OVERLAPPED: tl.constexpr):
 
 
 @triton.jit
+def wait_at_0(index, FACTOR: tl.constexpr, OVERLAPPED: tl.constexpr):
+    """Return index, int32 and a multiple of FACTOR; at 0, `wait` first.
+
+    For a loop whose loads come ahead: a load at the result comes after the wait, and a load of
+    weights in front of it in the loop's body comes before.
+    """
+    if OVERLAPPED:
+        index = tl.inline_asm_elementwise(
+            "{.reg .pred p; setp.eq.s32 p, $1, 0; @p griddepcontrol.wait; mov.b32 $0, $1;}",
+            "=r,r",
+            [index],
+            dtype=tl.int32,
+            is_pure=True,  # the loop cannot be cut into stages otherwise
+            pack=1,
+        )
+    return tl.multiple_of(index, FACTOR)
+
+
+@triton.jit
 def let_next_come(OVERLAPPED: tl.constexpr):
     """Let the next kernel come to the device as soon as all programs have said so."""
     if OVERLAPPED:
@@ -45,11 +64,13 @@ def start(
     *args: Tensor | float,
     warps: int = 4,
     stages: int = 3,
+    registers: int | None = None,
     **constants: Any,
 ) -> None:
     """Queue a kernel on the current stream. Its constexpr OVERLAPPED is filled in here.
 
-    grid: programs in each dimension; nothing runs where one is 0.
+    grid: programs in each dimension; nothing runs where one is 0. registers: the most that a thread
+    may have, so that more programs share a processor; NVIDIA's only.
     """
     if 0 in grid:
         return
@@ -57,6 +78,8 @@ def start(
     overlapped = is_overlapped()
     if overlapped:
         options["launch_pdl"] = True
+    if registers is not None:
+        options["maxnreg"] = registers
     kernel[grid](*args, OVERLAPPED=overlapped, **constants, **options)
 
 

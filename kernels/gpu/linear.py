@@ -23,7 +23,7 @@ from ...reference.linear import add_tree, check_linear, cut_segments
 from ...reference.ops import PackedLinear
 from ...reference.sums import Sums, round_sums
 from .activation import silu_times
-from .launch import let_next_come, num_processors, start, wait
+from .launch import let_next_come, num_processors, start, wait, wait_at_0
 from .tiles import choose_tiles
 
 GROUP_ROWS = 8
@@ -31,6 +31,8 @@ GROUP_ROWS = 8
 WOVEN = 8
 """Rows of gates, then rows of ups, that lie side by side in a gated weight: columns of a result
 that one thread of a matrix unit holds, so that gating a tile moves nothing."""
+FEW_ROWS = tl.constexpr(16)
+"""Rows of a tile up to which a product is a stream of weights."""
 _LEAST_NORMAL = tl.constexpr(LEAST_NORMAL)
 
 
@@ -231,15 +233,21 @@ def _multiply_moved(
     IS_EVEN: tl.constexpr, HAS_BIAS: tl.constexpr, IS_GATED: tl.constexpr, WOVEN: tl.constexpr,
     OVERLAPPED: tl.constexpr,
 ):  # fmt: skip
-    """Every n-th tile, moved by the copy engine, which gives zeros beyond the edges."""
-    wait(OVERLAPPED)
+    """Every n-th tile, moved by the copy engine, which gives zeros beyond the edges.
+
+    Few rows: the first weights are on their way before the wait.
+    """
+    IS_EARLY: tl.constexpr = ROWS <= FEW_ROWS
+    if not IS_EARLY:
+        wait(OVERLAPPED)
     num_tiles = tl.cdiv(rows, ROWS) * tl.cdiv(out_features, OUT)
     for tile in tl.range(tl.program_id(0), num_tiles, tl.num_programs(0), flatten=True):
         row_tile, out_tile = _tile_of(tile, rows, out_features, ROWS, OUT, GROUP)
         total = tl.zeros([ROWS, OUT], tl.float32)
         for first in range(0, width, K):
-            x = x_tiles.load([row_tile * ROWS, first])
             weight = weight_tiles.load([out_tile * OUT, first])
+            x_first = wait_at_0(first, K, OVERLAPPED) if IS_EARLY else first
+            x = x_tiles.load([row_tile * ROWS, x_first])
             total = tl.dot(x, weight.T, total)
         _finish(
             total, row_tile, out_tile, bias_ptr, out_ptr, rows, out_features,

@@ -80,7 +80,8 @@ def record(target: GPUTarget, call: Callable[[], Any]) -> list[dict[str, Any]]:
 
 
 def measure(kernel: Any, target: GPUTarget) -> dict[str, Any]:
-    """Return shared memory, registers, spills, and which instructions there are."""
+    """Return shared memory, registers, spills, which instructions there are, and which loads
+    come before the wait."""
     metadata = kernel.metadata
     known = {"shared": metadata.shared, "fused": metadata.enable_fp_fusion}
     if target.backend == "hip":
@@ -104,7 +105,14 @@ def measure(kernel: Any, target: GPUTarget) -> dict[str, Any]:
     registers = re.search(r"Used (\d+) registers", log)
     assert registers is not None, log
     has = [name for name in INSTRUCTIONS if name in ptx]
-    return known | {"spilled": spilled, "registers": int(registers[1]), "has": has}
+    before_wait = ptx[: max(0, ptx.find("griddepcontrol.wait"))]
+    early = [name for name in ("ld.global.v4", "cp.async.bulk.tensor") if name in before_wait]
+    return known | {
+        "spilled": spilled,
+        "registers": int(registers[1]),
+        "has": has,
+        "early": early,
+    }
 
 
 def attention(

@@ -11,12 +11,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from quire.kernels.gpu.attention import SPLIT_PROGRAMS
 
 SCRIPT = Path(__file__).with_name("compile_kernels.py")
 SHARED = {"sm_90": 232_448, "sm_80": 166_912}
 """Bytes of shared memory that a program may have."""
+REGISTERS = 65_536
+"""Of a processor."""
 PARTS = ["attention", "linear", "rest", "sampling"]
-SPILLED = {"_attend_many": 64}
+SPILLED = {"_attend_many": 64, "_attend_parts": 32}
 """Bytes that a kernel may spill, where the head has no more than 128 elements of bfloat16."""
 SLOW = {"float32": 2048, "256": 1024}
 """The same of kinds that have to be right, and need not be fast."""
@@ -64,11 +67,16 @@ def test_prefill_multiplies_by_warp_groups() -> None:
 
 
 def test_decode_multiplies_by_the_matrix_unit_and_loads_ahead() -> None:
-    kernels = [x for x in compiled("sm_90", "attention") if x["name"] == "_attend_one"]
-    fast = {x["label"]: x["has"] for x in kernels if x["label"] not in SLOW}
-    assert {"128", "64", "many rows"} <= set(fast)
-    for has in fast.values():
-        assert {"mma.sync", "wgmma"} & set(has) and "cp.async.cg" in has, fast
+    kernels = compiled("sm_90", "attention")
+    whole = [x["has"] for x in kernels if x["name"] == "_attend_one"]
+    assert whole and all({"mma.sync", "cp.async.cg"} <= set(has) for has in whole), whole
+    split = {x["label"]: x for x in kernels if x["name"] == "_attend_parts"}
+    fast = {label: x for label, x in split.items() if label not in SLOW}
+    assert {"128", "64", "window"} <= set(fast)
+    for kernel in fast.values():
+        assert "mma.sync" in kernel["has"], kernel
+        assert kernel["registers"] * 128 * SPLIT_PROGRAMS <= REGISTERS, kernel
+        assert kernel["shared"] * SPLIT_PROGRAMS <= SHARED["sm_90"], kernel
 
 
 def test_linears_of_many_rows_multiply_by_warp_groups() -> None:
@@ -85,6 +93,17 @@ def test_linears_of_few_rows_load_ahead() -> None:
         assert {"cp.async.cg", "cp.async.bulk.tensor"} & set(has[label]), (label, has[label])
 
 
+def test_what_no_kernel_writes_is_loaded_before_the_wait() -> None:
+    """Keys of earlier steps, and weights where they are all that takes time."""
+    attention = [x for x in compiled("sm_90", "attention") if x["name"] == "_attend_parts"]
+    assert all("ld.global.v4" in x["early"] for x in attention), attention
+    linears = [x for x in compiled("sm_90", "table") if x["name"] == "_multiply_moved"]
+    few = {x["label"]: x["constants"]["ROWS"] <= 16 for x in linears}
+    assert True in few.values() and False in few.values(), few
+    for kernel in linears:
+        assert ("cp.async.bulk.tensor" in kernel["early"]) == few[kernel["label"]], kernel
+
+
 def test_kernels_fit_into_ampere() -> None:
     for kernel in compiled("sm_80", "few"):
         assert kernel["shared"] <= SHARED["sm_80"], kernel
@@ -93,4 +112,4 @@ def test_kernels_fit_into_ampere() -> None:
 
 def test_kernels_compile_for_amd() -> None:
     kernels = {kernel["name"]: kernel["has"] for kernel in compiled("gfx942", "few")}
-    assert all(kernels[name] == ["mfma"] for name in ("_attend_many", "_attend_one"))
+    assert all(kernels[name] == ["mfma"] for name in ("_attend_many", "_attend_parts"))
