@@ -179,7 +179,7 @@ def make_gpu_runner(
         before = torch.cuda.memory_reserved(device)
         if runner.capture_largest():
             graph_bytes = torch.cuda.memory_reserved(device) - before
-            clock.note(f"first CUDA graph, {graph_bytes / 2**20:.0f} MiB")
+            clock.note(f"first CUDA graphs, {graph_bytes / 2**20:.0f} MiB")
     except torch.OutOfMemoryError as error:
         raise ConfigError(
             f"the GPU's memory does not hold the model and one step: {error} Lower "

@@ -110,6 +110,14 @@ def refuse_shape(ops: Ops, head_dim: int) -> str | None:
     return reason
 
 
+def most_split_rows(ops: Ops, num_kv_heads: int) -> int:
+    """Return the most sequences of one query whose attention an implementation splits: it takes
+    memory for the parts. 0 where it splits none."""
+    most = getattr(ops, "most_split_rows", None)
+    count: int = 0 if most is None else most(num_kv_heads)
+    return count
+
+
 def choose_sums(name: SumsName, device: Device = "cpu") -> Sums:
     """Return the order in which products of bfloat16 are added: auto is the processor's fastest.
 

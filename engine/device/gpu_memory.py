@@ -13,8 +13,9 @@ import torch
 
 from ...reference.ops import Ops
 from ..models.base import DecoderModel
+from ..opset import most_split_rows
 from . import warm_up
-from .inputs import make_buckets
+from .inputs import largest_buckets, make_buckets
 from .runner import ModelRunner
 
 GRAPH_BYTES = 8 * 2**20
@@ -98,14 +99,15 @@ def measure(
     )
     tables = runner.table_bytes + 2 * model.config.num_layers * ROUNDING_BYTES
     bounds = (sizes.max_num_seqs, sizes.max_num_batched_tokens, sizes.max_model_len)
+    split = most_split_rows(ops, model.config.num_kv_heads)
     activations = _peak(
         runner, device, warm_up.largest_steps(*bounds, model.config.vocab_size)
-    ) + _peak(runner, device, warm_up.row_steps(*bounds))
+    ) + _peak(runner, device, warm_up.row_steps(*bounds, split))
     graphs = 0
     if with_graphs:
-        num_graphs = GRAPH_KINDS * len(make_buckets(sizes.max_num_seqs))
-        most_rows = warm_up.most_rows(sizes.max_num_seqs, sizes.max_model_len)
-        graphs = _peak(runner, device, most_rows) + num_graphs * GRAPH_BYTES
+        buckets = make_buckets(sizes.max_num_seqs)
+        plans = warm_up.plain_steps(largest_buckets(buckets, split), sizes.max_model_len)
+        graphs = _peak(runner, device, plans) + GRAPH_KINDS * len(buckets) * GRAPH_BYTES
     del runner
     gc.collect()
     reserved = _reserved(device)

@@ -111,6 +111,16 @@ def make_buckets(most: int) -> tuple[int, ...]:
     return (*(size for size in sizes if size < most), most)
 
 
+def largest_buckets(buckets: tuple[int, ...], most_split_rows: int) -> tuple[int, ...]:
+    """Return the buckets whose steps take the most memory.
+
+    The last one, and the last whose rows attention splits: more rows take more memory on either
+    side of that bound.
+    """
+    split = [size for size in buckets if size <= most_split_rows]
+    return tuple(sorted({buckets[-1], *split[-1:]}, reverse=True))
+
+
 class StepInputs:
     """The array of one runner."""
 

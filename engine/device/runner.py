@@ -18,10 +18,11 @@ from torch import Tensor
 
 from ...reference.ops import Batch, Ops, SamplingRows, StepRows
 from ..models.base import DecoderModel, Tail
+from ..opset import most_split_rows
 from ..plan import StepPlan, StepResult
 from . import warm_up
 from .graphs import CudaCapture, GraphKey, StepGraphs
-from .inputs import PackedStep, StepInputs, make_buckets
+from .inputs import PackedStep, StepInputs, largest_buckets, make_buckets
 from .link import Landing, Link, make_link
 from .sampler import Banned, Drawn, draw
 from .sampling_rows import PLAIN, Forbidden, SamplingTable
@@ -98,19 +99,21 @@ class ModelRunner:
             scratch.execute(plan)
 
     def capture_largest(self) -> bool:
-        """Make the graph of the most rows, from padding alone; return whether there are graphs.
+        """Make the graphs that take the most memory, of padding; return whether there are graphs.
 
-        The first graph sizes the memory that all graphs share, so it had better be the largest.
+        The first graphs size the memory that all graphs share, so they had better be the largest.
         """
         if self._graphs is None:
             return False
-        key = GraphKey("tokens", self._buckets[-1])
+        split = most_split_rows(self._ops, self._model.config.num_kv_heads)
+        keys = [GraphKey("tokens", size) for size in largest_buckets(self._buckets, split)]
         with torch.inference_mode(), self._link.on_stream():
-            for _ in range(2):
-                step = self._inputs.pack_padding(self._buckets[-1])
-                self._graphs.run(key, partial(self._draw_plainly, step))
+            for key in keys:
+                for _ in range(2):
+                    step = self._inputs.pack_padding(key.num_rows)
+                    self._graphs.run(key, partial(self._draw_plainly, step))
             self._link.land(0, self._nothing, None).result()
-        return self._graphs.has(key)
+        return all(map(self._graphs.has, keys))
 
     @property
     def table_bytes(self) -> int:

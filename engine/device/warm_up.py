@@ -2,7 +2,7 @@
 
 PLANS is what ModelRunner.warm_up executes: a prefill of two sequences (of two and one tokens) with
 the parameters that choose different code, then a decode step of both with a copied block.
-`largest_steps`, `row_steps` and `most_rows` are what a GPU's memory is measured by. Pure.
+`largest_steps`, `row_steps` and `plain_steps` are what a GPU's memory is measured by. Pure.
 """
 
 from __future__ import annotations
@@ -98,25 +98,27 @@ def largest_steps(
 
 
 def row_steps(
-    max_num_seqs: int, max_num_batched_tokens: int, max_model_len: int
+    max_num_seqs: int, max_num_batched_tokens: int, max_model_len: int, most_split_rows: int
 ) -> Iterator[StepPlan]:
-    """Yield steps of one or two tokens in each of 1, 2, 3, 4, 6, 8, .. rows.
+    """Yield steps of one or two tokens in each of 1, 2, 3, 4, 6, 8, .. rows, and most_split_rows.
 
     What attention takes beside the rest depends on the number of rows, and is not the most where
-    these are.
+    these are, but where the most are split.
     """
     most = min(max_num_seqs, max_num_batched_tokens)
     params = SamplingParams(temperature=0.0, max_tokens=None)
-    counts = {most} | {n for i in range(most.bit_length()) for n in (2**i, 3 * 2**i) if n < most}
+    counts = {most, max(1, min(most, most_split_rows))}
+    counts |= {n for i in range(most.bit_length()) for n in (2**i, 3 * 2**i) if n < most}
     for step, num_rows in enumerate(sorted(counts)):
         size = max(1, min(2, max_num_batched_tokens // num_rows, max_model_len - 1))
         yield _step(step, num_rows, size, size < max_model_len, _admit(num_rows, params))
 
 
-def most_rows(max_num_seqs: int, max_model_len: int) -> Iterator[StepPlan]:
-    """Yield one decode step of all slots, as most are: without any feature that is rare."""
-    admitted = _admit(max_num_seqs, SamplingParams(temperature=1.0, max_tokens=None))
-    yield _step(0, max_num_seqs, 1, max_model_len > 1, admitted)
+def plain_steps(counts: Iterable[int], max_model_len: int) -> Iterator[StepPlan]:
+    """Yield decode steps of so many rows, as most are: without any feature that is rare."""
+    params = SamplingParams(temperature=1.0, max_tokens=None)
+    for step, num_rows in enumerate(counts):
+        yield _step(step, num_rows, 1, max_model_len > 1, _admit(num_rows, params))
 
 
 def _admit(num_rows: int, params: SamplingParams) -> tuple[Admitted, ...]:

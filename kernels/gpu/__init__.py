@@ -6,7 +6,7 @@ A row's bits are its own on every input. Runs in Triton's interpreter too, where
 """
 
 from .activation import silu_mul
-from .attention import paged_attention, refuse_head_dim
+from .attention import most_split_rows, paged_attention, refuse_head_dim
 from .embedding import embed
 from .kv import copy_blocks, new_kv_cache, read_kv
 from .linear import gated_linear, linear, pack_linear, unpack_linear
@@ -22,6 +22,7 @@ __all__ = [
     "gated_linear",
     "linear",
     "logprobs",
+    "most_split_rows",
     "new_kv_cache",
     "pack_linear",
     "paged_attention",

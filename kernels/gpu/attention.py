@@ -90,6 +90,12 @@ def refuse_head_dim(head_dim: int) -> str | None:
     return f"its head_dim is {head_dim}: attention on a GPU takes at most {MOST_HEAD_DIM}."
 
 
+def most_split_rows(kv_heads: int) -> int:
+    """Return the most sequences of one query that are split over programs, which takes memory."""
+    processors = num_processors()
+    return min(ENOUGH_PROGRAMS * processors - 1, SPLIT_PROGRAMS * processors // 2) // kv_heads
+
+
 def paged_attention(
     q: Tensor, cache: KVCache, batch: Batch, *, scale: float, window: int = 0
 ) -> Tensor:
@@ -150,9 +156,8 @@ def _decode(
     rows, max_blocks = len(batch.kv_lens), batch.block_tables.shape[1]
     group, segment = heads // kv_heads, segment_keys(head_dim, q.dtype)
     num_segments = triton.cdiv(max_blocks * block_size, segment)
-    programs = max(1, rows * kv_heads)
-    splits = min(num_segments, SPLIT_PROGRAMS * num_processors() // programs)
-    is_split = splits > 1 and programs < ENOUGH_PROGRAMS * num_processors()
+    splits = min(num_segments, SPLIT_PROGRAMS * num_processors() // max(1, rows * kv_heads))
+    is_split = splits > 1 and rows <= most_split_rows(kv_heads)
     size = decode_size(group, head_dim, q.dtype, is_split=is_split)
     memory: tuple[Tensor, ...] = (q, out)
     if is_split:

@@ -15,7 +15,7 @@ from quire.engine.device import runner as runner_module
 from quire.engine.device import warm_up
 from quire.engine.device.cuda_link import CudaLink
 from quire.engine.device.gpu_memory import GRAPH_BYTES, ROUNDING_BYTES, GpuBudget
-from quire.engine.device.inputs import make_buckets
+from quire.engine.device.inputs import largest_buckets, make_buckets
 from quire.engine.device.memory import bytes_per_block
 from quire.engine.device.runner import ModelRunner
 from quire.engine.errors import ConfigError, EngineError
@@ -211,8 +211,26 @@ def test_the_largest_steps_run_in_one_block(
     plans = list(warm_up.largest_steps(seqs, tokens, length, tiny.config.vocab_size))
     assert max(plan.num_scheduled_tokens for plan in plans) <= max(tokens, 1)
     assert len(plans[-1].slots) == min(seqs, tokens)
-    rows = list(warm_up.row_steps(seqs, tokens, length))
+    rows = list(warm_up.row_steps(seqs, tokens, length, most_split_rows=5))
+    assert min(5, seqs, tokens) in {len(plan.slots) for plan in rows}
     assert len(rows[0].slots) == 1 and len(rows[-1].slots) == min(seqs, tokens)
     assert max(plan.num_scheduled_tokens for plan in rows) <= max(tokens, 1)
-    for plan in (*plans, *rows, *warm_up.most_rows(seqs, length)):
+    for plan in (*plans, *rows, *warm_up.plain_steps((seqs, 1), length)):
         assert len(runner.execute(plan).token_ids) == plan.samples.sum()
+
+
+@pytest.mark.parametrize(
+    ("most", "split", "largest"),
+    [
+        (256, 24, (256, 24)),
+        (256, 27, (256, 24)),
+        (256, 400, (256,)),
+        (256, 0, (256,)),
+        (3, 2, (3, 2)),
+    ],
+)
+def test_the_largest_graphs_are_the_last_on_both_sides_of_splitting(
+    most: int, split: int, largest: tuple[int, ...]
+) -> None:
+    """Parts of split attention grow with the rows up to a bound, all else without one."""
+    assert largest_buckets(make_buckets(most), split) == largest

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import math
 from typing import Any
 
@@ -207,3 +208,20 @@ def test_what_lies_beyond_a_row_never_reaches_it(device: str) -> None:
     for stale in (math.nan, math.inf, 1e30):
         stained = attend(gpu, case._replace(stale=stale), device=device)
         assert_same_bits(stained, attend(gpu, case._replace(stale=0.0), device=device))
+
+
+@pytest.mark.parametrize("kv_heads", [1, 2, 5, 8, 500])
+def test_rows_are_split_up_to_the_number_that_a_start_measures(
+    device: str, monkeypatch: pytest.MonkeyPatch, kv_heads: int
+) -> None:
+    """Parts take memory: more rows must not be split than are said to be."""
+    started: list[Any] = []
+    module = importlib.import_module("quire.kernels.gpu.attention")
+    monkeypatch.setattr(module, "start", lambda kernel, *_, **__: started.append(kernel))
+    cache = gpu.new_kv_cache(1, 16, kv_heads, 16, BFLOAT16, device=device)
+    most = module.most_split_rows(kv_heads)
+    for rows in range(1, most + 20):
+        batch = Batch(*(torch.zeros(rows, 64, dtype=torch.int32, device=device) for _ in range(6)))
+        q = torch.zeros(rows, kv_heads, 16, dtype=BFLOAT16, device=device)
+        gpu.paged_attention(q, cache, batch, scale=1.0)
+        assert (started.pop() is module._attend_parts) == (rows <= most), rows
