@@ -26,6 +26,7 @@ LATTICE_SCALE = 1.0 / LOG2_E
 
 block_sizes = st.sampled_from([16, 1, 2, 8, 24, 32, 48, 64, 128])
 head_dims = st.sampled_from([16, 32, 48, 64, 80, 112, 128, 256])
+softcaps = st.sampled_from([0.0, 0.0, 5.0, 30.0])
 key_counts = st.sampled_from([1, 15, 16, 17, 63, 64, 65, 127, 128, 129, 192]) | st.integers(1, 200)
 
 
@@ -62,6 +63,25 @@ class AttentionCase(NamedTuple):
     sums: Sums = "pairs"
     stale: float = math.nan
     """What lies in memory that no row holds. NaN sends whoever meets it on a careful path."""
+    softcap: float = 0.0
+    has_sinks: bool = False
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The keyword arguments of paged_attention."""
+        sinks = self.make_sinks() if self.has_sinks else None
+        return {
+            "scale": self.scale,
+            "window": self.window,
+            "softcap": self.softcap,
+            "sinks": sinks,
+        }
+
+    def make_sinks(self) -> Tensor:
+        """Make [heads] float32, each zero or a power of two up to 4, times LATTICE_SCALE."""
+        generator = torch.Generator().manual_seed(self.seed)
+        chosen = torch.randint(7, (self.kv_heads * self.group,), generator=generator)
+        return torch.tensor([-4.0, -2.0, -1.0, 0.0, 1.0, 2.0, 4.0])[chosen] * LATTICE_SCALE
 
     def make_queries(self) -> Tensor:
         """Make q [tokens, heads, head_dim]."""
@@ -104,6 +124,8 @@ def attention_cases(flavour: st.SearchStrategy[Any] = flavours) -> Any:
         num_bad=st.sampled_from([0, 0, 1, 3]),
         sums=st.sampled_from(get_args(Sums)),
         stale=st.sampled_from([math.nan, 2.0]),
+        softcap=softcaps,
+        has_sinks=st.booleans(),
     )
 
 
@@ -200,7 +222,9 @@ def attend_to(
     batch, places = make_batch(case, size)
     cache = make_cache(ops, case, kv, places, size, device=device)
     batch = Batch(*(field.to(device) for field in batch))
-    options = {"scale": case.scale, "window": case.window} | options
+    options = case.options | options
+    if case.has_sinks:
+        options["sinks"] = options["sinks"].to(device)
     result: Tensor = ops.paged_attention(q.to(device), cache, batch, **options)
     return result.cpu()
 
@@ -244,15 +268,25 @@ def exact_attention(
         q_row = q[start : start + row.num_queries].double()
         start += row.num_queries
         k_wide, v_wide = (x.double().repeat_interleave(case.group, 1) for x in (k, v))
-        scores = torch.einsum("qhd,khd->hqk", q_row, k_wide) * (case.scale * LOG2_E)
+        scores = torch.einsum("qhd,khd->hqk", q_row, k_wide)
+        if case.softcap:
+            scores = torch.tanh(scores * case.scale / case.softcap) * (case.softcap * LOG2_E)
+        else:
+            scores = scores * (case.scale * LOG2_E)
         position = torch.arange(row.num_keys - row.num_queries, row.num_keys)[:, None]
         index = torch.arange(row.num_keys)
         hidden = index > position
         if case.window:
             hidden |= index <= position - case.window
         scores = scores.masked_fill(hidden, -math.inf)
-        p = torch.exp2(scores - scores.amax(-1, keepdim=True))
-        sums = p.sum(-1).T[..., None].expand(q_row.shape)
+        top = scores.amax(-1, keepdim=True)
+        sinks = torch.full((scores.shape[0], 1, 1), -math.inf, dtype=torch.float64)
+        if case.has_sinks:
+            sinks = (case.make_sinks() * LOG2_E).double()[:, None, None]
+            top = torch.maximum(top, sinks)
+        p = torch.exp2(scores - top)
+        sums = p.sum(-1) + torch.exp2(sinks - top).squeeze(-1)
+        sums = sums.T[..., None].expand(q_row.shape)
         results.append(
             (
                 torch.einsum("hqk,khd->qhd", p, v_wide),

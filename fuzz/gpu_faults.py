@@ -67,13 +67,18 @@ ATTENTION = [
     ("the newest key is the one before", "SEGMENT) == end - 1", "SEGMENT) == end - 2"),
     ("a program takes segments side by side", "segment += splits", "segment += 1"),
     ("a program loads one segment", "if i + 1 < num_own:", "if i + 1 < min(num_own, 1):"),
-    ("values of the segment before", "line, held = _find_lines(", "_, held = _find_lines("),
+    ("values of the segment before", "line, held = find_lines(", "_, held = find_lines("),
     ("more splits than segments", "if num_own <= 0:", "if num_own < 0:"),
     (
         "prompts are decoded too",
         "tl.where(count == 1, tl.load(lens",
         "tl.where(count > 0, tl.load(lens",
     ),
+    ("a cap is not a cap", "scores = _tanh(scores) * cap", "scores = scores * cap"),
+    ("a tanh of large scores is NaN", "tl.where(x > 126.0, 126.0,", "tl.where(x > 300.0, 300.0,"),
+    ("sinks have no weight", "COLUMNS], 1.0, tl.float32)", "COLUMNS], 0.0, tl.float32)"),
+    ("sinks of other heads", "sinks_ptr + head, live", "sinks_ptr + 0 * head, live"),
+    ("sinks are not in powers of two", "return sinks * _LOG2_E, tl", "return sinks, tl"),
     ("the first program of a row", "+ middle <= program:", "+ middle < program:"),
     ("the last chunk has all queries", "(query < count) & (r", "(r"),
 ]
@@ -147,11 +152,19 @@ MEMORY = [
     ("prepare.py", "-1 is stored", "tl.maximum(token, 0)", "token"),
     ("prepare.py", "padding has keys", "tl.where(live, start + count, 0)", "start + count"),
 ]
-TESTS = {"attention.py": "attention", "linear.py": "linear"}
+
+
+def file_of(text: str) -> str:
+    """Return which of attention's files has a text: a segment's arithmetic, or who does what."""
+    segments = ROOT / "kernels/gpu/segments.py"
+    return "segments.py" if text in segments.read_text() else "attention.py"
+
+
+TESTS = dict.fromkeys(("attention.py", "segments.py"), "attention") | {"linear.py": "linear"}
 TESTS |= dict.fromkeys(("norm.py", "activation.py", "math.py", "embedding.py"), "rows")
 TESTS |= dict.fromkeys(("rope.py", "kv.py", "prepare.py"), "memory")
 FAULTS = [
-    *(Fault(name, "attention.py", old, new) for name, old, new in ATTENTION),
+    *(Fault(name, file_of(old), old, new) for name, old, new in ATTENTION),
     *(Fault(name, "linear.py", old, new) for name, old, new in LINEAR),
     *(Fault(name, file, old, new) for file, name, old, new in (*ROWS, *MEMORY)),
 ]

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from ..reference.ops import StepRows
-from .attention_cases import LATTICE_SCALE, AttentionCase, QKVCase, Sequence
+from .attention_cases import LATTICE_SCALE, AttentionCase, QKVCase, Sequence, softcaps
 from .kernel_cases import dtypes, make_floats, seeds
 
 ON_GPU = 20
@@ -61,6 +61,8 @@ def gpu_attention_cases(scale: float = LATTICE_SCALE, max_rows: int = 3) -> Any:
         scale=st.just(scale),
         num_bad=st.just(0),
         stale=st.sampled_from([float("nan"), 2.0]),
+        softcap=st.just(0.0) if scale == LATTICE_SCALE else softcaps,
+        has_sinks=st.booleans(),
     )
 
 

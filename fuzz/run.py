@@ -15,6 +15,7 @@ from hypothesis import HealthCheck, Phase, seed, settings
 from hypothesis.stateful import RuleBasedStateMachine, run_state_machine_as_test
 
 from .allocator_machine import AllocatorMachine
+from .engine_machine import EngineMachine
 from .scheduler_machine import SchedulerMachine
 
 ROUND_EXAMPLES = 150
@@ -50,11 +51,11 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     end = time.monotonic() + options.minutes * 60
     number = options.seed if options.seed is not None else time.time_ns() % 2**32
-    machines = (AllocatorMachine, SchedulerMachine)
+    machines = (AllocatorMachine, SchedulerMachine, EngineMachine)
     print(f"first seed {number}")
     rounds = 0
     while time.monotonic() < end:
-        machine = machines[rounds % 2]
+        machine = machines[rounds % len(machines)]
         try:
             run_round(machine, number + rounds)
         except Exception:

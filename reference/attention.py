@@ -4,8 +4,11 @@ Online softmax (Milakov and Gimelshein 2018, arXiv:1805.02867) over tiles of KV_
 absolute positions 0..63, 64..127, ... A query is one row of arithmetic and never meets another:
 
 1. score = (sum over head_dim of q * k) * factor, factor = scale * log2(e) rounded to float32.
+   With a softcap: t = exp2((sum) * (2 * log2(e) * scale / softcap)), the argument clamped to [-126,
+   126]; score = (1 - 2 / (t + 1)) * (softcap * log2(e)), which is the cap times a tanh.
 2. A tile without a visible key leaves the row as it is; in the others
-   m' = max(m, visible scores), m starting at the least finite float32;
+   m' = max(m, visible scores), m starting at the least finite float32, with a sink at
+   sink * log2(e), and lane 0 at one;
    c = exp2(m - m'); p = exp2(score - m') for visible keys, else 0;
    lanes = lanes * c + (((p[0:16] + p[16:32]) + p[32:48]) + p[48:64]), 16 sums of unrounded p;
    out = out * c, then out + sum over the tile's keys of p * v, p rounded to dtype.
@@ -38,6 +41,16 @@ VALUE_TILE = 16
 """Keys in a block of "tiles"."""
 
 
+class _Kind(NamedTuple):
+    """What is the same for all rows: how products are added, and the options of the operation."""
+
+    sums: Sums | None
+    scale: float
+    window: int
+    softcap: float
+    sinks: Tensor | None
+
+
 class _Queries(NamedTuple):
     """Rows of a batch that have the same number of query tokens."""
 
@@ -50,10 +63,18 @@ class _Queries(NamedTuple):
 
 
 def paged_attention(
-    q: Tensor, cache: KVCache, batch: Batch, *, scale: float, window: int = 0
+    q: Tensor,
+    cache: KVCache,
+    batch: Batch,
+    *,
+    scale: float,
+    window: int = 0,
+    softcap: float = 0.0,
+    sinks: Tensor | None = None,
 ) -> Tensor:
     """See Ops.paged_attention; the order of arithmetic is in the module's docstring."""
     out = torch.empty_like(q)
+    kind = _Kind(cache.sums if q.dtype == torch.bfloat16 else None, scale, window, softcap, sinks)
     starts = batch.query_starts.long()
     counts = starts.diff()
     for count in sorted(set(counts.tolist()) - {0}):
@@ -61,21 +82,19 @@ def paged_attention(
         tokens = starts[rows, None] + torch.arange(count)
         tables = batch.block_tables[batch.slots[rows].long()].long()
         queries = _Queries(tokens, batch.kv_lens[rows].long(), tables)
-        _attend(q, cache, queries, scale, window, out)
+        _attend(q, cache, queries, kind, out)
     return out
 
 
-def _attend(
-    q: Tensor, cache: KVCache, queries: _Queries, scale: float, window: int, out: Tensor
-) -> None:
+def _attend(q: Tensor, cache: KVCache, queries: _Queries, kind: _Kind, out: Tensor) -> None:
     """Attention of equally long rows: write out[queries.tokens]."""
     count = queries.tokens.shape[1]
     num_keys = -(-int(queries.kv_lens.max()) // KV_TILE) * KV_TILE
     key_index = torch.arange(num_keys)
     last = queries.kv_lens[:, None] - count + torch.arange(count)
     see = key_index <= last[..., None]
-    if window:
-        see &= key_index > last[..., None] - window
+    if kind.window:
+        see &= key_index > last[..., None] - kind.window
     blocks = (key_index // cache.block_size).clamp(max=queries.tables.shape[1] - 1)
     held = see.any(1)
     places = queries.tables[:, blocks] * cache.block_size + key_index % cache.block_size
@@ -88,31 +107,40 @@ def _attend(
             ends = (last + 1)[:, start : start + 16].flatten()
             tables = queries.tables.repeat_interleave(tokens.shape[1], 0)
             alone = _Queries(tokens.reshape(-1, 1), ends, tables)
-            _attend(q, cache, alone, scale, window, out)
+            _attend(q, cache, alone, kind, out)
         return
     heads, head_dim = q.shape[1:]
     kv_heads = k.shape[2]
     q_rikgd = q[queries.tokens].float().reshape(len(k), count, kv_heads, -1, head_dim)
     q_rkid = q_rikgd.transpose(1, 2).flatten(2, 3)
     see = see.repeat_interleave(heads // kv_heads, dim=1).unsqueeze(1)
-    sums = cache.sums if q.dtype == torch.bfloat16 else None
-    result = _softmax_values(q_rkid, k, v, see, (sums, scale * LOG2_E))
+    result = _softmax_values(q_rkid, k, v, see, kind)
     result = result.reshape(len(k), kv_heads, count, -1, head_dim).transpose(1, 2)
     out[queries.tokens] = result.reshape(len(k), count, heads, head_dim).to(q.dtype)
 
 
-def _softmax_values(
-    q: Tensor, k: Tensor, v: Tensor, see: Tensor, kind: tuple[Sums | None, float]
-) -> Tensor:
+def _scale(products: Tensor, kind: _Kind) -> Tensor:
+    """Return the scores, in powers of two."""
+    if not kind.softcap:
+        return products * (kind.scale * LOG2_E)
+    t = exp2((products * (2 * LOG2_E * kind.scale / kind.softcap)).clamp(-126.0, 126.0))
+    return (1.0 - 2.0 / (t + 1.0)) * (kind.softcap * LOG2_E)
+
+
+def _softmax_values(q: Tensor, k: Tensor, v: Tensor, see: Tensor, kind: _Kind) -> Tensor:
     """Float32 attention of q [rows, kv_heads, queries, head_dim] over k, v [rows, keys, kv_heads,
-    head_dim], all float32; see: [rows, 1, queries, keys] bool; kind: (sums of bfloat16, factor)."""
-    sums, factor = kind
+    head_dim], all float32; see: [rows, 1, queries, keys] bool. A token's heads are side by side."""
+    sums = kind.sums
     scores = torch.zeros((*q.shape[:3], k.shape[1]))
     scores = _add(scores, q.movedim(3, 0)[..., None], k.permute(3, 0, 2, 1)[..., None, :], sums)
-    scores = scores * factor
+    scores = _scale(scores, kind)
     out = torch.zeros_like(q)
     m = torch.full((*q.shape[:3], 1), LEAST_FINITE)
     lanes = torch.zeros((*q.shape[:3], LANES))
+    if kind.sinks is not None:
+        sinks = (kind.sinks * LOG2_E).view(q.shape[1], -1)
+        m = sinks.repeat(1, q.shape[2] // sinks.shape[1]).expand(q.shape[:3])[..., None].clone()
+        lanes[..., 0] = 1.0
     for start in range(0, k.shape[1], KV_TILE):
         tile = slice(start, start + KV_TILE)
         seen = see[..., tile]

@@ -240,12 +240,22 @@ class Ops(Protocol):
         """
 
     def paged_attention(
-        self, q: Tensor, cache: KVCache, batch: Batch, *, scale: float, window: int = 0
+        self,
+        q: Tensor,
+        cache: KVCache,
+        batch: Batch,
+        *,
+        scale: float,
+        window: int = 0,
+        softcap: float = 0.0,
+        sinks: Tensor | None = None,
     ) -> Tensor:
         """Causal attention of q [tokens, heads, head_dim] over the cache -> the same shape, dtype.
 
         A query at position p sees keys max(0, p - window + 1) .. p (window 0: all). Query head h
-        reads kv head h // (heads / kv_heads). The normative order is written in
+        reads kv head h // (heads / kv_heads). softcap: scores become softcap * tanh(score /
+        softcap) (Gemma 2); 0: they stay. sinks: [heads] float32, the score of one more key of each
+        head, always seen, whose value is zero (gpt-oss). The normative order is written in
         `reference.attention`.
         """
 

@@ -22,20 +22,25 @@ from ...reference.activation import LOG2_E
 from ...reference.attention import LEAST_FINITE
 from ...reference.ops import KV_TILE, Batch
 from . import tiles
-from .amx import TILE_ROWS, make_palette
+from .amx import make_palette
 from .choice import best_tag
 from .kv import PART, KVCache
 from .launch import compiled, inlined, run_ranges
 from .simd import bfloat16s, float32s, int32s, int64s
 from .tiles import MAX_ROWS
-
-QUERY_ROWS = 48
-"""A multiple of what a register tile holds, 6 in vectors and 16 in the matrix unit."""
-PASS_GROUPS = QUERY_ROWS // MAX_ROWS
-"""Groups of MAX_ROWS rows that go through a tile together, pass by pass."""
-_MASK_BYTES = 64
-"""Of a group: MAX_ROWS masks, the parts to compute (tiles.FULL: none masked), a span of keys."""
-_PARTS = KV_TILE // PART
+from .units import (
+    MASK_BYTES,
+    PARTS,
+    PASS_GROUPS,
+    QUERY_ROWS,
+    Call,
+    Scratch,
+    Unit,
+    first_key,
+    groups_of,
+    make_scratch,
+    rows_of_head,
+)
 
 
 @inlined
@@ -45,113 +50,11 @@ def _visible(position: int, tile_start: int, window: int) -> tuple[int, int]:
     return start, min(KV_TILE, position + 1 - tile_start)
 
 
-class _Call(NamedTuple):
-    """Addresses and sizes of one call. All arrays are contiguous."""
-
-    q: int
-    out: int
-    keys: int
-    values: int
-    query_starts: int
-    kv_lens: int
-    slots: int
-    tables: int
-    max_blocks: int
-    block_size: int
-    tokens: int
-    heads: int
-    kv_heads: int
-    head_dim: int
-    window: int
-    element_bytes: int
-    palette: int
-
-
-class _Scratch(NamedTuple):
-    """Addresses of one thread's working memory; rows come in groups of tiles.MAX_ROWS."""
-
-    q: int
-    """[rows, head_dim] elements."""
-    out: int
-    """[rows, head_dim] float32."""
-    states: int
-    """[groups] of tiles.STATE_BYTES."""
-    scores: int
-    """[QUERY_ROWS, KV_TILE] float32."""
-    p: int
-    """[QUERY_ROWS, KV_TILE] elements."""
-    masks: int
-    """[PASS_GROUPS] of _MASK_BYTES."""
-    parts: int
-    """[4, _PARTS] addresses of a tile's keys and values, and of the next tile's keys and values."""
-    keys: int
-    """Gathered keys of a tile,"""
-    values: int
-    """and values, right behind."""
-
-
-class _Unit(NamedTuple):
-    """Queries that are computed together: tokens of one sequence, for `heads` of its kv heads.
-
-    More heads than one only where the tokens are few: they lie side by side in memory, and one that
-    is read after the other comes at the speed of a stream.
-    """
-
-    head: int
-    heads: int
-    token: int
-    num_tokens: int
-    position: int
-    """Of the first token."""
-    table: int
-    """Address of the sequence's blocks."""
-    careful: int
-
-
 @inlined
-def _groups(rows: int) -> int:
-    return (rows + MAX_ROWS - 1) // MAX_ROWS
-
-
-@inlined
-def _first_key(call: _Call, unit: _Unit) -> int:
-    """Return the first key that any row sees."""
-    return max(0, unit.position - call.window + 1) if call.window > 0 else 0
-
-
-@inlined
-def _scratch(call: _Call, group: int) -> tuple[Any, _Scratch]:
-    """Make the memory of one call of the kernel: (its owner, addresses)."""
-    groups = _groups(max(QUERY_ROWS, group) + TILE_ROWS)
-    rows = groups * MAX_ROWS
-    q_bytes = rows * call.head_dim * call.element_bytes
-    tile_bytes = KV_TILE * call.head_dim * call.element_bytes
-    row_tile_bytes = PASS_GROUPS * MAX_ROWS * KV_TILE * 4
-    size = q_bytes + rows * call.head_dim * 4 + groups * tiles.STATE_BYTES
-    size += 2 * row_tile_bytes + PASS_GROUPS * _MASK_BYTES + 32 * _PARTS + 2 * tile_bytes + 64
-    memory = np.zeros(size, np.uint8)
-    q = (memory.ctypes.data + 63) // 64 * 64
-    out = q + q_bytes
-    states = out + rows * call.head_dim * 4
-    scores = states + groups * tiles.STATE_BYTES
-    p = scores + row_tile_bytes
-    masks = p + row_tile_bytes
-    parts = masks + PASS_GROUPS * _MASK_BYTES
-    keys = parts + 32 * _PARTS
-    return memory, _Scratch(q, out, states, scores, p, masks, parts, keys, keys + tile_bytes)
-
-
-@inlined
-def _head_rows(call: _Call, unit: _Unit) -> int:
-    """Return the rows of scratch that a kv head takes: whole groups."""
-    return _groups(unit.num_tokens * (call.heads // call.kv_heads)) * MAX_ROWS
-
-
-@inlined
-def _load_queries(call: _Call, scratch: _Scratch, unit: _Unit, factor: float) -> None:
+def _load_queries(call: Call, scratch: Scratch, unit: Unit, factors: tuple[float, float]) -> None:
     """Bring the unit's queries together and clear its sums."""
     group = call.heads // call.kv_heads
-    head_rows = _head_rows(call, unit)
+    head_rows = rows_of_head(call, unit)
     row_words = call.head_dim * call.element_bytes // 4
     words = group * row_words
     for h in range(unit.heads):
@@ -169,47 +72,65 @@ def _load_queries(call: _Call, scratch: _Scratch, unit: _Unit, factor: float) ->
         state = float32s(scratch.states + i * tiles.STATE_BYTES, tiles.STATE_BYTES // 4)
         for j in range(tiles.STATE_BYTES // 4):
             state[j] = np.float32(LEAST_FINITE if j < 32 else 0.0)
-        state[tiles.FACTOR_OFFSET // 4] = factor
+        state[tiles.FACTOR_OFFSET // 4] = factors[0]
+        state[tiles.FACTOR_OFFSET // 4 + 1] = factors[1]
+    if call.sinks:
+        _load_sinks(call, scratch, unit)
 
 
 @inlined
-def _advance(call: _Call, scratch: _Scratch, unit: _Unit, head: int, next_start: int) -> None:
+def _load_sinks(call: Call, scratch: Scratch, unit: Unit) -> None:
+    """Begin the maxima of the unit's rows with the sinks, and their sums with one."""
+    group = call.heads // call.kv_heads
+    sinks = float32s(call.sinks, call.heads)
+    for h in range(unit.heads):
+        for row in range(unit.num_tokens * group):
+            place = h * rows_of_head(call, unit) + row
+            address = scratch.states + place // MAX_ROWS * tiles.STATE_BYTES
+            state = float32s(address, tiles.STATE_BYTES // 4)
+            sink = sinks[(unit.head + h) * group + row % group]
+            state[place % MAX_ROWS] = sink * np.float32(LOG2_E)
+            state[tiles.SUMS_OFFSET // 4 + place % MAX_ROWS * 16] = np.float32(1.0)
+
+
+@inlined
+def _advance(call: Call, scratch: Scratch, unit: Unit, head: int, next_start: int) -> None:
     """Step scratch.parts to the keys that were next; then come those of head + 1, same tile, or the
     unit's first head of the tile that starts at next_start."""
-    first_part = _first_key(call, unit) // PART
+    first_part = first_key(call, unit) // PART
     last_part = (unit.position + unit.num_tokens - 1) // PART
     block_parts = call.block_size // PART
     part_bytes = PART * call.head_dim * call.element_bytes
     table = int32s(unit.table, call.max_blocks)
-    parts = int64s(scratch.parts, 4 * _PARTS)
-    for i in range(2 * _PARTS):
-        parts[i] = parts[2 * _PARTS + i]
+    parts = int64s(scratch.parts, 4 * PARTS)
+    for i in range(2 * PARTS):
+        parts[i] = parts[2 * PARTS + i]
     if head + 1 < unit.heads:
-        for i in range(2 * _PARTS):
-            parts[2 * _PARTS + i] += part_bytes
+        for i in range(2 * PARTS):
+            parts[2 * PARTS + i] += part_bytes
         return
-    for i in range(_PARTS):
+    for i in range(PARTS):
         # Parts that no row sees may have no block: read any other, the masks hide it.
         index = min(max(next_start // PART + i, first_part), last_part)
         block = index // block_parts
         part = table[block] * block_parts + (index - block * block_parts)
         offset = (part * call.kv_heads + unit.head) * part_bytes
-        parts[2 * _PARTS + i] = call.keys + offset
-        parts[3 * _PARTS + i] = call.values + offset
+        parts[2 * PARTS + i] = call.keys + offset
+        parts[3 * PARTS + i] = call.values + offset
 
 
 @inlined
-def _gather(call: _Call, scratch: _Scratch, unit: _Unit, head: int, tile_start: int) -> None:
+def _gather(call: Call, scratch: Scratch, unit: Unit, head: int, tile_start: int) -> None:
     """Copy the keys and values of a tile that any row sees, zero the other values."""
     part_bytes = PART * call.head_dim * call.element_bytes
-    parts = int64s(scratch.parts, 4 * _PARTS)
-    for i in range(2 * _PARTS):
-        parts[i] = parts[2 * _PARTS + i] = scratch.keys + i * part_bytes
-    words = int32s(scratch.values, _PARTS * part_bytes // 4)
-    for i in range(_PARTS * part_bytes // 4):
+    parts = int64s(scratch.parts, 4 * PARTS)
+    for i in range(2 * PARTS):
+        parts[i] = parts[2 * PARTS + i] = scratch.keys + i * part_bytes
+    words = int32s(scratch.values, PARTS * part_bytes // 4)
+    for i in range(PARTS * part_bytes // 4):
         words[i] = 0
     table = int32s(unit.table, call.max_blocks)
-    start = max(_first_key(call, unit), tile_start)
+    start = max(first_key(call, unit), tile_start)
     for key in range(start, min(tile_start + KV_TILE, unit.position + unit.num_tokens)):
         block = key // call.block_size
         place = key + (table[block] - block) * call.block_size
@@ -218,7 +139,7 @@ def _gather(call: _Call, scratch: _Scratch, unit: _Unit, head: int, tile_start: 
 
 
 @inlined
-def _copy_lane(call: _Call, scratch: _Scratch, part: int, lanes: tuple[int, int]) -> None:
+def _copy_lane(call: Call, scratch: Scratch, part: int, lanes: tuple[int, int]) -> None:
     """Copy one key and value: lane lanes[0] of a part -> key lanes[1] of the gathered tile."""
     lane, key = lanes
     size = PART * call.head_dim
@@ -243,7 +164,7 @@ def _copy_lane(call: _Call, scratch: _Scratch, part: int, lanes: tuple[int, int]
 
 
 @inlined
-def _mask_rows(call: _Call, unit: _Unit, masks: int, rows: tuple[int, int, int]) -> None:
+def _mask_rows(call: Call, unit: Unit, masks: int, rows: tuple[int, int, int]) -> None:
     """Write the masks of a group, rows = (first, end, tile_start), and what follows from them."""
     first, end_row, tile_start = rows
     group = call.heads // call.kv_heads
@@ -266,7 +187,7 @@ def _mask_rows(call: _Call, unit: _Unit, masks: int, rows: tuple[int, int, int])
     elif end_row - first > 3:
         words[MAX_ROWS] = (union_end + PART - 1) // PART
     else:
-        words[MAX_ROWS] = _PARTS if union_end else 0
+        words[MAX_ROWS] = PARTS if union_end else 0
     pair = 4 // call.element_bytes
     words[MAX_ROWS + 1] = ((union_start // pair) << 32) | ((union_end + pair - 1) // pair)
 
@@ -284,7 +205,7 @@ class _Group(NamedTuple):
 
 
 @inlined
-def _group_at(call: _Call, scratch: _Scratch, place: int, index: int, num_rows: int) -> _Group:
+def _group_at(call: Call, scratch: Scratch, place: int, index: int, num_rows: int) -> _Group:
     """Return group `index` of those that begin at row `place` of scratch and have num_rows left."""
     row, scores = place + index * MAX_ROWS, index * MAX_ROWS * KV_TILE
     return _Group(
@@ -294,21 +215,21 @@ def _group_at(call: _Call, scratch: _Scratch, place: int, index: int, num_rows: 
         scratch.states + row // MAX_ROWS * tiles.STATE_BYTES,
         scratch.scores + scores * 4,
         scratch.p + scores * call.element_bytes,
-        scratch.masks + index * _MASK_BYTES,
+        scratch.masks + index * MASK_BYTES,
     )
 
 
 @inlined
 def _attend_rows(
-    tag: Any, call: _Call, scratch: _Scratch, unit: _Unit, rows: tuple[int, int, int, int]
+    tag: Any, call: Call, scratch: Scratch, unit: Unit, rows: tuple[int, int, int, int]
 ) -> None:
     """One tile of keys for PASS_GROUPS groups of rows or less; rows = (head, first, end, start).
 
     Pass by pass: one group's next pass would wait for the last numbers of the one before.
     """
     head, first, end_row, tile_start = rows
-    place, num_rows = head * _head_rows(call, unit) + first, end_row - first
-    num_groups = min(PASS_GROUPS, _groups(num_rows))
+    place, num_rows = head * rows_of_head(call, unit) + first, end_row - first
+    num_groups = min(PASS_GROUPS, groups_of(num_rows))
     pass_rows = min(QUERY_ROWS, num_rows)
     steps = call.head_dim * call.element_bytes // 4
     whole = _group_at(call, scratch, place, 0, num_rows)
@@ -319,6 +240,8 @@ def _attend_rows(
         parts = int64s(g.masks, MAX_ROWS + 2)[MAX_ROWS]
         if parts:
             tiles.add_scores(tag, g.num_rows, parts, (g.q, scratch.parts, g.scores, steps))
+            if call.is_capped:
+                tiles.cap_scores(tag, (g.num_rows, g.scores, g.state))
             size = g.num_rows << 32
             tiles.find_tops(tag, parts, (size, g.scores, g.masks, g.state))
     for index in range(num_groups):
@@ -342,7 +265,7 @@ def _attend_rows(
 
 
 @inlined
-def _finish(tag: Any, call: _Call, scratch: _Scratch, unit: _Unit) -> bool:
+def _finish(tag: Any, call: Call, scratch: Scratch, unit: Unit) -> bool:
     """Divide by the sums and write the output; return whether any of it is NaN."""
     group = call.heads // call.kv_heads
     nan = False
@@ -351,7 +274,7 @@ def _finish(tag: Any, call: _Call, scratch: _Scratch, unit: _Unit) -> bool:
             token = unit.token + row // group
             head_index = token * call.heads + (unit.head + h) * group + row % group
             target = call.out + head_index * call.head_dim * call.element_bytes
-            place = h * _head_rows(call, unit) + row
+            place = h * rows_of_head(call, unit) + row
             state = scratch.states + place // MAX_ROWS * tiles.STATE_BYTES
             sums = state + tiles.SUMS_OFFSET + place % MAX_ROWS * 64
             out = scratch.out + place * call.head_dim * 4
@@ -361,11 +284,13 @@ def _finish(tag: Any, call: _Call, scratch: _Scratch, unit: _Unit) -> bool:
 
 
 @inlined
-def _attend_unit(tag: Any, call: _Call, scratch: _Scratch, unit: _Unit, factor: float) -> bool:
+def _attend_unit(
+    tag: Any, call: Call, scratch: Scratch, unit: Unit, factors: tuple[float, float]
+) -> bool:
     """Attention of one unit; return whether any row came out NaN."""
-    _load_queries(call, scratch, unit, factor)
+    _load_queries(call, scratch, unit, factors)
     num_rows = unit.num_tokens * (call.heads // call.kv_heads)
-    first_start = _first_key(call, unit) // KV_TILE * KV_TILE
+    first_start = first_key(call, unit) // KV_TILE * KV_TILE
     gathered = call.block_size % PART != 0 or unit.careful != 0
     if not gathered and unit.position >= 0:  # padding has no key, and no line in the table
         _advance(call, scratch, unit, unit.heads, first_start)
@@ -381,7 +306,7 @@ def _attend_unit(tag: Any, call: _Call, scratch: _Scratch, unit: _Unit, factor: 
 
 
 @inlined
-def _unit_at(call: _Call, row: int, items: tuple[int, int, int]) -> _Unit:
+def _unit_at(call: Call, row: int, items: tuple[int, int, int]) -> Unit:
     """Return the unit that begins with item items[0] of a row and ends before items[1].
 
     Items before items[2] are computed alone and carefully.
@@ -399,17 +324,19 @@ def _unit_at(call: _Call, row: int, items: tuple[int, int, int]) -> _Unit:
     count = min(max(1, QUERY_ROWS // group), length - offset, end - item)
     heads = 1
     if count == length:
-        room = QUERY_ROWS // (_groups(count * group) * MAX_ROWS)
+        room = QUERY_ROWS // (groups_of(count * group) * MAX_ROWS)
         heads = max(1, min(room, call.kv_heads - head, (end - item) // length))
     position = int32s(call.kv_lens, row + 1)[row] - length + offset
     table = call.tables + int32s(call.slots, row + 1)[row] * call.max_blocks * 4
-    return _Unit(head, heads, row_start + offset, count, position, table, careful)
+    return Unit(head, heads, row_start + offset, count, position, table, careful)
 
 
-def _attend(tag: Any, args: tuple[int, ...], factor: float, start: int, end: int) -> None:
+def _attend(
+    tag: Any, args: tuple[int, ...], factors: tuple[float, float], start: int, end: int
+) -> None:
     """Items start..end-1 of tokens * kv_heads: row after row, in a row head after head."""
-    call = _Call(*args)
-    memory, scratch = _scratch(call, call.heads // call.kv_heads)
+    call = Call(*args)
+    memory, scratch = make_scratch(call, call.heads // call.kv_heads)
     starts = int32s(call.query_starts, 1 << 30)
     item, row, careful_end = start, 0, start
     tiles.begin(tag, (call.palette,))
@@ -418,7 +345,7 @@ def _attend(tag: Any, args: tuple[int, ...], factor: float, start: int, end: int
             row += 1
         unit = _unit_at(call, row, (item, end, careful_end))
         num_items = unit.heads * unit.num_tokens
-        if _attend_unit(tag, call, scratch, unit, factor) and unit.careful == 0:
+        if _attend_unit(tag, call, scratch, unit, factors) and unit.careful == 0:
             careful_end = item + num_items
         else:
             item += num_items
@@ -434,7 +361,8 @@ def _palette() -> Tensor:
 @cache
 def _kernel(tag: str) -> Any:
     """Compile for a tag of kernels.cpu.emit, on first use."""
-    signature = f"void({tag}, UniTuple(int64, {len(_Call._fields)}), float32, int64, int64)"
+    numbers = f"UniTuple(int64, {len(Call._fields)}), UniTuple(float32, 2)"
+    signature = f"void({tag}, {numbers}, int64, int64)"
     return compiled(signature)(_attend)
 
 
@@ -445,6 +373,8 @@ def paged_attention(
     *,
     scale: float,
     window: int = 0,
+    softcap: float = 0.0,
+    sinks: Tensor | None = None,
     tag: str | None = None,
 ) -> Tensor:
     """Twin of reference.attention.paged_attention. tag: of kernels.cpu.emit, None for the best."""
@@ -456,6 +386,9 @@ def paged_attention(
     assert head_dim == values.shape[3] and window >= 0, (head_dim, values.shape, window)
     for array in (batch.query_starts, batch.kv_lens, batch.slots, tables):
         assert array.dtype == torch.int32, array.dtype
+    if sinks is not None:
+        assert sinks.shape == (heads,) and sinks.dtype == torch.float32, (sinks.shape, sinks.dtype)
+        sinks = sinks.contiguous()
     out = torch.empty_like(q)
     args = (
         q.data_ptr(),
@@ -473,16 +406,20 @@ def paged_attention(
         kv_heads,
         head_dim,
         window,
+        int(softcap > 0),
+        0 if sinks is None else sinks.data_ptr(),
         q.element_size(),
         _palette().data_ptr(),
     )
     if tag is None:
         tag = "float32" if q.dtype == torch.float32 else best_tag(cache.sums)
     kernel = _kernel(tag)
-    factor = scale * LOG2_E
+    factors = (scale * LOG2_E, 0.0)
+    if softcap:
+        factors = (softcap * LOG2_E, 2 * LOG2_E * scale / softcap)
 
     def call(start: int, end: int) -> None:
-        kernel(0, args, factor, start, end)
+        kernel(0, args, factors, start, end)
 
     run_ranges(call, tokens * kv_heads, _work(batch, heads * head_dim))
     return out

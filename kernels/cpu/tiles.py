@@ -42,8 +42,8 @@ MAX_ROWS = 6
 """Rows of a register tile: 6 x 4 vectors of sums leave room for the operands in 32 registers."""
 TOPS_OFFSET, RESCALE_OFFSET, FACTOR_OFFSET, SUMS_OFFSET = 64, 128, 192, 256
 STATE_BYTES = SUMS_OFFSET + MAX_ROWS * VECTOR_BYTES
-"""State of MAX_ROWS rows: float32 [16] running maxima, [16] and [16] scratch, the factor, and from
-SUMS_OFFSET on the 16 sums of each row."""
+"""State of MAX_ROWS rows: float32 [16] running maxima, [16] and [16] scratch, the factor and (for a
+cap) the one in front of the tanh, and from SUMS_OFFSET on the 16 sums of each row."""
 
 
 def _scores(num_rows: int, num_parts: int = PARTS) -> Callable[..., None]:
@@ -164,6 +164,21 @@ def _tops(num_parts: int, masked: bool) -> Callable[..., None]:
             e.store(top, e.address(tops, e.times(loop.index, 4)))
 
     return emit
+
+
+def _cap(e: Emit, rows: Any, scores: Any, state: Any) -> None:
+    """Before the first pass, for rows: make scores the tanh that the factor is a cap of.
+
+    Of scores that are not there it makes other numbers that nobody reads.
+    """
+    b = e.b
+    factor = e.splat(e.load(e.address(state, FACTOR_OFFSET + 4), FLOAT))
+    one, two, most = (e.floats(x) for x in (1.0, 2.0, 126.0))
+    with cgutils.for_range(b, e.times(rows, PARTS)) as loop:
+        place = e.address(scores, e.times(loop.index, VECTOR_BYTES))
+        x = b.fmul(e.load(place), factor)
+        t = e.exp2(b.select(b.fcmp_ordered(">", x, most), most, x))
+        e.store(b.fsub(one, b.fdiv(two, b.fadd(t, one))), place)
 
 
 def _new_maxima(e: Emit, state: Any) -> None:
@@ -380,6 +395,7 @@ values_1x4 = emitted(_values(1, 4), dots=True)
 values_6x1 = emitted(_values(6, 1), dots=True)
 values_3x1 = emitted(_values(3, 1), dots=True)
 values_1x1 = emitted(_values(1, 1), dots=True)
+cap_scores = emitted(_cap)
 tops_full = emitted(_tops(PARTS, masked=False))
 tops_4 = emitted(_tops(4, masked=True))
 tops_3 = emitted(_tops(3, masked=True))

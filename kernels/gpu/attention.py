@@ -21,10 +21,22 @@ import triton.language as tl
 from torch import Tensor
 
 from ...reference.activation import LOG2_E
-from ...reference.attention import LEAST_FINITE
 from ...reference.ops import Batch
 from .kv import KVCache
 from .launch import is_amd, let_next_come, next_power_of_2, num_processors, start, wait
+from .segments import (
+    LEAST,
+    ONES,
+    add_values,
+    attend_segment,
+    begin_rows,
+    find_lines,
+    load_keys,
+    load_newest,
+    load_values,
+    merge,
+    weigh_keys,
+)
 
 ENOUGH_PROGRAMS = 2
 """Decode programs for each multiprocessor from which on sequences are not split."""
@@ -34,10 +46,6 @@ holds at once."""
 SPLIT_REGISTERS = 168
 """What lets it hold so many of 128 threads."""
 MOST_HEAD_DIM = 256
-LEAST = tl.constexpr(LEAST_FINITE)
-"""The greatest score of nothing; finite, so that no difference of two is NaN."""
-ONES = tl.constexpr(16)
-"""Columns of ones that p is multiplied by: the least that a matrix unit takes."""
 
 
 class ProgramSize(NamedTuple):
@@ -97,68 +105,84 @@ def most_split_rows(kv_heads: int) -> int:
 
 
 def paged_attention(
-    q: Tensor, cache: KVCache, batch: Batch, *, scale: float, window: int = 0
+    q: Tensor,
+    cache: KVCache,
+    batch: Batch,
+    *,
+    scale: float,
+    window: int = 0,
+    softcap: float = 0.0,
+    sinks: Tensor | None = None,
 ) -> Tensor:
     """See Ops.paged_attention."""
     assert q.is_contiguous(), q.stride()
     out = torch.empty_like(q)
-    group = q.shape[1] // cache.keys.shape[1]
-    factor = scale * LOG2_E
+    kind = _kind_of(q, cache, scale, window, softcap, sinks)
     if len(q) > len(batch.kv_lens):
-        _prefill(q, out, cache, batch, factor, window, prefill_size(group, q.shape[2], q.dtype))
-    _decode(q, out, cache, batch, factor, window)
+        _prefill(q, out, cache, batch, kind)
+    _decode(q, out, cache, batch, kind)
     return out
 
 
-def _prefill(
-    q: Tensor,
-    out: Tensor,
-    cache: KVCache,
-    batch: Batch,
-    factor: float,
-    window: int,
-    size: ProgramSize,
-) -> None:
-    """Compute the sequences that have more than one query."""
+class _Kind(NamedTuple):
+    """What the kernels are compiled for, and what they all take."""
+
+    constants: dict[str, int | bool]
+    sinks: Tensor
+    """Any tensor where there are none."""
+    numbers: tuple[float, float, int]
+    """(factor of products, what a tanh is multiplied by, window)."""
+
+
+def _kind_of(
+    q: Tensor, cache: KVCache, scale: float, window: int, softcap: float, sinks: Tensor | None
+) -> _Kind:
     _, heads, head_dim = q.shape
     _, kv_heads, block_size, _ = cache.keys.shape
-    group, rows = heads // kv_heads, len(batch.kv_lens)
+    assert sinks is None or (sinks.shape == (heads,) and sinks.dtype == torch.float32), sinks
+    factor = 2 * LOG2_E * scale / softcap if softcap else scale * LOG2_E
+    constants: dict[str, int | bool] = {
+        "GROUP": heads // kv_heads,
+        "HEAD_DIM": head_dim,
+        "WIDTH": next_power_of_2(head_dim),
+        "BLOCK_SIZE": block_size,
+        "SEGMENT": segment_keys(head_dim, q.dtype),
+        "IS_WINDOWED": window > 0,
+        "IS_CAPPED": softcap > 0,
+        "HAS_SINKS": sinks is not None,
+    }
+    return _Kind(constants, q if sinks is None else sinks, (factor, softcap * LOG2_E, window))
+
+
+def _prefill(q: Tensor, out: Tensor, cache: KVCache, batch: Batch, kind: _Kind) -> None:
+    """Compute the sequences that have more than one query."""
+    _, heads, head_dim = q.shape
+    kv_heads, rows = cache.keys.shape[1], len(batch.kv_lens)
+    group = heads // kv_heads
+    size = prefill_size(group, head_dim, q.dtype)
     start(
         _attend_many,
         (len(q) // (size.rows // group) + rows, kv_heads),
-        *(q, out, cache.keys, cache.values),
+        *(q, out, cache.keys, cache.values, kind.sinks),
         *(batch.query_starts, batch.kv_lens, batch.slots, batch.block_tables),
-        *(rows, batch.block_tables.shape[1], heads, factor, window),
-        GROUP=group,
+        *(rows, batch.block_tables.shape[1], heads, *kind.numbers),
         QUERIES=size.rows // group,
         ROWS=size.rows,
-        HEAD_DIM=head_dim,
-        WIDTH=next_power_of_2(head_dim),
-        BLOCK_SIZE=block_size,
-        SEGMENT=segment_keys(head_dim, q.dtype),
-        IS_WINDOWED=window > 0,
         warps=size.warps,
         stages=size.stages,
+        **kind.constants,
     )
 
 
-def _decode(
-    q: Tensor,
-    out: Tensor,
-    cache: KVCache,
-    batch: Batch,
-    factor: float,
-    window: int,
-) -> None:
+def _decode(q: Tensor, out: Tensor, cache: KVCache, batch: Batch, kind: _Kind) -> None:
     """Compute the sequences that have one query."""
     _, heads, head_dim = q.shape
     _, kv_heads, block_size, _ = cache.keys.shape
     rows, max_blocks = len(batch.kv_lens), batch.block_tables.shape[1]
-    group, segment = heads // kv_heads, segment_keys(head_dim, q.dtype)
-    num_segments = triton.cdiv(max_blocks * block_size, segment)
+    num_segments = triton.cdiv(max_blocks * block_size, segment_keys(head_dim, q.dtype))
     splits = min(num_segments, SPLIT_PROGRAMS * num_processors() // max(1, rows * kv_heads))
     is_split = splits > 1 and rows <= most_split_rows(kv_heads)
-    size = decode_size(group, head_dim, q.dtype, is_split=is_split)
+    size = decode_size(heads // kv_heads, head_dim, q.dtype, is_split=is_split)
     memory: tuple[Tensor, ...] = (q, out)
     if is_split:
         shape = (num_segments, rows, heads, head_dim + 2)
@@ -166,121 +190,15 @@ def _decode(
     start(
         _attend_parts if is_split else _attend_one,
         (rows, kv_heads, splits) if is_split else (rows, kv_heads),
-        *(*memory, cache.keys, cache.values),
+        *(*memory, cache.keys, cache.values, kind.sinks),
         *(batch.query_starts, batch.kv_lens, batch.slots, batch.block_tables),
-        *(max_blocks, heads, factor, window),
-        GROUP=group,
+        *(max_blocks, heads, *kind.numbers),
         ROWS=size.rows,
-        HEAD_DIM=head_dim,
-        WIDTH=next_power_of_2(head_dim),
-        BLOCK_SIZE=block_size,
-        SEGMENT=segment,
-        IS_WINDOWED=window > 0,
         warps=size.warps,
         stages=size.stages,
         registers=size.registers,
+        **kind.constants,
     )
-
-
-@triton.jit
-def _merge(m, l, acc, other_m, other_l, other_acc):
-    """Append a segment [.., 1], [.., 1], [.., WIDTH] to what is on its left."""
-    top = tl.maximum(m, other_m)
-    a, b = tl.exp2(m - top), tl.exp2(other_m - top)
-    return top, l * a + other_l * b, acc * a + other_acc * b
-
-
-@triton.jit
-def _find_lines(
-    table_ptr, first, lowest, end, kv_head, kv_heads,
-    BLOCK_SIZE: tl.constexpr, SEGMENT: tl.constexpr, IS_WINDOWED: tl.constexpr,
-):  # fmt: skip
-    """Return (the lines of keys from first on among all of a layer, which lie in lowest .. end)."""
-    key = first + tl.arange(0, SEGMENT)
-    held = key < end
-    if IS_WINDOWED:
-        held = held & (key >= lowest)
-    block = tl.load(table_ptr + key // BLOCK_SIZE, held, other=0)
-    return (block * kv_heads + kv_head) * BLOCK_SIZE + key % BLOCK_SIZE, held
-
-
-@triton.jit
-def _load_keys(keys_ptr, line, held, HEAD_DIM: tl.constexpr, WIDTH: tl.constexpr):
-    """Load [WIDTH, SEGMENT], zero where not held."""
-    d = tl.arange(0, WIDTH)[:, None]
-    mask = held[None, :]
-    if WIDTH != HEAD_DIM:
-        mask = mask & (d < HEAD_DIM)
-    return tl.load(keys_ptr + line[None, :].to(tl.int64) * HEAD_DIM + d, mask, other=0.0)
-
-
-@triton.jit
-def _load_newest(
-    keys_ptr, table_ptr, key, kv_head, kv_heads,
-    HEAD_DIM: tl.constexpr, WIDTH: tl.constexpr, BLOCK_SIZE: tl.constexpr,
-):  # fmt: skip
-    """Load one key, [WIDTH]."""
-    block = tl.load(table_ptr + key // BLOCK_SIZE).to(tl.int64)
-    line = (block * kv_heads + kv_head) * BLOCK_SIZE + key % BLOCK_SIZE
-    d = tl.arange(0, WIDTH)
-    return tl.load(keys_ptr + line * HEAD_DIM + d, d < HEAD_DIM, other=0.0)
-
-
-@triton.jit
-def _load_values(values_ptr, line, held, HEAD_DIM: tl.constexpr, WIDTH: tl.constexpr):
-    """Load [SEGMENT, WIDTH], zero where not held."""
-    d = tl.arange(0, WIDTH)[None, :]
-    mask = held[:, None]
-    if WIDTH != HEAD_DIM:
-        mask = mask & (d < HEAD_DIM)
-    return tl.load(values_ptr + line[:, None].to(tl.int64) * HEAD_DIM + d, mask, other=0.0)
-
-
-@triton.jit
-def _weigh_keys(
-    q, k, first, position, lowest, end, factor, window,
-    SEGMENT: tl.constexpr, IS_WINDOWED: tl.constexpr,
-):  # fmt: skip
-    """Return (m, p) of the keys first .. first + SEGMENT that lie in lowest .. end.
-
-    position: [rows, 1] of the queries.
-    """
-    key = first + tl.arange(0, SEGMENT)
-    held = key < end
-    if IS_WINDOWED:
-        held = held & (key >= lowest)
-    scores = tl.dot(q, k, input_precision="ieee") * factor
-    seen = (key[None, :] <= position) & held[None, :]
-    if IS_WINDOWED:
-        seen = seen & (key[None, :] > position - window)
-    scores = tl.where(seen, scores, float("-inf"))
-    m = tl.maximum(tl.max(scores, 1, keep_dims=True), LEAST)
-    return m, tl.exp2(scores - m).to(q.dtype)
-
-
-@triton.jit
-def _add_values(p, v, SEGMENT: tl.constexpr):
-    """Return (l, acc) of a segment."""
-    ones = tl.full([SEGMENT, ONES], 1.0, v.dtype)
-    return tl.dot(p, ones, input_precision="ieee"), tl.dot(p, v, input_precision="ieee")
-
-
-@triton.jit
-def _attend_segment(
-    q, keys_ptr, values_ptr, table_ptr, first, position, lowest, end, factor, window, kv_head,
-    kv_heads,
-    HEAD_DIM: tl.constexpr, WIDTH: tl.constexpr, BLOCK_SIZE: tl.constexpr, SEGMENT: tl.constexpr,
-    IS_WINDOWED: tl.constexpr,
-):  # fmt: skip
-    """Return (m, l, acc) of the keys first .. first + SEGMENT that lie in lowest .. end."""
-    line, held = _find_lines(
-        table_ptr, first, lowest, end, kv_head, kv_heads, BLOCK_SIZE, SEGMENT, IS_WINDOWED
-    )
-    k = _load_keys(keys_ptr, line, held, HEAD_DIM, WIDTH)
-    v = _load_values(values_ptr, line, held, HEAD_DIM, WIDTH)
-    m, p = _weigh_keys(q, k, first, position, lowest, end, factor, window, SEGMENT, IS_WINDOWED)
-    l, acc = _add_values(p, v, SEGMENT)
-    return m, l, acc
 
 
 @triton.jit
@@ -305,11 +223,12 @@ def _find_row(starts_ptr, num_rows, program, QUERIES: tl.constexpr):
 
 @triton.jit(do_not_specialize=["num_rows"])
 def _attend_many(
-    q_ptr, out_ptr, keys_ptr, values_ptr, starts_ptr, lens_ptr, slots_ptr, tables_ptr,
-    num_rows, max_blocks, heads, factor, window,
+    q_ptr, out_ptr, keys_ptr, values_ptr, sinks_ptr, starts_ptr, lens_ptr, slots_ptr, tables_ptr,
+    num_rows, max_blocks, heads, factor, cap, window,
     GROUP: tl.constexpr, QUERIES: tl.constexpr, ROWS: tl.constexpr, HEAD_DIM: tl.constexpr,
     WIDTH: tl.constexpr, BLOCK_SIZE: tl.constexpr, SEGMENT: tl.constexpr,
-    IS_WINDOWED: tl.constexpr, OVERLAPPED: tl.constexpr,
+    IS_WINDOWED: tl.constexpr, IS_CAPPED: tl.constexpr, HAS_SINKS: tl.constexpr,
+    OVERLAPPED: tl.constexpr,
 ):  # fmt: skip
     """QUERIES tokens of one sequence with all heads of one kv head; the latest tokens first."""
     program = tl.num_programs(0) - 1 - tl.program_id(0)
@@ -332,15 +251,16 @@ def _attend_many(
         if IS_WINDOWED:
             lowest = tl.maximum(kv_len - count + first_query - window + 1, 0)
         table_ptr = tables_ptr + tl.load(slots_ptr + row).to(tl.int64) * max_blocks
-        m = tl.full([ROWS, 1], LEAST, tl.float32)
-        l = tl.zeros([ROWS, ONES], tl.float32)
+        head = kv_head * GROUP + r % GROUP
+        m, l = begin_rows(sinks_ptr, head, live, ONES, HAS_SINKS)
         acc = tl.zeros([ROWS, WIDTH], tl.float32)
         for first in range(lowest // SEGMENT * SEGMENT, end, SEGMENT):
-            own_m, own_l, own_acc = _attend_segment(
-                q, keys_ptr, values_ptr, table_ptr, first, position, lowest, end, factor, window,
-                kv_head, tl.num_programs(1), HEAD_DIM, WIDTH, BLOCK_SIZE, SEGMENT, IS_WINDOWED,
+            own_m, own_l, own_acc = attend_segment(
+                q, keys_ptr, values_ptr, table_ptr, first, position, lowest, end, factor, cap,
+                window, kv_head, tl.num_programs(1), HEAD_DIM, WIDTH, BLOCK_SIZE, SEGMENT,
+                IS_WINDOWED, IS_CAPPED,
             )  # fmt: skip
-            m, l, acc = _merge(m, l, acc, own_m, own_l, own_acc)
+            m, l, acc = merge(m, l, acc, own_m, own_l, own_acc)
         _store_result(out_ptr, head_row, live, l, acc, HEAD_DIM, WIDTH)
 
 
@@ -354,11 +274,11 @@ def _store_result(out_ptr, row, live, l, acc, HEAD_DIM: tl.constexpr, WIDTH: tl.
 
 @triton.jit
 def _attend_one(
-    q_ptr, out_ptr, keys_ptr, values_ptr, starts_ptr, lens_ptr, slots_ptr, tables_ptr,
-    max_blocks, heads, factor, window,
+    q_ptr, out_ptr, keys_ptr, values_ptr, sinks_ptr, starts_ptr, lens_ptr, slots_ptr, tables_ptr,
+    max_blocks, heads, factor, cap, window,
     GROUP: tl.constexpr, ROWS: tl.constexpr, HEAD_DIM: tl.constexpr, WIDTH: tl.constexpr,
     BLOCK_SIZE: tl.constexpr, SEGMENT: tl.constexpr, IS_WINDOWED: tl.constexpr,
-    OVERLAPPED: tl.constexpr,
+    IS_CAPPED: tl.constexpr, HAS_SINKS: tl.constexpr, OVERLAPPED: tl.constexpr,
 ):  # fmt: skip
     """The one query of a sequence with all heads of one kv head."""
     row, kv_head = tl.program_id(0), tl.program_id(1)
@@ -377,30 +297,29 @@ def _attend_one(
         head_row = token.to(tl.int64) * heads + kv_head * GROUP + r
         q = _load_queries(q_ptr, head_row, live, HEAD_DIM, WIDTH)
         position = tl.full([ROWS, 1], 0, tl.int32) + (end - 1)
-        m = tl.full([ROWS, 1], LEAST, tl.float32)
-        l = tl.zeros([ROWS, ONES], tl.float32)
+        m, l = begin_rows(sinks_ptr, kv_head * GROUP + r, live, ONES, HAS_SINKS)
         acc = tl.zeros([ROWS, WIDTH], tl.float32)
         for first in range(lowest // SEGMENT * SEGMENT, end, SEGMENT):
-            own_m, own_l, own_acc = _attend_segment(
-                q, keys_ptr, values_ptr, table_ptr, first, position, lowest, end, factor, window,
-                kv_head, tl.num_programs(1), HEAD_DIM, WIDTH, BLOCK_SIZE, SEGMENT, IS_WINDOWED,
+            own_m, own_l, own_acc = attend_segment(
+                q, keys_ptr, values_ptr, table_ptr, first, position, lowest, end, factor, cap,
+                window, kv_head, tl.num_programs(1), HEAD_DIM, WIDTH, BLOCK_SIZE, SEGMENT,
+                IS_WINDOWED, IS_CAPPED,
             )  # fmt: skip
-            m, l, acc = _merge(m, l, acc, own_m, own_l, own_acc)
+            m, l, acc = merge(m, l, acc, own_m, own_l, own_acc)
         _store_result(out_ptr, head_row, live, l, acc, HEAD_DIM, WIDTH)
 
 
 @triton.jit
 def _attend_parts(
-    q_ptr, out_ptr, parts_ptr, counters_ptr, keys_ptr, values_ptr, starts_ptr, lens_ptr, slots_ptr,
-    tables_ptr, max_blocks, heads, factor, window,
+    q_ptr, out_ptr, parts_ptr, counters_ptr, keys_ptr, values_ptr, sinks_ptr, starts_ptr, lens_ptr,
+    slots_ptr, tables_ptr, max_blocks, heads, factor, cap, window,
     GROUP: tl.constexpr, ROWS: tl.constexpr, HEAD_DIM: tl.constexpr, WIDTH: tl.constexpr,
     BLOCK_SIZE: tl.constexpr, SEGMENT: tl.constexpr, IS_WINDOWED: tl.constexpr,
-    OVERLAPPED: tl.constexpr,
+    IS_CAPPED: tl.constexpr, HAS_SINKS: tl.constexpr, OVERLAPPED: tl.constexpr,
 ):  # fmt: skip
     """Every n-th segment of what `_attend_one` does; the program that ends last merges them.
 
-    The keys of the first segment are loaded before the wait, but for the newest, which the kernel
-    in front writes.
+    Keys of the first segment come before the wait, all but what the kernel in front writes.
     """
     row, kv_head, split = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     kv_heads, splits = tl.num_programs(1), tl.num_programs(2)
@@ -415,12 +334,12 @@ def _attend_parts(
     num_own = (num_segments - split + splits - 1) // splits
     table_ptr = tables_ptr + tl.load(slots_ptr + row).to(tl.int64) * max_blocks
     segment = begin + split
-    line, held = _find_lines(
+    line, held = find_lines(
         table_ptr, segment * SEGMENT, lowest, end, kv_head, kv_heads, BLOCK_SIZE, SEGMENT,
         IS_WINDOWED,
     )  # fmt: skip
     is_newest = segment * SEGMENT + tl.arange(0, SEGMENT) == end - 1
-    k = _load_keys(keys_ptr, line, held & ~is_newest, HEAD_DIM, WIDTH)
+    k = load_keys(keys_ptr, line, held & ~is_newest, HEAD_DIM, WIDTH)
     wait(OVERLAPPED)
     let_next_come(OVERLAPPED)
     if num_own <= 0:
@@ -431,25 +350,25 @@ def _attend_parts(
     q = _load_queries(q_ptr, token.to(tl.int64) * heads + head, live, HEAD_DIM, WIDTH)
     position = tl.full([ROWS, 1], 0, tl.int32) + (end - 1)
     if segment == begin + num_segments - 1:
-        newest = _load_newest(
-            keys_ptr, table_ptr, end - 1, kv_head, kv_heads, HEAD_DIM, WIDTH, BLOCK_SIZE
-        )
+        at = (end - 1, kv_head, kv_heads)
+        newest = load_newest(keys_ptr, table_ptr, at, HEAD_DIM, WIDTH, BLOCK_SIZE)
         k = tl.where(is_newest[None, :], newest[:, None], k)
     for i in range(0, num_own):
-        m, p = _weigh_keys(
-            q, k, segment * SEGMENT, position, lowest, end, factor, window, SEGMENT, IS_WINDOWED
-        )
-        v = _load_values(values_ptr, line, held, HEAD_DIM, WIDTH)
-        l, acc = _add_values(p, v, SEGMENT)
+        m, p = weigh_keys(
+            q, k, segment * SEGMENT, position, lowest, end, factor, cap, window, SEGMENT,
+            IS_WINDOWED, IS_CAPPED,
+        )  # fmt: skip
+        v = load_values(values_ptr, line, held, HEAD_DIM, WIDTH)
+        l, acc = add_values(p, v, SEGMENT)
         part = (segment * tl.num_programs(0) + row).to(tl.int64) * heads + head
         _store_part(parts_ptr, part, live, m, l, acc, HEAD_DIM, WIDTH)
         segment += splits
         if i + 1 < num_own:
-            line, held = _find_lines(
+            line, held = find_lines(
                 table_ptr, segment * SEGMENT, lowest, end, kv_head, kv_heads, BLOCK_SIZE, SEGMENT,
                 IS_WINDOWED,
             )  # fmt: skip
-            k = _load_keys(keys_ptr, line, held, HEAD_DIM, WIDTH)
+            k = load_keys(keys_ptr, line, held, HEAD_DIM, WIDTH)
     counter_ptr = counters_ptr + row * kv_heads + kv_head
     # What all threads stored comes before the count.
     tl.debug_barrier()
@@ -458,8 +377,8 @@ def _attend_parts(
         tl.store(counter_ptr, 0)
         first_head = token.to(tl.int64) * heads + kv_head * GROUP
         _merge_parts(
-            parts_ptr, out_ptr, first_head, row, kv_head, heads, begin, num_segments,
-            GROUP, HEAD_DIM, WIDTH,
+            parts_ptr, out_ptr, sinks_ptr, first_head, row, kv_head, heads, begin, num_segments,
+            GROUP, HEAD_DIM, WIDTH, HAS_SINKS,
         )  # fmt: skip
 
 
@@ -475,8 +394,8 @@ def _store_part(parts_ptr, line, live, m, l, acc, HEAD_DIM: tl.constexpr, WIDTH:
 
 @triton.jit
 def _merge_parts(
-    parts_ptr, out_ptr, first_head, row, kv_head, heads, begin, num_segments,
-    GROUP: tl.constexpr, HEAD_DIM: tl.constexpr, WIDTH: tl.constexpr,
+    parts_ptr, out_ptr, sinks_ptr, first_head, row, kv_head, heads, begin, num_segments,
+    GROUP: tl.constexpr, HEAD_DIM: tl.constexpr, WIDTH: tl.constexpr, HAS_SINKS: tl.constexpr,
 ):  # fmt: skip
     """Merge the segments of the heads of one kv head from left to right, and store the result.
 
@@ -489,8 +408,7 @@ def _merge_parts(
     live = g < GROUP
     d = tl.arange(0, WIDTH)[None, :]
     inside = d < HEAD_DIM
-    m = tl.full([HEADS, 1], LEAST, tl.float32)
-    l = tl.zeros([HEADS, 1], tl.float32)
+    m, l = begin_rows(sinks_ptr, kv_head * GROUP + g, live, 1, HAS_SINKS)
     acc = tl.zeros([HEADS, WIDTH], tl.float32)
     for first in range(0, num_segments, AT_ONCE):
         for i in tl.static_range(AT_ONCE):
@@ -501,5 +419,5 @@ def _merge_parts(
             part = tl.load(part_ptr + d, held & inside, other=0.0, cache_modifier=".cg")
             part_m = tl.load(part_ptr + HEAD_DIM, held, other=LEAST, cache_modifier=".cg")
             part_l = tl.load(part_ptr + HEAD_DIM + 1, held, other=0.0, cache_modifier=".cg")
-            m, l, acc = _merge(m, l, acc, part_m, part_l, part)
+            m, l, acc = merge(m, l, acc, part_m, part_l, part)
     _store_result(out_ptr, first_head + g, live, l, acc, HEAD_DIM, WIDTH)

@@ -123,6 +123,8 @@ def attention(
     head_dim: int = 128,
     block_size: int = 16,
     window: int = 0,
+    softcap: float = 0.0,
+    has_sinks: bool = False,
 ) -> None:
     """Attend with 2 kv heads; a sequence has up to 2048 keys."""
     rows, tokens = len(queries), sum(queries)
@@ -136,7 +138,8 @@ def attention(
     )
     cache = gpu.new_kv_cache(4, block_size, 2, head_dim, dtype)
     q = torch.zeros((tokens, 2 * group, head_dim), dtype=dtype)
-    gpu.paged_attention(q, cache, batch, scale=0.1, window=window)
+    sinks = torch.zeros(2 * group) if has_sinks else None
+    gpu.paged_attention(q, cache, batch, scale=0.1, window=window, softcap=softcap, sinks=sinks)
 
 
 def linears(
@@ -201,6 +204,7 @@ PARTS: dict[str, dict[str, Callable[[], None]]] = {
         "64": lambda: attention([100, 1], head_dim=64, group=3),
         "window": lambda: attention([100, 1], group=8, window=1024),
         "80": lambda: attention([100, 1], head_dim=80, group=1),
+        "cap, sinks": lambda: attention([100, 1], softcap=30.0, has_sinks=True),
         "float32": lambda: attention([100, 1], head_dim=64, dtype=F32),
         "256": lambda: attention([100, 1], head_dim=256, group=2),
     },

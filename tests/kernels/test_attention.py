@@ -121,7 +121,7 @@ def test_lattice_is_exact(ops: ModuleType, dtype: torch.dtype) -> None:
     @settings(max_examples=40)
     @given(attention_cases())
     def check(case: AttentionCase) -> None:
-        case = case._replace(dtype=dtype, scale=LATTICE_SCALE)
+        case = case._replace(dtype=dtype, scale=LATTICE_SCALE, softcap=0.0)
         q, kv = make_lattice(case)
         numerators, sums, _ = exact_attention(case, q, kv)
         expected = (numerators.float() / sums.float()).to(dtype)
@@ -136,7 +136,9 @@ def test_reference_is_near_float64(case: AttentionCase) -> None:
     case = case._replace(num_bad=0, scale=0.125)
     q, kv = case.make_queries(), case.make_kv()
     numerators, sums, sizes = exact_attention(case, q, kv)
-    bound = (6e-6 if case.dtype == torch.float32 else 2.0**-7) * sizes / sums + 1e-30
+    # A tanh near 1 is known to 1.2e-7, and a score to softcap times as much.
+    near = (6e-6 if case.dtype == torch.float32 else 2.0**-7) + 5e-7 * case.softcap
+    bound = near * sizes / sums + 1e-30
     error = (attend(reference, case).double() - numerators / sums).abs()
     assert (error <= bound).all(), (error / bound).max()
 

@@ -1,0 +1,396 @@
+"""A state machine over the whole engine: a real tiny model, real memory, any order of calls.
+
+EngineCore drives a real scheduler and a real ModelRunner. The executor holds plans back until they
+are run one by one or somebody asks for a result, so that whatever happens between two steps may
+also happen before, between and behind the steps in flight; now and then a step dies, before or
+after the device has done it. Every token and log probability is compared, bit for bit, with
+`reference.generate`, one request at a time. Run by tests/engine with a short, fixed budget and by
+`quire.fuzz.run`.
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from collections import Counter, deque
+from concurrent.futures import Future
+from functools import cache
+from pathlib import Path
+from typing import ClassVar, Literal, NamedTuple
+
+import msgspec
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
+
+from ..engine.config import Backend, DTypeName
+from ..engine.core import EngineCore
+from ..engine.device.runner import Decoding, ModelRunner
+from ..engine.errors import ParamsError
+from ..engine.params import SamplingParams
+from ..engine.plan import StepPlan, StepResult
+from ..engine.request import Finished, Request, TokenEvents
+from ..engine.sched.scheduler import Scheduler, SchedulerLimits
+from ..reference.generate import generate
+from .checkpoints import Kind, Tiny, make_tiny
+from .step_plans import Answer, Asked, LogprobRow, answer_of
+from .strategies import limits, make_request, prompts, sampling_params
+
+Fault = Literal["before", "after"]
+"""When a step dies: before the device did anything of it, or when all of it was done."""
+FAULTS: tuple[Fault, ...] = ("before", "after")
+KINDS: tuple[Kind, ...] = ("qwen3", "mistral", "llama2")
+DTYPES: tuple[DTypeName, ...] = ("bfloat16", "float32")
+BACKENDS: tuple[Backend, ...] = ("kernels", "kernels", "reference")
+DECODINGS: tuple[Decoding, ...] = ("exact", "padded")
+
+
+class ModelKey(NamedTuple):
+    """Which tiny model."""
+
+    kind: Kind
+    dtype: DTypeName
+    backend: Backend
+
+
+@cache
+def tiny(key: ModelKey) -> Tiny:
+    """Make a tiny model, once."""
+    with tempfile.TemporaryDirectory() as folder:
+        return make_tiny(key.kind, Path(folder), key.dtype, key.backend)
+
+
+@cache
+def oracle(key: ModelKey, asked: Asked) -> Answer:
+    """Answer one request alone, by the dense model in pure PyTorch."""
+    model = tiny(key)
+    return answer_of(asked, generate(model.config, model.weights, list(asked.prompt), asked.wish))
+
+
+class HeldFuture(Future[StepResult]):
+    """A result that is computed, with all in front of it, when it is asked for."""
+
+    def __init__(self, executor: HeldExecutor) -> None:
+        super().__init__()
+        self._executor = executor
+
+    def result(self, timeout: float | None = None) -> StepResult:
+        """See Future."""
+        self._executor.run_until(self)
+        return super().result(timeout)
+
+    def exception(self, timeout: float | None = None) -> BaseException | None:
+        """See Future."""
+        self._executor.run_until(self)
+        return super().exception(timeout)
+
+
+class HeldExecutor:
+    """Executor that runs plans in their order, each when it is told to or has to."""
+
+    def __init__(self, runner: ModelRunner) -> None:
+        self._runner = runner
+        self._held: deque[tuple[StepPlan, HeldFuture]] = deque()
+        self.fault: Fault | None = None
+        """Of the next step that runs."""
+
+    @property
+    def num_held(self) -> int:
+        """Steps that were submitted and have not run."""
+        return len(self._held)
+
+    def submit(self, plan: StepPlan) -> Future[StepResult]:
+        """See Executor."""
+        self._held.append((plan, HeldFuture(self)))
+        return self._held[-1][1]
+
+    def run(self) -> None:
+        """Run the oldest step that is held."""
+        plan, future = self._held.popleft()
+        fault, self.fault = self.fault, None
+        try:
+            if fault == "before":
+                raise RuntimeError("the device died")
+            result = self._runner.execute(plan)
+            if fault == "after":
+                raise RuntimeError("the device died")
+        except Exception as error:
+            future.set_exception(error)
+        else:
+            future.set_result(result)
+
+    def run_until(self, future: HeldFuture) -> None:
+        """Run what is held until a result is there."""
+        while not future.done():
+            self.run()
+
+    def close(self) -> None:
+        """See Executor."""
+        while self._held:
+            self.run()
+
+
+@st.composite
+def real_params(draw: st.DrawFn) -> SamplingParams:
+    """Draw everything that decides which tokens come, and when they end."""
+    params = draw(sampling_params())
+    return msgspec.structs.replace(
+        params,
+        max_tokens=min(params.max_tokens or 8, 8),
+        min_tokens=min(params.min_tokens, params.max_tokens or 8, 8),
+        temperature=draw(st.sampled_from((0.0, 0.7, 1.3))),
+        top_k=draw(st.sampled_from((0, 3, 20))),
+        top_p=draw(st.sampled_from((1.0, 0.8))),
+        min_p=draw(st.sampled_from((0.0, 0.05))),
+        logprobs=draw(st.sampled_from((None, 0, 2))),
+    )
+
+
+class EngineMachine(RuleBasedStateMachine):
+    """Compares all that comes out of an engine with each request answered alone."""
+
+    totals: ClassVar[Counter[str]] = Counter()
+    """What all runs together have exercised; printed by `quire.fuzz.run`."""
+
+    @initialize(
+        limits=limits(),
+        key=st.builds(
+            ModelKey, st.sampled_from(KINDS), st.sampled_from(DTYPES), st.sampled_from(BACKENDS)
+        ),
+        decoding=st.sampled_from(DECODINGS),
+    )
+    def start(self, limits: SchedulerLimits, key: ModelKey, decoding: Decoding) -> None:
+        model = tiny(key)
+        runner = ModelRunner(
+            model.model,
+            model.ops,
+            num_blocks=limits.num_blocks,
+            block_size=limits.block_size,
+            max_num_seqs=limits.max_num_seqs,
+            max_model_len=limits.max_model_len,
+            decoding=decoding,
+        )
+        self.limits, self.key = limits, key
+        self.executor = HeldExecutor(runner)
+        self.core = EngineCore(Scheduler(limits), self.executor, overlap=limits.overlap)
+        self.requests: dict[str, Request] = {}
+        self.outputs: dict[str, list[int]] = {}
+        self.rows: dict[str, list[LogprobRow]] = {}
+        self.ended: dict[str, Finished] = {}
+        self.aborted: set[str] = set()
+        self.num_requests = 0
+
+    @property
+    def alive(self) -> list[str]:
+        """Ids of the requests that have not ended, oldest first."""
+        return [name for name in self.requests if name not in self.ended]
+
+    @rule(
+        data=st.data(),
+        params=real_params(),
+        eos=st.sampled_from(((), (0,), (0, 1, 2, 3, 4, 5, 6))),
+        priority=st.integers(-2, 2),
+        salt=st.sampled_from((None, None, "a")),
+    )
+    def add(
+        self,
+        data: st.DataObject,
+        params: SamplingParams,
+        eos: tuple[int, ...],
+        priority: int,
+        salt: str | None,
+    ) -> None:
+        prompt = data.draw(prompts(self.limits.max_model_len - 1))
+        request = self.make(prompt, params, eos=eos, priority=priority, salt=salt)
+        self.core.add(request)
+        self.enter(request)
+
+    @precondition(lambda self: self.alive)
+    @rule(data=st.data(), params=real_params())
+    def fork(self, data: st.DataObject, params: SamplingParams) -> None:
+        parent = self.requests[data.draw(st.sampled_from(self.alive))]
+        known = [*parent.prompt_token_ids.tolist(), *self.outputs[parent.request_id]]
+        if len(known) + 1 > self.limits.max_model_len:
+            return
+        request = self.make(known, params, eos=(), priority=0, salt=parent.cache_salt)
+        self.core.scheduler.fork(parent.request_id, request)
+        self.totals["forks"] += 1
+        self.enter(request)
+
+    @rule()
+    def add_impossible(self) -> None:
+        """What cannot fit, or has a living id, is refused and leaves no trace."""
+        too_long = make_request("x", [1] * self.limits.max_model_len)
+        for request in (too_long, *(self.requests[name] for name in self.alive[:1])):
+            try:
+                self.core.add(request)
+            except ParamsError:
+                continue
+            raise AssertionError(f"{request.request_id} was accepted")
+
+    @precondition(lambda self: self.requests)
+    @rule(data=st.data())
+    def abort(self, data: st.DataObject) -> None:
+        name = data.draw(st.sampled_from([*self.alive, *self.requests]))
+        events = self.core.abort(name)
+        assert (events is None) == (name in self.ended), (name, events)
+        if events is not None:
+            self.totals["aborts"] += 1
+            self.totals["aborts before their step ran"] += self.executor.num_held > 0
+            self.aborted.add(name)
+            self.take(events)
+
+    @rule()
+    def launch(self) -> None:
+        self.core.launch()
+        self.core.scheduler.check()
+        assert self.executor.num_held <= self.limits.overlap
+
+    @precondition(lambda self: self.executor.num_held)
+    @rule()
+    def compute(self) -> None:
+        """The device goes on, and nobody looks."""
+        self.executor.run()
+
+    @precondition(lambda self: self.core.oldest is not None)
+    @rule()
+    def land(self) -> None:
+        self.take(self.core.land())
+
+    @rule(number=st.integers(1, 8))
+    def step(self, number: int) -> None:
+        """Run some steps as a driver does."""
+        for _ in range(number):
+            self.core.launch()
+            if self.core.oldest is not None:
+                self.take(self.core.land())
+
+    @precondition(lambda self: self.executor.num_held)
+    @rule(fault=st.sampled_from(FAULTS), number=st.integers(0, 2))
+    def fail(self, fault: Fault, number: int) -> None:
+        """Now and then a step dies: those with a step in flight end, the others do not notice."""
+        if number:
+            return
+        self.executor.fault = fault
+        self.executor.run()
+        self.totals[f"failures {fault} the device"] += 1
+
+    @rule()
+    def reset_cache(self) -> None:
+        idle = self.core.scheduler.num_free_blocks == self.limits.num_blocks
+        assert self.core.scheduler.reset_prefix_cache() == idle
+
+    def teardown(self) -> None:
+        if not hasattr(self, "core") or sys.exc_info()[0] is not None:
+            return
+        bound = 10 + len(self.requests) * (3 * self.limits.max_model_len + 10)
+        while self.core.has_unfinished:
+            bound -= 1
+            assert bound > 0, ("no progress", self.alive)
+            self.step(1)
+        assert not self.alive and not self.executor.num_held, self.alive
+        assert self.core.scheduler.num_free_blocks == self.limits.num_blocks
+        for name, finished in self.ended.items():
+            if finished.reason in ("stop", "length"):
+                self.compare(name, finished)
+        stats = self.core.scheduler.stats
+        for key, value in (
+            ("steps", stats.num_steps),
+            ("preemptions", stats.num_preemptions),
+            ("evictions", stats.num_evictions),
+            ("copies", stats.num_copies),
+            ("hit tokens", stats.prefix_hits + stats.resumed_hits),
+            ("requests", len(self.requests)),
+            ("runs", 1),
+        ):
+            self.totals[key] += value
+        self.core.close()
+
+    def make(
+        self,
+        prompt: list[int],
+        params: SamplingParams,
+        *,
+        eos: tuple[int, ...],
+        priority: int,
+        salt: str | None,
+    ) -> Request:
+        """Make a request with an id of its own; seeds come again, so that answers do."""
+        self.num_requests += 1
+        return make_request(
+            f"r{self.num_requests}",
+            prompt,
+            params=params,
+            seed=self.num_requests % 3,
+            eos=eos,
+            priority=priority,
+            salt=salt,
+        )
+
+    def enter(self, request: Request) -> None:
+        """Note an accepted request."""
+        self.requests[request.request_id] = request
+        self.outputs[request.request_id] = []
+        self.rows[request.request_id] = []
+
+    def expected(self, name: str) -> Answer:
+        """What a request gives alone."""
+        request = self.requests[name]
+        params, prompt = request.params, tuple(request.prompt_token_ids.tolist())
+        assert params.max_tokens is not None
+        most = min(params.max_tokens, self.limits.max_model_len - len(prompt))
+        params = msgspec.structs.replace(
+            params,
+            max_tokens=most,
+            min_tokens=min(params.min_tokens, most),
+            stop_token_ids=[*(params.stop_token_ids or ()), *self.eos_of(request)],
+        )
+        return oracle(self.key, Asked(prompt, params, request.seed))
+
+    def eos_of(self, request: Request) -> tuple[int, ...]:
+        """The ends of sequences that count for a request."""
+        return () if request.params.ignore_eos else request.eos_token_ids
+
+    def take(self, events: TokenEvents) -> None:
+        """Deliver events: each token once, none after the end, every bit as it is alone."""
+        self.core.scheduler.check()
+        names = events.request_ids
+        assert len(names) == len(set(names)) == len(events.token_ids), events
+        endings = {finished.index: finished for finished in events.finished}
+        for index, (name, token) in enumerate(zip(names, events.token_ids.tolist(), strict=True)):
+            assert name not in self.ended, (name, "an event after the end")
+            if token >= 0:
+                self.outputs[name].append(token)
+                self.take_row(name, events, index)
+                alone, outputs = self.expected(name), self.outputs[name]
+                assert tuple(outputs) == alone.token_ids[: len(outputs)], (name, outputs, alone)
+                assert tuple(self.rows[name]) == alone.logprobs[: len(self.rows[name])], name
+            if index in endings:
+                self.ended[name] = endings[index]
+                assert (endings[index].reason == "abort") == (name in self.aborted), name
+
+    def take_row(self, name: str, events: TokenEvents, index: int) -> None:
+        """Note the log probabilities that come with a token."""
+        count = self.requests[name].params.logprobs
+        if count is None:
+            return
+        rows = events.logprobs
+        assert rows is not None, name
+        self.rows[name].append(
+            LogprobRow(
+                float(rows.sampled[index]),
+                int(rows.ranks[index]),
+                tuple(rows.top_ids[index, :count].tolist()),
+                tuple(rows.top[index, :count].tolist()),
+            )
+        )
+
+    def compare(self, name: str, finished: Finished) -> None:
+        """Assert that a request that ended by itself gave all that it gives alone."""
+        alone, request = self.expected(name), self.requests[name]
+        assert tuple(self.outputs[name]) == alone.token_ids, (name, self.outputs[name], alone)
+        assert tuple(self.rows[name]) == alone.logprobs, name
+        stops = (*(request.params.stop_token_ids or ()), *self.eos_of(request))
+        stopped = alone.token_ids[-1] in stops and (
+            len(alone.token_ids) >= request.params.min_tokens
+        )
+        assert finished.reason == ("stop" if stopped else "length"), (name, finished)
