@@ -256,23 +256,30 @@ class EngineMachine(RuleBasedStateMachine):
     def land(self) -> None:
         self.take(self.core.land())
 
-    @rule(number=st.integers(1, 8))
-    def step(self, number: int) -> None:
-        """Run some steps as a driver does."""
+    @rule(number=st.integers(1, 8), deep=st.booleans())
+    def step(self, number: int, deep: bool = False) -> None:
+        """Run some steps as a driver does. deep: what comes next finds steps in flight."""
         for _ in range(number):
             self.core.launch()
             if self.core.oldest is not None:
                 self.take(self.core.land())
+        if deep:
+            self.core.launch()
 
     @precondition(lambda self: self.executor.num_held)
-    @rule(fault=st.sampled_from(FAULTS), number=st.integers(0, 2))
-    def fail(self, fault: Fault, number: int) -> None:
+    @rule(fault=st.sampled_from(FAULTS), happens=st.booleans())
+    def fail(self, fault: Fault, happens: bool) -> None:
         """Now and then a step dies: those with a step in flight end, the others do not notice."""
-        if number:
+        if not happens:
             return
         self.executor.fault = fault
         self.executor.run()
         self.totals[f"failures {fault} the device"] += 1
+        self.totals["steps behind a failed one"] += self.executor.num_held
+        num_alive = len(self.alive)
+        while num_alive and len(self.alive) == num_alive and self.core.oldest is not None:
+            self.take(self.core.land())
+        self.totals["requests that outlive a failure"] += len(self.alive)
 
     @rule()
     def reset_cache(self) -> None:
