@@ -30,9 +30,9 @@ from .segments import (
     add_values,
     attend_segment,
     begin_rows,
+    find_fresh,
     find_lines,
     load_keys,
-    load_newest,
     load_values,
     merge,
     weigh_keys,
@@ -184,20 +184,25 @@ def _decode(q: Tensor, out: Tensor, cache: KVCache, batch: Batch, kind: _Kind) -
     is_split = splits > 1 and rows <= most_split_rows(kv_heads)
     size = decode_size(heads // kv_heads, head_dim, q.dtype, is_split=is_split)
     memory: tuple[Tensor, ...] = (q, out)
+    fresh: tuple[Tensor | int, ...] = ()
+    constants = kind.constants
     if is_split:
         shape = (num_segments, rows, heads, head_dim + 2)
         memory += (torch.empty(shape, dtype=torch.float32, device=q.device), cache.counters)
+        # Behind _attend_many, which lets no kernel come early, every key is complete.
+        fresh = (batch.places, rows if len(q) == rows else 0)
+        constants = constants | {"PLACES": next_power_of_2(most_split_rows(kv_heads))}
     start(
         _attend_parts if is_split else _attend_one,
         (rows, kv_heads, splits) if is_split else (rows, kv_heads),
         *(*memory, cache.keys, cache.values, kind.sinks),
-        *(batch.query_starts, batch.kv_lens, batch.slots, batch.block_tables),
+        *(batch.query_starts, batch.kv_lens, batch.slots, batch.block_tables, *fresh),
         *(max_blocks, heads, *kind.numbers),
         ROWS=size.rows,
         warps=size.warps,
         stages=size.stages,
         registers=size.registers,
-        **kind.constants,
+        **constants,
     )
 
 
@@ -309,17 +314,18 @@ def _attend_one(
         _store_result(out_ptr, head_row, live, l, acc, HEAD_DIM, WIDTH)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_places"])
 def _attend_parts(
     q_ptr, out_ptr, parts_ptr, counters_ptr, keys_ptr, values_ptr, sinks_ptr, starts_ptr, lens_ptr,
-    slots_ptr, tables_ptr, max_blocks, heads, factor, cap, window,
-    GROUP: tl.constexpr, ROWS: tl.constexpr, HEAD_DIM: tl.constexpr, WIDTH: tl.constexpr,
-    BLOCK_SIZE: tl.constexpr, SEGMENT: tl.constexpr, IS_WINDOWED: tl.constexpr,
-    IS_CAPPED: tl.constexpr, HAS_SINKS: tl.constexpr, OVERLAPPED: tl.constexpr,
+    slots_ptr, tables_ptr, places_ptr, num_places, max_blocks, heads, factor, cap, window,
+    PLACES: tl.constexpr, GROUP: tl.constexpr, ROWS: tl.constexpr, HEAD_DIM: tl.constexpr,
+    WIDTH: tl.constexpr, BLOCK_SIZE: tl.constexpr, SEGMENT: tl.constexpr,
+    IS_WINDOWED: tl.constexpr, IS_CAPPED: tl.constexpr, HAS_SINKS: tl.constexpr,
+    OVERLAPPED: tl.constexpr,
 ):  # fmt: skip
     """Every n-th segment of what `_attend_one` does; the program that ends last merges them.
 
-    Keys of the first segment come before the wait, all but what the kernel in front writes.
+    Keys of the first segment come before the wait, but those that any row of this step writes.
     """
     row, kv_head, split = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     kv_heads, splits = tl.num_programs(1), tl.num_programs(2)
@@ -338,8 +344,9 @@ def _attend_parts(
         table_ptr, segment * SEGMENT, lowest, end, kv_head, kv_heads, BLOCK_SIZE, SEGMENT,
         IS_WINDOWED,
     )  # fmt: skip
-    is_newest = segment * SEGMENT + tl.arange(0, SEGMENT) == end - 1
-    k = load_keys(keys_ptr, line, held & ~is_newest, HEAD_DIM, WIDTH)
+    at = (num_places, kv_head, kv_heads)
+    is_fresh = held & find_fresh(places_ptr, at, line, PLACES, BLOCK_SIZE)
+    k = load_keys(keys_ptr, line, held & ~is_fresh, HEAD_DIM, WIDTH)
     wait(OVERLAPPED)
     let_next_come(OVERLAPPED)
     if num_own <= 0:
@@ -349,10 +356,8 @@ def _attend_parts(
     head = kv_head * GROUP + r
     q = _load_queries(q_ptr, token.to(tl.int64) * heads + head, live, HEAD_DIM, WIDTH)
     position = tl.full([ROWS, 1], 0, tl.int32) + (end - 1)
-    if segment == begin + num_segments - 1:
-        at = (end - 1, kv_head, kv_heads)
-        newest = load_newest(keys_ptr, table_ptr, at, HEAD_DIM, WIDTH, BLOCK_SIZE)
-        k = tl.where(is_newest[None, :], newest[:, None], k)
+    if tl.max(is_fresh.to(tl.int32), 0) > 0:
+        k = tl.where(is_fresh[None, :], load_keys(keys_ptr, line, is_fresh, HEAD_DIM, WIDTH), k)
     for i in range(0, num_own):
         m, p = weigh_keys(
             q, k, segment * SEGMENT, position, lowest, end, factor, cap, window, SEGMENT,

@@ -53,15 +53,14 @@ def load_keys(keys_ptr, line, held, HEAD_DIM: tl.constexpr, WIDTH: tl.constexpr)
 
 
 @triton.jit
-def load_newest(
-    keys_ptr, table_ptr, at, HEAD_DIM: tl.constexpr, WIDTH: tl.constexpr, BLOCK_SIZE: tl.constexpr
-):
-    """Load one key, [WIDTH]. at: (its position, its kv head, kv heads)."""
-    key, kv_head, kv_heads = at
-    block = tl.load(table_ptr + key // BLOCK_SIZE).to(tl.int64)
-    line = (block * kv_heads + kv_head) * BLOCK_SIZE + key % BLOCK_SIZE
-    d = tl.arange(0, WIDTH)
-    return tl.load(keys_ptr + line * HEAD_DIM + d, d < HEAD_DIM, other=0.0)
+def find_fresh(places_ptr, at, line, PLACES: tl.constexpr, BLOCK_SIZE: tl.constexpr):
+    """Return which lines are those of the places. at: (number of places, kv head, kv heads)."""
+    num_places, kv_head, kv_heads = at
+    i = tl.arange(0, PLACES)
+    place = tl.load(places_ptr + i, i < num_places, other=-1).to(tl.int32)
+    fresh = (place // BLOCK_SIZE * kv_heads + kv_head) * BLOCK_SIZE + place % BLOCK_SIZE
+    is_fresh = (line[:, None] == fresh[None, :]) & (place >= 0)[None, :]
+    return tl.max(is_fresh.to(tl.int32), 1) > 0
 
 
 @triton.jit
