@@ -1,4 +1,4 @@
-"""The command line: `quire serve`, `quire run`, `quire check`, `quire --version`.
+"""The command line: `quire serve`, `run`, `check`, `replay` and `--version`.
 
 Prints for people; everything heavy is imported inside the commands, so that --help is fast. Exit
 codes: 2 for options that make no sense, 1 for a model or a port that cannot be had, each with one
@@ -52,6 +52,8 @@ HELP = {
     "num_threads": "CPU threads that compute",
     "seed": "draws the seeds of requests that bring none",
     "served_model_name": "name of the model in the API",
+    "record": "write the engine's log to this file, for quire replay",
+    "record_bytes": "most bytes of the log, as 256MiB or a number",
 }
 """One line for each field of EngineConfig but `model`."""
 
@@ -127,11 +129,19 @@ def make_parser() -> argparse.ArgumentParser:
     check.add_argument(
         "--device", choices=get_args(DeviceName), default="auto", help=HELP["device"] + " (auto)"
     )
+    replay = commands.add_parser(
+        "replay", help="run a recorded log again and compare", allow_abbrev=False
+    )
+    replay.set_defaults(command=_replay, parser=replay)
+    replay.add_argument("file", metavar="FILE", help="what --record wrote")
+    replay.add_argument("--request", metavar="ID", help="run this request alone")
+    replay.add_argument("--model", metavar="MODEL", help="where the model is now")
+    _add_field_options(replay)
     return parser
 
 
 def _add_engine_options(parser: argparse.ArgumentParser) -> None:
-    """An option for every field of EngineConfig; what is not given is left to its default."""
+    """The model and an option for every field of EngineConfig."""
     parser.add_argument(
         "model",
         nargs="?",
@@ -139,6 +149,11 @@ def _add_engine_options(parser: argparse.ArgumentParser) -> None:
         help="a checkpoint directory, or a model's name in the hub's local cache; "
         "nothing: the bundled demo",
     )
+    _add_field_options(parser)
+
+
+def _add_field_options(parser: argparse.ArgumentParser) -> None:
+    """An option for every field of EngineConfig; what is not given is left to its default."""
     group = parser.add_argument_group("engine")
     for field in msgspec.structs.fields(EngineConfig):
         if field.name == "model":
@@ -155,17 +170,22 @@ def _add_engine_options(parser: argparse.ArgumentParser) -> None:
         elif get_origin(kind) is Literal:
             settings["choices"] = get_args(kind)
         else:
-            settings["type"] = _bytes if field.name == "kv_cache_bytes" else kind
+            settings["type"] = _bytes if field.name.endswith("_bytes") else kind
             settings["metavar"] = "NAME" if kind is str else "N"
         group.add_argument("--" + field.name.replace("_", "-"), **settings)
 
 
-def _engine_config(options: argparse.Namespace) -> EngineConfig:
-    given = {
+def _given(options: argparse.Namespace) -> dict[str, Any]:
+    """The fields of EngineConfig that the command line names."""
+    return {
         field: getattr(options, field)
         for field in EngineConfig.__struct_fields__
         if getattr(options, field, None) is not None
     }
+
+
+def _engine_config(options: argparse.Namespace) -> EngineConfig:
+    given = _given(options)
     if "model" not in given:
         given.setdefault("served_model_name", DEMO_NAME)
     return EngineConfig(**given)
@@ -278,6 +298,12 @@ def _check(config: EngineConfig, options: argparse.Namespace) -> int:
         num_wrong += verdict.fault is not None
     print(f"{num_wrong} wrong" if num_wrong else "All are equal.")
     return 1 if num_wrong else 0
+
+
+def _replay(config: EngineConfig, options: argparse.Namespace) -> int:
+    from .replaying import replay_file
+
+    return replay_file(options.file, _given(options), options.request)
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -12,6 +13,7 @@ import torch
 from msgspec.structs import replace
 
 from ..reference.decoder import DecoderConfig
+from ..reference.ops import Ops
 from .config import EngineConfig
 from .core import EngineCore
 from .device import check
@@ -49,6 +51,34 @@ def build_engine(config: EngineConfig) -> EngineParts:
     Raises ConfigError or CheckpointError. Compiles or loads every kernel that a CPU needs before it
     returns; on a GPU, all but what a number of rows needs that no step has had.
     """
+    loaded = load_runner(config)
+    config, limits = loaded.config, loaded.limits
+    executor = InlineExecutor(loaded.runner, config.num_threads)
+    return EngineParts(
+        config=config,
+        core=EngineCore(Scheduler(limits), executor, overlap=limits.overlap),
+        tokenizer_path=resolve_model(config.tokenizer or config.model),
+        vocab_size=loaded.model_config.vocab_size,
+        max_model_len=limits.max_model_len,
+        eos_token_ids=loaded.model_config.eos_token_ids,
+    )
+
+
+class LoadedRunner(NamedTuple):
+    """The data plane, ready, and what it allows the control plane."""
+
+    runner: ModelRunner
+    config: EngineConfig
+    """With a number or a name wherever the machine decided."""
+    model_config: ModelConfig
+    limits: SchedulerLimits
+
+
+def load_runner(config: EngineConfig, wrap: Callable[[Ops], Ops] | None = None) -> LoadedRunner:
+    """Load the model into a runner. wrap: put around the operations, to watch them.
+
+    Raises as build_engine does.
+    """
     path = resolve_model(config.model)
     device = choose_device(config.device, config.backend, config.bfloat16_sums)
     config = fill_defaults(config, device)
@@ -56,15 +86,24 @@ def build_engine(config: EngineConfig) -> EngineParts:
     if device == "cpu":
         logger.info("Products of bfloat16 are added in %s", sums)
     model_config = read_model_config(path, config.dtype, config.linear_segments, sums)
+    ops = choose_ops(device, config.backend)
+    ops = wrap(ops) if wrap is not None else ops
     if device == "cpu":
-        made = make_cpu_runner(config, model_config)
+        made = make_cpu_runner(config, model_config, ops)
     else:
         gpu = torch.device("cuda", torch.cuda.current_device())
-        made = make_gpu_runner(config, model_config, gpu)
+        made = make_gpu_runner(config, model_config, ops, gpu)
     runner, num_blocks, max_model_len = made
+    config = replace(config, num_kv_blocks=num_blocks, max_model_len=max_model_len)
+    return LoadedRunner(runner, config, model_config, make_limits(config))
+
+
+def make_limits(config: EngineConfig) -> SchedulerLimits:
+    """Return what the scheduler may use, of options that were all decided."""
     overlap, max_num_batched_tokens = config.overlap, config.max_num_batched_tokens
-    assert overlap is not None and max_num_batched_tokens is not None
-    limits = SchedulerLimits(
+    num_blocks, max_model_len = config.num_kv_blocks, config.max_model_len
+    assert overlap and max_num_batched_tokens and num_blocks and max_model_len, config
+    return SchedulerLimits(
         max_num_seqs=config.max_num_seqs,
         max_num_batched_tokens=max_num_batched_tokens,
         max_model_len=max_model_len,
@@ -74,22 +113,15 @@ def build_engine(config: EngineConfig) -> EngineParts:
         policy=config.scheduling_policy,
         overlap=overlap,
     )
-    executor = InlineExecutor(runner, config.num_threads)
-    return EngineParts(
-        config=config,
-        core=EngineCore(Scheduler(limits), executor, overlap=overlap),
-        tokenizer_path=resolve_model(config.tokenizer) if config.tokenizer else path,
-        vocab_size=model_config.vocab_size,
-        max_model_len=max_model_len,
-        eos_token_ids=model_config.eos_token_ids,
-    )
 
 
 def fill_defaults(config: EngineConfig, device: Device) -> EngineConfig:
-    """Return config with a number where the device decides."""
+    """Return config with a number or a name where the device decides."""
     on_cpu = device == "cpu"
     return replace(
         config,
+        device=device,
+        bfloat16_sums=choose_sums(config.bfloat16_sums) if on_cpu else "auto",
         overlap=config.overlap or (1 if on_cpu else 2),
         max_num_batched_tokens=config.max_num_batched_tokens or (2048 if on_cpu else 8192),
     )
@@ -103,10 +135,9 @@ class MadeRunner(NamedTuple):
     max_model_len: int
 
 
-def make_cpu_runner(config: EngineConfig, model_config: ModelConfig) -> MadeRunner:
+def make_cpu_runner(config: EngineConfig, model_config: ModelConfig, ops: Ops) -> MadeRunner:
     """Plan the memory, load the model, compile."""
     num_blocks, max_model_len = plan_memory(config, model_config, default_cache_bytes())
-    ops = choose_ops("cpu", config.backend)
     with torch.inference_mode():
         model = load_model(model_config, ops, config.load_format, seed=config.seed)
     runner = ModelRunner(
@@ -122,7 +153,7 @@ def make_cpu_runner(config: EngineConfig, model_config: ModelConfig) -> MadeRunn
 
 
 def make_gpu_runner(
-    config: EngineConfig, model_config: ModelConfig, device: torch.device
+    config: EngineConfig, model_config: ModelConfig, ops: Ops, device: torch.device
 ) -> MadeRunner:
     """Check the kernels, load the model, measure the memory, capture the largest graph.
 
@@ -130,7 +161,6 @@ def make_gpu_runner(
     """
     assert config.max_num_batched_tokens is not None, "fill_defaults comes first"
     clock = _StartClock()
-    ops = choose_ops("cuda", config.backend)
     reason = refuse_shape(ops, model_config.decoder.head_dim)
     if reason is not None:
         raise ConfigError(f"{config.model}: {reason} Or give --device cpu.")

@@ -69,6 +69,11 @@ class EngineConfig(Struct, frozen=True, kw_only=True):
     seed: int = 0
     """Draws the seeds of requests that bring none, and dummy weights."""
     served_model_name: str | None = None
+    record: str | None = None
+    """A file for the engine's log, for `quire replay`: token ids of prompts and answers, no text.
+    None: nothing is recorded."""
+    record_bytes: int = 256 * 2**20
+    """Most bytes of the log: the oldest quarter is dropped when the newest is full."""
 
     def __post_init__(self) -> None:
         for name, kind in (
@@ -90,6 +95,7 @@ class EngineConfig(Struct, frozen=True, kw_only=True):
         _integer(self, "seed", 0, 2**63 - 1)
         if self.max_num_batched_tokens is not None:
             _integer(self, "max_num_batched_tokens", 1, 2**24)
+        _integer(self, "record_bytes", 2**16, 2**62)
         for name in ("max_model_len", "num_kv_blocks", "kv_cache_bytes", "num_threads"):
             if getattr(self, name) is not None:
                 _integer(self, name, 1, 2**62)

@@ -10,13 +10,39 @@ from __future__ import annotations
 import logging
 from collections import deque
 from concurrent.futures import Future
+from typing import Protocol
 
 from .executor.base import Executor
 from .plan import StepPlan, StepResult
 from .request import Request, TokenEvents
-from .sched.scheduler import Scheduler
+from .sched.scheduler import Decision, Scheduler
 
 logger = logging.getLogger("quire")
+
+
+class Observer(Protocol):
+    """Hears of everything that changes a core, in order, after it has happened. Must not raise."""
+
+    def added(self, request: Request, parent_id: str | None) -> None:
+        """A request waits. parent_id: of the request that it forks."""
+
+    def aborted(self, request_id: str) -> None:
+        """A living request was ended from outside."""
+
+    def launched(self, decision: Decision, plan: StepPlan) -> None:
+        """A step was committed; it is submitted next."""
+
+    def landed(self, plan: StepPlan, result: StepResult) -> None:
+        """The oldest step has a result, which is retired next."""
+
+    def failed(self, plan: StepPlan, message: str) -> None:
+        """The oldest step died, and all behind it with it."""
+
+    def cleared(self) -> None:
+        """The prefix cache was emptied on request."""
+
+    def closed(self) -> None:
+        """Nothing more will come."""
 
 
 class EngineCore:
@@ -27,6 +53,11 @@ class EngineCore:
         self._executor = executor
         self._overlap = overlap
         self._in_flight: deque[tuple[StepPlan, Future[StepResult]]] = deque()
+        self._observers: list[Observer] = []
+
+    def watch(self, observer: Observer) -> None:
+        """Tell an observer of everything from now on."""
+        self._observers.append(observer)
 
     @property
     def oldest(self) -> Future[StepResult] | None:
@@ -41,10 +72,30 @@ class EngineCore:
     def add(self, request: Request) -> None:
         """Queue a request. ParamsError if it can never fit or its id is alive."""
         self.scheduler.add(request)
+        for observer in self._observers:
+            observer.added(request, None)
+
+    def fork(self, parent_id: str, request: Request) -> None:
+        """Queue a request that continues a living one. See Scheduler.fork."""
+        self.scheduler.fork(parent_id, request)
+        for observer in self._observers:
+            observer.added(request, parent_id)
+
+    def reset_prefix_cache(self) -> bool:
+        """Forget all cached prefixes; False (and nothing happens) while a block is in use."""
+        done = self.scheduler.reset_prefix_cache()
+        if done:
+            for observer in self._observers:
+                observer.cleared()
+        return done
 
     def abort(self, request_id: str) -> TokenEvents | None:
         """End a request in whatever state it is; None if it is not alive."""
-        return self.scheduler.abort(request_id)
+        events = self.scheduler.abort(request_id)
+        if events is not None:
+            for observer in self._observers:
+                observer.aborted(request_id)
+        return events
 
     def launch(self) -> int:
         """Submit as many steps as may be in flight; return how many tokens they compute."""
@@ -54,6 +105,8 @@ class EngineCore:
             if decision is None:
                 break
             plan = self.scheduler.commit(decision)
+            for observer in self._observers:
+                observer.launched(decision, plan)
             self._in_flight.append((plan, self._executor.submit(plan)))
             num_tokens += plan.num_scheduled_tokens
         return num_tokens
@@ -70,8 +123,15 @@ class EngineCore:
         except Exception as error:
             logger.exception("step %d failed", plan.step)
             self._drain()
-            return self.scheduler.fail(f"{type(error).__name__}: {error}")
+            return self._fail(plan, f"{type(error).__name__}: {error}")
+        for observer in self._observers:
+            observer.landed(plan, result)
         return self.scheduler.retire(plan, result)
+
+    def _fail(self, plan: StepPlan, message: str) -> TokenEvents:
+        for observer in self._observers:
+            observer.failed(plan, message)
+        return self.scheduler.fail(message)
 
     def _drain(self) -> None:
         """Wait for the steps behind a failed one; what they gave is worthless."""
@@ -83,3 +143,5 @@ class EngineCore:
         """Wait for what is in flight and release the device."""
         self._drain()
         self._executor.close()
+        for observer in self._observers:
+            observer.closed()

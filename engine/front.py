@@ -11,8 +11,10 @@ import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from pathlib import Path
 from typing import Any
 
+from .. import __version__
 from .build import EngineParts
 from .errors import ConfigError, ParamsError
 from .metrics import EngineMetrics
@@ -22,6 +24,7 @@ from .text.chat import ChatTemplate
 from .text.output import OutputState, take_row
 from .text.prepare import Prepared, Prompt, PromptDict, RequestBuilder, chat_prompt
 from .text.tokenizer import Tokenizer, load_tokenizer
+from .trace import Recorder
 
 
 @dataclass(slots=True, eq=False)
@@ -56,6 +59,8 @@ class Front:
             eos_token_ids=parts.eos_token_ids,
             seed=config.seed,
         )
+        if config.record is not None:
+            self.core.watch(Recorder(Path(config.record), config, __version__))
         self._open: dict[str, Open] = {}
         self._ids = itertools.count()
         self._seen = self.core.scheduler.stats

@@ -145,7 +145,7 @@ class LLM:
 
     def reset_prefix_cache(self) -> bool:
         """Forget all cached prefixes; False (and nothing done) while requests are running."""
-        return self.scheduler.reset_prefix_cache()
+        return self.core.reset_prefix_cache()
 
     def close(self) -> None:
         """Release the executor's thread and the memory."""

@@ -51,8 +51,8 @@ class ModelRunner:
         """Block ids are below num_blocks, slots below max_num_seqs. link: None for the device's."""
         config = model.config
         assert max_model_len <= config.max_positions, (max_model_len, config.max_positions)
-        self._model = model
-        self._ops = ops
+        self.model = model
+        self.ops = ops
         self._block_size = block_size
         self._link = link or make_link(model.device)
         self._caches = model.new_caches(num_blocks, block_size)
@@ -88,8 +88,8 @@ class ModelRunner:
         Compiling holds the interpreter's lock, which a server cannot afford later.
         """
         scratch = ModelRunner(
-            self._model,
-            self._ops,
+            self.model,
+            self.ops,
             num_blocks=warm_up.NUM_BLOCKS,
             block_size=max(self._block_size, warm_up.MAX_MODEL_LEN),
             max_num_seqs=warm_up.NUM_SLOTS,
@@ -105,7 +105,7 @@ class ModelRunner:
         """
         if self._graphs is None:
             return False
-        split = most_split_rows(self._ops, self._model.config.num_kv_heads)
+        split = most_split_rows(self.ops, self.model.config.num_kv_heads)
         keys = [GraphKey("tokens", size) for size in largest_buckets(self._buckets, split)]
         with torch.inference_mode(), self._link.on_stream():
             for key in keys:
@@ -124,7 +124,7 @@ class ModelRunner:
         sources = self._link.upload(plan.copy_sources.astype(np.int64))
         targets = self._link.upload(plan.copy_targets.astype(np.int64))
         for cache in self._caches:
-            self._ops.copy_blocks(cache, sources, targets)
+            self.ops.copy_blocks(cache, sources, targets)
 
     def _compute(self, step: PackedStep) -> Drawn:
         """Compute a step and draw the tokens of the rows that sample."""
@@ -138,8 +138,8 @@ class ModelRunner:
         hidden = self._run("hidden", step, partial(self._hidden, step))
         tensors = step.tensors
         drawn = draw(
-            self._ops,
-            self._model.logits(hidden[:size]),
+            self.ops,
+            self.model.logits(hidden[:size]),
             SamplingRows(*(part[:size] for part in tensors.sampling)),
             self._ban(step.extras.forbidden),
             step.extras.num_logprobs,
@@ -156,7 +156,7 @@ class ModelRunner:
     def _draw_plainly(self, step: PackedStep) -> Tensor:
         """Compute a whole step where nobody asked for more than tokens; padding draws too."""
         tensors = step.tensors
-        tokens = self._ops.sample(self._model.logits(self._hidden(step)), tensors.sampling)
+        tokens = self.ops.sample(self.model.logits(self._hidden(step)), tensors.sampling)
         self._store(tensors.sample_slots, tensors.sample_positions, tokens)
         return tokens
 
@@ -166,7 +166,7 @@ class ModelRunner:
         known, tables = self._table.tokens, self._table.block_tables
 
         def prepare(rows: StepRows, num_tokens: int) -> tuple[Tensor, Batch]:
-            return self._ops.prepare(rows, known, tables, self._block_size, num_tokens)
+            return self.ops.prepare(rows, known, tables, self._block_size, num_tokens)
 
         tokens, batch = prepare(tensors.rows, step.num_tokens)
         tail = None
@@ -175,10 +175,10 @@ class ModelRunner:
             if step.num_samples:
                 _, last = prepare(tensors.tail.rows, step.num_samples)
             tail = Tail(tensors.tail.tokens, last)
-        return self._model.hidden(tokens, batch, self._caches, tail)
+        return self.model.hidden(tokens, batch, self._caches, tail)
 
     def _store(self, slots: Tensor, positions: Tensor, tokens: Tensor) -> None:
-        self._ops.store_tokens(self._table.tokens, slots, positions, tokens)
+        self.ops.store_tokens(self._table.tokens, slots, positions, tokens)
 
     def _ban(self, forbidden: Forbidden | None) -> Banned | None:
         if forbidden is None:

@@ -66,7 +66,8 @@ def start(tmp_path: Path) -> Callable[..., build.MadeRunner]:
             **options,
         )
         model_config = read_model_config(path, "bfloat16", 1, "pairs")
-        return build.make_gpu_runner(config, model_config, CPU)
+        ops = choose_ops("cpu", config.backend)
+        return build.make_gpu_runner(config, model_config, ops, CPU)
 
     return make
 
@@ -153,7 +154,9 @@ def pretended(memory: FakeMemory, monkeypatch: pytest.MonkeyPatch) -> None:
     make = build.make_gpu_runner
     monkeypatch.setattr(build, "choose_device", lambda name, backend, sums: name)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
-    monkeypatch.setattr(build, "make_gpu_runner", lambda config, model, _: make(config, model, CPU))
+    monkeypatch.setattr(
+        build, "make_gpu_runner", lambda config, model, ops, _: make(config, model, ops, CPU)
+    )
     monkeypatch.setattr(runner_module, "make_link", CudaLink)
 
 

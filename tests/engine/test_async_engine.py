@@ -121,7 +121,7 @@ async def test_failed_step_is_told_and_survived(
     engine: AsyncEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     runner = engine.front.core._executor._runner  # type: ignore[attr-defined]
-    monkeypatch.setattr(runner, "_model", None)
+    monkeypatch.setattr(runner, "model", None)
     outputs = [output async for output in engine.generate([5, 6], params())]
     assert outputs[-1].outputs[0].finish_reason == "error"
     assert "AttributeError" in (outputs[-1].error or "")
