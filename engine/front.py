@@ -8,6 +8,7 @@ arguments.
 from __future__ import annotations
 
 import itertools
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -25,6 +26,8 @@ from .text.output import OutputState, take_row
 from .text.prepare import Prepared, Prompt, PromptDict, RequestBuilder, chat_prompt
 from .text.tokenizer import Tokenizer, load_tokenizer
 from .trace import Recorder
+
+logger = logging.getLogger("quire")
 
 
 @dataclass(slots=True, eq=False)
@@ -125,8 +128,8 @@ class Front:
                 f"request_id {request.request_id!r} is in use by a request that has not ended.",
                 "request_id",
             )
-        self.core.add(request)
         state = OutputState(request, prepared.prompt_text, self._tokenizer)
+        self.core.add(request)
         self._open[request.request_id] = Open(state, now_s)
         return state
 
@@ -156,12 +159,8 @@ class Front:
                 (first if entry.last_token_s is None else later).append(now_s - since)
                 entry.last_token_s = now_s
             end = finished.get(index)
-            num_logprobs = entry.state.request.params.logprobs
-            logprobs = None
-            if events.logprobs is not None and num_logprobs is not None:
-                logprobs = take_row(events.logprobs, index, num_logprobs)
-            stopped = entry.state.push(
-                tokens[index], end, logprobs, num_cached_tokens=cached[index]
+            stopped = self._push(
+                entry.state, events, index, end=end, token=tokens[index], num_cached=cached[index]
             )
             if stopped and end is None:
                 self.core.abort(request_id)
@@ -170,6 +169,31 @@ class Front:
             touched.append(request_id)
         self.metrics.observe_tokens(first, later)
         return touched
+
+    def _push(
+        self,
+        state: OutputState,
+        events: TokenEvents,
+        index: int,
+        *,
+        end: Finished | None,
+        token: int,
+        num_cached: int,
+    ) -> bool:
+        """Give an answer its token; tell whether it ended here, which the engine does not know.
+
+        What fails in one answer (its detokenizer, its stop strings) ends that answer alone.
+        """
+        num_logprobs = state.request.params.logprobs
+        try:
+            logprobs = None
+            if events.logprobs is not None and num_logprobs is not None:
+                logprobs = take_row(events.logprobs, index, num_logprobs)
+            return state.push(token, end, logprobs, num_cached_tokens=num_cached)
+        except Exception as error:
+            logger.exception("the answer to request %s failed", state.request.request_id)
+            state.fail(f"{type(error).__name__}: {error}")
+            return True
 
     def _close(self, request_id: str, entry: Open, now_s: float) -> None:
         del self._open[request_id]

@@ -62,6 +62,13 @@ class StepPlan(Struct, frozen=True):
         return int(self.num_tokens.sum())
 
 
+class RowFault(Struct, frozen=True):
+    """Why one sequence of a step could not be computed, where it is the only one to blame."""
+
+    slot: int
+    message: str
+
+
 class StepResult(Struct, frozen=True):
     """What a step gave. `samples` rows of the plan, in order."""
 
@@ -69,3 +76,5 @@ class StepResult(Struct, frozen=True):
     token_ids: IntArray
     """[samples] the drawn tokens; -1 where the logits were not finite (that request ends)."""
     logprobs: LogprobRows | None = None
+    faults: tuple[RowFault, ...] = ()
+    """Of rows whose token is -1 for another reason."""

@@ -7,15 +7,17 @@ device while a step is launched.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol
 
 import torch
+from msgspec.structs import replace
 from numpy.typing import NDArray
 from torch import Tensor
 
 from ...reference.ops import Logprobs
-from ..plan import StepResult
+from ..plan import RowFault, StepPlan, StepResult
 from ..request import IntArray, LogprobRows
 
 
@@ -97,6 +99,32 @@ class Landed:
     def result(self) -> StepResult:
         """See Landing."""
         return self._result
+
+
+class FaultedLanding:
+    """Landing of a step in which some sequences cannot be computed: their tokens become -1."""
+
+    def __init__(self, landing: Landing, plan: StepPlan, faults: Mapping[int, RowFault]) -> None:
+        """faults: by slot."""
+        self._landing = landing
+        self._slots = plan.slots[plan.samples].tolist()
+        self._faults = dict(faults)
+
+    @property
+    def is_ready(self) -> bool:
+        """See Landing."""
+        return self._landing.is_ready
+
+    def result(self) -> StepResult:
+        """See Landing."""
+        result = self._landing.result()
+        rows = [row for row, slot in enumerate(self._slots) if slot in self._faults]
+        if not rows:
+            return result
+        tokens = result.token_ids.copy()
+        tokens[rows] = -1
+        faults = tuple(self._faults[self._slots[row]] for row in rows)
+        return replace(result, token_ids=tokens, faults=faults)
 
 
 def to_rows(found: Logprobs) -> LogprobRows:

@@ -8,25 +8,30 @@ device may run behind: `launch` only queues a step, and a `Landing` waits for it
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from functools import partial
 from typing import Literal
 
 import numpy as np
 import torch
+from msgspec.structs import replace
 from torch import Tensor
 
 from ...reference.ops import Batch, Ops, SamplingRows, StepRows
 from ..models.base import DecoderModel, Tail
 from ..opset import most_split_rows
-from ..plan import StepPlan, StepResult
+from ..params import SamplingParams
+from ..plan import Admitted, RowFault, StepPlan, StepResult
 from . import warm_up
 from .graphs import CudaCapture, GraphKey, StepGraphs
 from .inputs import PackedStep, StepInputs, largest_buckets, make_buckets
-from .link import Landing, Link, make_link
+from .link import FaultedLanding, Landing, Link, make_link
 from .sampler import Banned, Drawn, draw
 from .sampling_rows import PLAIN, Forbidden, SamplingTable
 from .state import DeviceTable
+
+logger = logging.getLogger("quire")
 
 Decoding = Literal["exact", "padded", "graphs"]
 """How steps of one token a row are computed: as they are, padded to some numbers of rows, or by a
@@ -61,6 +66,8 @@ class ModelRunner:
         self._buckets = () if decoding == "exact" else make_buckets(max_num_seqs)
         self._inputs = StepInputs(self._link, max_num_seqs, max_model_len, self._buckets)
         self._graphs = StepGraphs(CudaCapture()) if decoding == "graphs" else None
+        self._faults: dict[int, RowFault] = {}
+        """By slot: sequences that cannot be computed; each ends with its first token."""
         self._nothing = torch.empty(0, dtype=torch.int32, device=model.device)
         # What was made here was made on another stream than steps run on.
         self._link.settle()
@@ -73,14 +80,26 @@ class ModelRunner:
         """Queue one step: admitted, new blocks, copies, forward, sample."""
         with torch.inference_mode(), self._link.on_stream():
             for admitted in plan.admitted:
-                self._sampling.admit(admitted)
+                self._admit(admitted)
             self._table.apply(plan)
             if len(plan.copy_sources):
                 self._copy(plan)
             if not len(plan.slots):
                 return self._link.land(plan.step, self._nothing, None)
             tokens, logprobs = self._compute(self._inputs.pack(plan, self._sampling))
-            return self._link.land(plan.step, tokens, logprobs)
+            landing = self._link.land(plan.step, tokens, logprobs)
+            return FaultedLanding(landing, plan, self._faults) if self._faults else landing
+
+    def _admit(self, admitted: Admitted) -> None:
+        """Take a sequence's parameters; if that fails, it draws plainly and its tokens are void."""
+        self._faults.pop(admitted.slot, None)
+        try:
+            self._sampling.admit(admitted)
+        except Exception as error:
+            logger.exception("the parameters of the sequence in slot %d failed", admitted.slot)
+            message = f"Its parameters failed: {type(error).__name__}: {error}"
+            self._faults[admitted.slot] = RowFault(admitted.slot, message)
+            self._sampling.admit(replace(admitted, params=SamplingParams(), stop_token_ids=()))
 
     def warm_up(self) -> None:
         """Run every operation once, in a small memory of its own, so that all code is compiled.

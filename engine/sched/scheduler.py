@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from ..errors import ParamsError
 from ..kv.block_pool import IdArray
 from ..kv.hashing import KEY_BYTES
-from ..plan import StepPlan, StepResult
+from ..plan import RowFault, StepPlan, StepResult
 from ..request import Finished, IntArray, LogprobRows, Request, TokenEvents
 from .checks import check_state
 from .diff import PlanDiff
@@ -231,7 +231,7 @@ class Scheduler:
         finished: tuple[Finished, ...] = ()
         rows = ended(self._filter, token_ids, lengths, table.limit[slots])
         if rows:
-            finished = self._finish(rows, slots, token_ids)
+            finished = self._finish(rows, slots, token_ids, result.faults)
         if self._draining:
             self._release_drained()
         return TokenEvents(request_ids, token_ids, num_cached, finished, logprobs)
@@ -372,10 +372,17 @@ class Scheduler:
         self._flights.append(flight)
         self._state.in_flight.append(slots)
 
-    def _finish(self, rows: list[int], slots: IdArray, token_ids: IntArray) -> tuple[Finished, ...]:
+    def _finish(
+        self,
+        rows: list[int],
+        slots: IdArray,
+        token_ids: IntArray,
+        faults: tuple[RowFault, ...],
+    ) -> tuple[Finished, ...]:
         """Judge the candidates `rows` and end those that have to."""
         table = self._memory.table
         finished: list[Finished] = []
+        messages = {fault.slot: fault.message for fault in faults}
         for row in rows:
             slot, token_id = int(slots[row]), int(token_ids[row])
             sequence = table.sequence(slot)
@@ -384,6 +391,8 @@ class Scheduler:
                 continue
             if verdict.reason == "error":
                 table.known[slot] -= 1
+                if slot in messages:
+                    verdict = verdict._replace(message=messages[slot])
             self._end(sequence)
             finished.append(Finished(row, *verdict))
         if finished:

@@ -6,6 +6,7 @@ any case; where both happen at once the reason is "stop".
 
 from __future__ import annotations
 
+import logging
 from typing import NamedTuple
 
 import numpy as np
@@ -14,6 +15,8 @@ from numpy.typing import NDArray
 from ..kv.block_pool import IdArray
 from ..request import FinishReason, IntArray
 from .sequence import Sequence
+
+logger = logging.getLogger("quire")
 
 _MASK = 0xFFFF
 NOT_FINITE = "The model's output was not finite (NaN or infinity)."
@@ -51,9 +54,20 @@ class StopFilter:
 
 
 def judge(sequence: Sequence, token_id: int, num_tokens: int) -> Verdict | None:
-    """Decide whether `token_id`, the last of `num_tokens` tokens, ends the sequence."""
+    """Decide whether `token_id`, the last of `num_tokens` tokens, ends the sequence.
+
+    A rule that fails ends the sequence whose rule it is.
+    """
     if token_id < 0:
         return Verdict("error", None, NOT_FINITE)
+    try:
+        return _apply(sequence, token_id, num_tokens)
+    except Exception as error:
+        logger.exception("a stop rule of request %s failed", sequence.request_id)
+        return Verdict("error", None, f"A stop rule failed: {type(error).__name__}: {error}")
+
+
+def _apply(sequence: Sequence, token_id: int, num_tokens: int) -> Verdict | None:
     request = sequence.request
     params = request.params
     if num_tokens - len(request.prompt_token_ids) >= params.min_tokens:

@@ -140,6 +140,10 @@ class OutputState:
         self._finish(finished)
         return False
 
+    def fail(self, message: str) -> None:
+        """End the answer with an error; what was shown stays."""
+        self.finish_reason, self.error = "error", message
+
     def output(self, kind: OutputKind = "cumulative") -> RequestOutput:
         """Return the answer so far, or what is new since the last call with "delta"."""
         token_ids, texts, logprobs = self._token_ids, self._texts, self._logprobs

@@ -1,0 +1,203 @@
+"""What fails for one request ends that request alone: no other notices, and nothing is left."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import pytest
+import pytest_asyncio
+import torch
+from quire import AsyncEngine, RequestOutput, SamplingParams
+from quire.engine import front
+from quire.engine.device.sampling_rows import SamplingTable
+from quire.engine.sched import stopping
+from quire.engine.text import output
+from quire.engine.text.output import OutputState
+from quire.engine.text.stop import StopMatcher
+
+VICTIM = "victim"
+PROMPTS = ["Tell me a story.", "Tell me a story of a fox.", "What is two plus three?", "Hello"]
+MARK = 77
+"""Asked for by the victim alone: its top_k, and its seed."""
+
+
+class Broken(Exception):
+    """The fault that is planted."""
+
+
+@pytest_asyncio.fixture
+async def engine() -> AsyncIterator[AsyncEngine]:
+    async with AsyncEngine(num_threads=1, num_kv_blocks=64, max_model_len=256) as made:
+        yield made
+
+
+def wrapped(target: Any, is_victim: Callable[..., bool]) -> Callable[..., Any]:
+    """The same function, but it breaks for the victim."""
+
+    def call(*arguments: Any, **options: Any) -> Any:
+        if is_victim(*arguments, **options):
+            raise Broken("planted")
+        return target(*arguments, **options)
+
+    return call
+
+
+def is_victim(state: OutputState, *_: Any, **__: Any) -> bool:
+    return state.request.request_id == VICTIM
+
+
+def break_detokenizer(patch: pytest.MonkeyPatch, engine: AsyncEngine) -> None:
+    def release(self: OutputState, text: str) -> bool:
+        return is_victim(self)
+
+    patch.setattr(OutputState, "_release", wrapped(OutputState._release, release))
+
+
+def break_start_of_output(patch: pytest.MonkeyPatch, engine: AsyncEngine) -> None:
+    patch.setattr(
+        OutputState,
+        "__init__",
+        wrapped(OutputState.__init__, lambda _, request, *__: request.request_id == VICTIM),
+    )
+
+
+def break_stop_strings(patch: pytest.MonkeyPatch, engine: AsyncEngine) -> None:
+    def has_mark(self: StopMatcher, text: str, *, armed: bool) -> bool:
+        return VICTIM in str(self._stops)
+
+    patch.setattr(StopMatcher, "feed", wrapped(StopMatcher.feed, has_mark))
+
+
+def break_logprobs(patch: pytest.MonkeyPatch, engine: AsyncEngine) -> None:
+    patch.setattr(front, "take_row", wrapped(output.take_row, lambda _, __, count: count == 7))
+
+
+def break_stop_rule(patch: pytest.MonkeyPatch, engine: AsyncEngine) -> None:
+    rule = wrapped(stopping._apply, lambda sequence, *_: sequence.request_id == VICTIM)
+    patch.setattr(stopping, "_apply", rule)
+
+
+def break_parameters(patch: pytest.MonkeyPatch, engine: AsyncEngine) -> None:
+    admit = wrapped(SamplingTable.admit, lambda _, admitted: admitted.params.top_k == MARK)
+    patch.setattr(SamplingTable, "admit", admit)
+
+
+def break_logits(patch: pytest.MonkeyPatch, engine: AsyncEngine) -> None:
+    """A row of NaN."""
+    runner = engine.front.core._executor._runner  # type: ignore[attr-defined]
+    ops = runner.ops
+
+    class Poisoned:
+        def __getattr__(self, name: str) -> Any:
+            return getattr(ops, name)
+
+        def sample(self, logits: torch.Tensor, rows: Any) -> torch.Tensor:
+            logits[rows.seeds == MARK] = torch.nan
+            return ops.sample(logits, rows)
+
+    patch.setattr(runner, "ops", Poisoned())
+
+
+def break_output(patch: pytest.MonkeyPatch, engine: AsyncEngine) -> None:
+    patch.setattr(OutputState, "output", wrapped(OutputState.output, is_victim))
+
+
+def break_tokenizer(patch: pytest.MonkeyPatch, engine: AsyncEngine) -> None:
+    def is_prompt(_: Any, text: str, **__: Any) -> bool:
+        return VICTIM in text
+
+    kind = type(engine.tokenizer)
+    patch.setattr(kind, "encode", wrapped(kind.encode, is_prompt))
+
+
+async def until_empty(engine: AsyncEngine) -> None:
+    """Wait (bounded) for steps in flight to drain; then nothing may be left."""
+    scheduler = engine.front.core.scheduler
+    for _ in range(1000):
+        if not scheduler.has_unfinished:
+            break
+        await asyncio.sleep(0.005)
+    assert not scheduler.has_unfinished
+    assert scheduler.num_free_blocks == scheduler.num_blocks
+    assert engine.num_unfinished == 0
+    scheduler.check()
+
+
+async def ask(engine: AsyncEngine, prompt: str, name: str) -> RequestOutput | Exception:
+    """Give the last output, or what the stream raised."""
+    victim = name == VICTIM
+    params = SamplingParams(
+        max_tokens=12,
+        ignore_eos=True,
+        seed=MARK if victim else 5,
+        temperature=0.8,
+        top_k=MARK if victim else 0,
+        stop=["no such words", VICTIM] if victim else ["no such words"],
+        logprobs=7 if victim else 2,
+    )
+    last: RequestOutput | None = None
+    try:
+        async for one in engine.generate(prompt, params, name):
+            last = one
+    except Exception as error:
+        return error
+    assert last is not None
+    return last
+
+
+@pytest.mark.parametrize(
+    ("place", "says"),
+    [
+        (break_tokenizer, None),
+        (break_start_of_output, None),
+        (break_detokenizer, "Broken: planted"),
+        (break_stop_strings, "Broken: planted"),
+        (break_logprobs, "Broken: planted"),
+        (break_stop_rule, "A stop rule failed: Broken: planted"),
+        (break_parameters, "Its parameters failed: Broken: planted"),
+        (break_logits, "not finite"),
+        (break_output, None),
+    ],
+)
+async def test_a_fault_of_one_request_ends_that_request_alone(
+    engine: AsyncEngine,
+    monkeypatch: pytest.MonkeyPatch,
+    place: Callable[[pytest.MonkeyPatch, AsyncEngine], None],
+    says: str | None,
+) -> None:
+    """says: what the victim is told in its output; None: its stream raises the fault itself."""
+
+    async def round_of(names: list[str]) -> list[RequestOutput | Exception]:
+        texts = [f"A {VICTIM}" if name == VICTIM else PROMPTS[int(name)] for name in names]
+        return await asyncio.gather(*map(ask, [engine] * len(names), texts, names))
+
+    others = [str(index) for index in range(len(PROMPTS))]
+    expected = [one.outputs for one in await round_of(others) if isinstance(one, RequestOutput)]
+    with monkeypatch.context() as patch:
+        place(patch, engine)
+        victim, *rest = await round_of([VICTIM, *others])
+    assert [one.outputs for one in rest if isinstance(one, RequestOutput)] == expected
+    if says is None:
+        assert isinstance(victim, Broken), victim
+    else:
+        assert isinstance(victim, RequestOutput), victim
+        assert victim.outputs[0].finish_reason == "error"
+        assert victim.error is not None
+        assert says in victim.error
+    await until_empty(engine)
+    after = await ask(engine, PROMPTS[0], "0")
+    assert isinstance(after, RequestOutput)
+    assert after.outputs == expected[0]
+    assert engine.is_running
+
+
+async def test_a_request_that_cannot_begin_is_not_queued(
+    engine: AsyncEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    break_start_of_output(monkeypatch, engine)
+    with pytest.raises(Broken):
+        engine.front.add(engine.prepare("Hello", None, VICTIM), 0.0)
+    assert not engine.front.core.has_unfinished
+    assert engine.num_unfinished == 0
