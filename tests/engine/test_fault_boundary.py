@@ -95,7 +95,8 @@ def break_logits(patch: pytest.MonkeyPatch, engine: AsyncEngine) -> None:
 
         def sample(self, logits: torch.Tensor, rows: Any) -> torch.Tensor:
             logits[rows.seeds == MARK] = torch.nan
-            return ops.sample(logits, rows)
+            drawn: torch.Tensor = ops.sample(logits, rows)
+            return drawn
 
     patch.setattr(runner, "ops", Poisoned())
 
