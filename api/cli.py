@@ -51,6 +51,7 @@ HELP = {
     "bfloat16_sums": "order in which products of bfloat16 are added (auto: the processor's)",
     "num_threads": "CPU threads that compute",
     "seed": "draws the seeds of requests that bring none",
+    "step_timeout_s": "seconds after which a step that does not end is given up",
     "served_model_name": "name of the model in the API",
     "record": "write the engine's log to this file, for quire replay",
     "record_bytes": "most bytes of the log, as 256MiB or a number",

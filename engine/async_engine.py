@@ -10,7 +10,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import sys
+import threading
 import time
+import traceback
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from datetime import datetime
 from types import TracebackType
@@ -22,6 +25,7 @@ from .errors import EngineError
 from .front import Front
 from .metrics import EngineMetrics
 from .params import SamplingParams
+from .plan import StepPlan
 from .request import RequestOutput
 from .text.output import OutputKind
 from .text.prepare import Prepared, Prompt, PromptDict
@@ -227,7 +231,12 @@ class AsyncEngine:
                     continue
                 # wait() and not the future itself: its exception is land()'s to handle, and a
                 # cancelled driver must not cancel a step that the device is computing.
-                await asyncio.wait([asyncio.wrap_future(oldest)])
+                landed, _ = await asyncio.wait(
+                    [asyncio.wrap_future(oldest)], timeout=self.config.step_timeout_s
+                )
+                if not landed:
+                    await self._recover(front)
+                    continue
                 self._tell(front.deliver(core.land(), time.monotonic()))
                 front.observe_step(num_tokens)
         except asyncio.CancelledError:
@@ -235,6 +244,37 @@ class AsyncEngine:
         except BaseException as error:
             logger.exception("the engine stopped")
             self._error = error
-            for request_id in front.open_ids:
-                await self.abort(request_id)
+            message = f"the engine stopped: {type(error).__name__}: {error}"
+            self._tell(front.fail_all(message, time.monotonic()))
             raise
+
+    async def _recover(self, front: Front) -> None:
+        """Give up a step that does not end: tell its requests, go on with another executor.
+
+        What hangs is left behind with its memory; if there is no room for another, the engine ends.
+        """
+        core, plan = front.core, front.core.oldest_plan
+        assert plan is not None
+        message = f"step {plan.step} did not end within {self.config.step_timeout_s:g} s"
+        logger.error("%s\n%s\n%s", message, describe(plan), stacks())
+        events = core.abandon(message)
+        logger.error("ended with it: %s", ", ".join(events.request_ids) or "nobody")
+        self._tell(front.deliver(events, time.monotonic()))
+        core.resume(await asyncio.to_thread(front.renew_executor))
+        logger.error("the executor was made anew")
+
+
+def describe(plan: StepPlan) -> str:
+    """Tell a step's batch for the log: what each row computes."""
+    rows = zip(plan.slots.tolist(), plan.starts.tolist(), plan.num_tokens.tolist(), strict=True)
+    lines = [f"  slot {slot}: tokens {start} to {start + num - 1}" for slot, start, num in rows]
+    return f"{len(lines)} rows, {plan.num_scheduled_tokens} tokens:\n" + "\n".join(lines)
+
+
+def stacks() -> str:
+    """Tell where every thread is."""
+    names = {thread.ident: thread.name for thread in threading.enumerate()}
+    return "\n".join(
+        f"thread {names.get(ident, ident)}:\n" + "".join(traceback.format_stack(frame))
+        for ident, frame in sys._current_frames().items()
+    )

@@ -22,6 +22,7 @@ from .device.gpu_memory import StepSizes, measure
 from .device.memory import bytes_per_block, default_cache_bytes, num_blocks_within
 from .device.runner import ModelRunner
 from .errors import CheckpointError, ConfigError
+from .executor.base import Executor
 from .executor.inline import InlineExecutor
 from .models.loader import load_model
 from .models.registry import ModelConfig, read_model_config
@@ -39,6 +40,8 @@ class EngineParts:
 
     config: EngineConfig
     core: EngineCore
+    renew_executor: Callable[[], Executor]
+    """Make another executor for the same model, when the first one hangs."""
     tokenizer_path: Path
     vocab_size: int
     max_model_len: int
@@ -57,6 +60,7 @@ def build_engine(config: EngineConfig) -> EngineParts:
     return EngineParts(
         config=config,
         core=EngineCore(Scheduler(limits), executor, overlap=limits.overlap),
+        renew_executor=lambda: InlineExecutor(loaded.runner.renewed(), config.num_threads),
         tokenizer_path=resolve_model(config.tokenizer or config.model),
         vocab_size=loaded.model_config.vocab_size,
         max_model_len=limits.max_model_len,

@@ -68,6 +68,9 @@ class EngineConfig(Struct, frozen=True, kw_only=True):
     """CPU threads for computing; None: torch's choice."""
     seed: int = 0
     """Draws the seeds of requests that bring none, and dummy weights."""
+    step_timeout_s: float = 600.0
+    """A step that takes longer is given up: its requests end with an error, the executor is made
+    anew. In AsyncEngine and the server only."""
     served_model_name: str | None = None
     record: str | None = None
     """A file for the engine's log, for `quire replay`: token ids of prompts and answers, no text.
@@ -99,6 +102,9 @@ class EngineConfig(Struct, frozen=True, kw_only=True):
         for name in ("max_model_len", "num_kv_blocks", "kv_cache_bytes", "num_threads"):
             if getattr(self, name) is not None:
                 _integer(self, name, 1, 2**62)
+        limit = self.step_timeout_s
+        if isinstance(limit, bool) or not isinstance(limit, int | float) or not limit > 0:
+            raise ConfigError(f"step_timeout_s is {limit!r}: it must be a number above 0.")
         part = self.gpu_memory_utilization
         if isinstance(part, bool) or not isinstance(part, int | float) or not 0 < part <= 1:
             raise ConfigError(

@@ -133,6 +133,27 @@ class EngineCore:
             observer.failed(plan, message)
         return self.scheduler.fail(message)
 
+    @property
+    def oldest_plan(self) -> StepPlan | None:
+        """The plan whose result is waited for."""
+        return self._in_flight[0][0] if self._in_flight else None
+
+    def abandon(self, message: str) -> TokenEvents:
+        """Give up on the steps in flight, of which the oldest does not end, and on the executor.
+
+        Ends every request with a step in flight with reason "error". `resume` must follow before
+        the next launch.
+        """
+        assert self._in_flight, "abandon without a step in flight"
+        plan, _ = self._in_flight[0]
+        self._in_flight.clear()
+        self._executor.abandon()
+        return self._fail(plan, message)
+
+    def resume(self, executor: Executor) -> None:
+        """Go on with an executor whose device knows nothing yet."""
+        self._executor = executor
+
     def _drain(self) -> None:
         """Wait for the steps behind a failed one; what they gave is worthless."""
         while self._in_flight:

@@ -46,6 +46,7 @@ class Front:
         """clock tells chat templates the date."""
         config = parts.config
         self.core = parts.core
+        self.renew_executor = parts.renew_executor
         self.config = config
         self.max_model_len = parts.max_model_len
         self.model_name = config.served_model_name or config.model
@@ -137,6 +138,15 @@ class Front:
         """End a request; return [request_id] if it was open."""
         events = self.core.abort(request_id)
         return self.deliver(events, now_s) if events is not None else []
+
+    def fail_all(self, message: str, now_s: float) -> list[str]:
+        """End every open request with an error: the engine is dead and is not asked."""
+        names = self.open_ids
+        for name in names:
+            entry = self._open[name]
+            entry.state.fail(message)
+            self._close(name, entry, now_s)
+        return names
 
     def deliver(self, events: TokenEvents, now_s: float) -> list[str]:
         """Push a step's tokens into the output states; return the ids that have something new.

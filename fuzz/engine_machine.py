@@ -123,6 +123,10 @@ class HeldExecutor:
         while not future.done():
             self.run()
 
+    def abandon(self) -> None:
+        """See Executor."""
+        self._held.clear()
+
     def close(self) -> None:
         """See Executor."""
         while self._held:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -58,6 +58,13 @@ class ModelRunner:
         assert max_model_len <= config.max_positions, (max_model_len, config.max_positions)
         self.model = model
         self.ops = ops
+        self._options: dict[str, Any] = {
+            "num_blocks": num_blocks,
+            "block_size": block_size,
+            "max_num_seqs": max_num_seqs,
+            "max_model_len": max_model_len,
+            "decoding": decoding,
+        }
         self._block_size = block_size
         self._link = link or make_link(model.device)
         self._caches = model.new_caches(num_blocks, block_size)
@@ -71,6 +78,10 @@ class ModelRunner:
         self._nothing = torch.empty(0, dtype=torch.int32, device=model.device)
         # What was made here was made on another stream than steps run on.
         self._link.settle()
+
+    def renewed(self) -> ModelRunner:
+        """Make another runner of the same model, with memory and a table of its own."""
+        return ModelRunner(self.model, self.ops, **self._options)
 
     def execute(self, plan: StepPlan) -> StepResult:
         """Run one step to its end."""

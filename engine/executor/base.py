@@ -18,5 +18,9 @@ class Executor(Protocol):
         """Queue a plan; plans run in the order of submission. An exception of the step travels in
         the Future. Raises RuntimeError after close."""
 
+    def abandon(self) -> None:
+        """Give up on what is queued and on a step that does not end. Does not wait; nothing may be
+        submitted afterwards, and futures may never complete."""
+
     def close(self) -> None:
         """Finish what is queued, then release everything. May be called twice."""

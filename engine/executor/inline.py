@@ -8,13 +8,15 @@ first one launches the next step.
 from __future__ import annotations
 
 import traceback
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
+from functools import partial
 
 import torch
 
 from ..device.link import Landing
 from ..device.runner import ModelRunner
 from ..plan import StepPlan, StepResult
+from .worker import Worker
 
 
 class InlineExecutor:
@@ -23,28 +25,28 @@ class InlineExecutor:
     def __init__(self, runner: ModelRunner, num_threads: int | None = None) -> None:
         """num_threads: compute threads of a step; None: torch's choice."""
         self._runner = runner
-        self._launching = ThreadPoolExecutor(
-            max_workers=1,
-            thread_name_prefix="quire-runner",
-            initializer=_set_num_threads,
-            initargs=(num_threads,),
-        )
-        self._landing = ThreadPoolExecutor(max_workers=1, thread_name_prefix="quire-landing")
-        self._last: Future[None] | None = None
-        """The latest landing that was handed to the second thread."""
+        self._launching = Worker("quire-runner", partial(_set_num_threads, num_threads))
+        self._landing = Worker("quire-landing")
+        self._last: Future[StepResult] | None = None
+        """The latest step that was handed to the second thread."""
 
     def submit(self, plan: StepPlan) -> Future[StepResult]:
         """See Executor.submit."""
         future: Future[StepResult] = Future()
         # From here on nobody can cancel it: a plan changes the device, so all of them must run.
         future.set_running_or_notify_cancel()
-        self._launching.submit(self._launch, plan, future)
+        self._launching.submit(partial(self._launch, plan, future))
         return future
+
+    def abandon(self) -> None:
+        """See Executor.abandon."""
+        self._launching.abandon()
+        self._landing.abandon()
 
     def close(self) -> None:
         """See Executor.close."""
-        self._launching.shutdown(wait=True)
-        self._landing.shutdown(wait=True)
+        self._launching.close()
+        self._landing.close()
 
     def _launch(self, plan: StepPlan, future: Future[StepResult]) -> None:
         """Launch a step. Where nothing is on its way before it and it has landed, it is done."""
@@ -58,7 +60,8 @@ class InlineExecutor:
             landing, is_ready = error, True
         behind = self._last is not None and not self._last.done()
         if behind or not is_ready:
-            self._last = self._landing.submit(_land, landing, future)
+            self._last = future
+            self._landing.submit(partial(_land, landing, future))
         else:
             _land(landing, future)
 

@@ -31,6 +31,9 @@ class FakeExecutor:
             future.set_result(StepResult(step=plan.step, token_ids=tokens))
         return future
 
+    def abandon(self) -> None:
+        self.closed = True
+
     def close(self) -> None:
         self.closed = True
 
