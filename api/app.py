@@ -14,6 +14,7 @@ from .decode import MAX_BODY_BYTES
 from .errors import error_middleware
 from .routes.chat import chat_completions
 from .routes.completions import completions
+from .routes.debug import debug_requests
 from .routes.health import health
 from .routes.metrics import metrics
 from .routes.models import list_models, show_model
@@ -50,6 +51,7 @@ def create_app(
     app.router.add_get("/health", health)
     app.router.add_get("/metrics", metrics)
     app.router.add_get("/version", version)
+    app.router.add_get("/debug/requests", debug_requests)
     return app
 
 

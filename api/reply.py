@@ -13,7 +13,7 @@ from typing import Protocol
 import msgspec
 from msgspec import UNSET, UnsetType
 
-from ..engine.request import CompletionOutput, Logprob, RequestOutput
+from ..engine.request import CompletionOutput, Logprob, RequestOutput, Timeline
 from .schema import (
     ChatChoice,
     ChatLogprobs,
@@ -53,6 +53,11 @@ def tell_ids(ids: tuple[int, ...], wanted: bool) -> tuple[int, ...] | UnsetType:
     return ids if wanted else UNSET
 
 
+def tell_timeline(output: RequestOutput, wanted: bool) -> Timeline | UnsetType:
+    """The story of an answer that has ended, where the client asked for it."""
+    return output.timeline if wanted and output.timeline is not None else UNSET
+
+
 def token_name(token_id: int, entry: Logprob, as_id: bool) -> str:
     """How a token is shown beside its logprob."""
     if as_id or entry.decoded_token is None:
@@ -75,6 +80,7 @@ class CompletionChoices:
     """Texts of the prompts, where the request says echo."""
     return_ids: bool = False
     as_ids: bool = False
+    timeline: bool = False
     _offsets: dict[int, int] = field(default_factory=dict)
     """Where the next token of each begun choice starts in its text."""
 
@@ -105,6 +111,7 @@ class CompletionChoices:
             seed=given.seed if given.finish_reason else UNSET,
             token_ids=tell_ids(given.token_ids, self.return_ids),
             prompt_token_ids=tell_ids(output.prompt_token_ids, self.return_ids and begins),
+            timeline=tell_timeline(output, self.timeline),
         )
 
     def _logprobs(
@@ -140,6 +147,7 @@ class ChatChoices:
     as_ids: bool = False
     token_bytes: Callable[[int], bytes] | None = None
     """The bytes of a token, which may be part of a character."""
+    timeline: bool = False
     _begun: bool = False
 
     def pieces(self, index: int, output: RequestOutput) -> list[ChatChoice]:
@@ -151,7 +159,7 @@ class ChatChoices:
             role = ChatMessage(role="assistant", content="")
             ids = tell_ids(output.prompt_token_ids, self.return_ids)
             choices.append(ChatChoice(index=index, delta=role, prompt_token_ids=ids))
-        choice = self._choice(index, given)
+        choice = self._choice(index, output)
         if given.text or choice.logprobs or given.finish_reason or self.return_ids:
             choices.append(choice)
         return choices
@@ -160,13 +168,14 @@ class ChatChoices:
         """See Choices."""
         given = output.outputs[0]
         return msgspec.structs.replace(
-            self._choice(index, given),
+            self._choice(index, output),
             delta=UNSET,
             message=ChatMessage(role="assistant", content=given.text),
             prompt_token_ids=tell_ids(output.prompt_token_ids, self.return_ids),
         )
 
-    def _choice(self, index: int, given: CompletionOutput) -> ChatChoice:
+    def _choice(self, index: int, output: RequestOutput) -> ChatChoice:
+        given = output.outputs[0]
         return ChatChoice(
             index=index,
             delta=ChatMessage(content=given.text),
@@ -175,6 +184,7 @@ class ChatChoices:
             stop_reason=given.stop_reason,
             seed=given.seed if given.finish_reason else UNSET,
             token_ids=tell_ids(given.token_ids, self.return_ids),
+            timeline=tell_timeline(output, self.timeline),
         )
 
     def _logprobs(self, rows: Rows | None) -> ChatLogprobs | None:

@@ -12,6 +12,8 @@ from typing import Annotated, Any
 
 from msgspec import UNSET, Meta, Struct, UnsetType
 
+from ..engine.request import Timeline
+
 Only = Annotated[Any, Meta(extra={"only": True})]
 """A field whose one supported value is its default (or listed in ALSO)."""
 Ignored = Annotated[Any, Meta(extra={"ignored": True})]
@@ -56,6 +58,8 @@ class GenerationBody(Struct, forbid_unknown_fields=True, kw_only=True):
     priority: int | None = None
     cache_salt: str | None = None
     request_id: str | None = None
+    timeline: bool | None = None
+    """Tell, with the end of each choice, what happened to it and when."""
 
     n: Only = 1
     best_of: Only = 1
@@ -166,6 +170,7 @@ class CompletionChoice(Struct, frozen=True, kw_only=True):
     seed: int | UnsetType | None = UNSET
     token_ids: tuple[int, ...] | UnsetType = UNSET
     prompt_token_ids: tuple[int, ...] | UnsetType = UNSET
+    timeline: Timeline | UnsetType = UNSET
 
 
 class TopLogprob(Struct, frozen=True):
@@ -211,6 +216,7 @@ class ChatChoice(Struct, frozen=True, kw_only=True):
     seed: int | UnsetType | None = UNSET
     token_ids: tuple[int, ...] | UnsetType = UNSET
     prompt_token_ids: tuple[int, ...] | UnsetType = UNSET
+    timeline: Timeline | UnsetType = UNSET
 
 
 class Response(Struct, frozen=True, kw_only=True):

@@ -18,6 +18,7 @@ from .. import __version__
 from ..engine.metrics import EngineMetrics
 from ..engine.params import SamplingParams
 from ..engine.request import RequestOutput
+from ..engine.timeline import Timelines
 
 if TYPE_CHECKING:
     from ..engine.text.prepare import Prepared, Prompt
@@ -33,6 +34,8 @@ class Engine(Protocol):
     def tokenizer(self) -> Tokenizer: ...
     @property
     def metrics(self) -> EngineMetrics: ...
+    @property
+    def timelines(self) -> Timelines: ...
     @property
     def model_name(self) -> str: ...
     @property

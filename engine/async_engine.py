@@ -30,6 +30,7 @@ from .request import RequestOutput
 from .text.output import OutputKind
 from .text.prepare import Prepared, Prompt, PromptDict
 from .text.tokenizer import Tokenizer
+from .timeline import Timelines
 
 logger = logging.getLogger("quire")
 
@@ -58,7 +59,7 @@ class AsyncEngine:
         """Load the model and begin to serve. ConfigError or CheckpointError if it cannot."""
         assert self._front is None, "the engine was started already"
         self._front = await asyncio.to_thread(
-            lambda: Front(build_engine(self.config), clock=datetime.now)
+            lambda: Front(build_engine(self.config), clock=datetime.now, timer=time.monotonic)
         )
         self._accepting = True
         self._task = asyncio.create_task(self._drive(self._front), name="quire-engine")
@@ -106,6 +107,11 @@ class AsyncEngine:
     def metrics(self) -> EngineMetrics:
         """Prometheus metrics of this engine."""
         return self.front.metrics
+
+    @property
+    def timelines(self) -> Timelines:
+        """The stories of its requests."""
+        return self.front.timelines
 
     @property
     def model_name(self) -> str:
@@ -237,6 +243,7 @@ class AsyncEngine:
                 if not landed:
                     await self._recover(front)
                     continue
+                landed.pop().exception()  # asyncio complains of what nobody asked for
                 self._tell(front.deliver(core.land(), time.monotonic()))
                 front.observe_step(num_tokens)
         except asyncio.CancelledError:

@@ -25,6 +25,7 @@ from .text.chat import ChatTemplate
 from .text.output import OutputState, take_row
 from .text.prepare import Prepared, Prompt, PromptDict, RequestBuilder, chat_prompt
 from .text.tokenizer import Tokenizer, load_tokenizer
+from .timeline import Timelines
 from .trace import Recorder
 
 logger = logging.getLogger("quire")
@@ -42,8 +43,10 @@ class Open:
 class Front:
     """Prepare, add, deliver, abort. Not thread-safe."""
 
-    def __init__(self, parts: EngineParts, *, clock: Callable[[], datetime]) -> None:
-        """clock tells chat templates the date."""
+    def __init__(
+        self, parts: EngineParts, *, clock: Callable[[], datetime], timer: Callable[[], float]
+    ) -> None:
+        """clock tells chat templates the date; timer: seconds, as now_s everywhere here."""
         config = parts.config
         self.core = parts.core
         self.renew_executor = parts.renew_executor
@@ -63,6 +66,8 @@ class Front:
             eos_token_ids=parts.eos_token_ids,
             seed=config.seed,
         )
+        self.timelines = Timelines(timer)
+        self.core.watch(self.timelines)
         if config.record is not None:
             self.core.watch(Recorder(Path(config.record), config, __version__))
         self._open: dict[str, Open] = {}
@@ -167,6 +172,8 @@ class Front:
             if tokens[index] >= 0:
                 since = entry.arrival_s if entry.last_token_s is None else entry.last_token_s
                 (first if entry.last_token_s is None else later).append(now_s - since)
+                if entry.last_token_s is None:
+                    self.timelines.first_token(request_id)
                 entry.last_token_s = now_s
             end = finished.get(index)
             stopped = self._push(
@@ -207,8 +214,12 @@ class Front:
 
     def _close(self, request_id: str, entry: Open, now_s: float) -> None:
         del self._open[request_id]
+        story = self.timelines.story(request_id)
+        reason = entry.state.finish_reason or "abort"
+        self.timelines.end(request_id, reason, entry.state.num_output_tokens)
+        entry.state.timeline = story.tell()
         self.metrics.observe_finished(
-            entry.state.finish_reason or "abort",
+            reason,
             prompt_tokens=len(entry.state.request.prompt_token_ids),
             output_tokens=entry.state.num_output_tokens,
             e2e_seconds=now_s - entry.arrival_s,

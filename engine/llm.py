@@ -32,7 +32,7 @@ class LLM:
         if model is not None:
             options["model"] = str(model)
         self.config = EngineConfig(**options)
-        self._front = Front(build_engine(self.config), clock=datetime.now)
+        self._front = Front(build_engine(self.config), clock=datetime.now, timer=time.monotonic)
 
     def get_tokenizer(self) -> Tokenizer:
         """The checkpoint's tokenizer."""

@@ -73,6 +73,30 @@ class TokenEvents(Struct, frozen=True):
     """Rows as request_ids; None where no sequence of the step asked."""
 
 
+class TimelineEvent(Struct, frozen=True, omit_defaults=True):
+    """Something that happened to a request."""
+
+    at_ms: float
+    """Since it was queued."""
+    name: str
+    """queued, admitted, computed, preempted, step failed, first token, ended."""
+    step: int | None = None
+    num_tokens: int | None = None
+    """admitted: from the prefix cache; computed: in this chunk; ended: of the answer."""
+    detail: str | None = None
+
+
+class Timeline(Struct, frozen=True):
+    """A request's story."""
+
+    events: tuple[TimelineEvent, ...]
+    num_steps: int
+    """Steps that computed tokens of it,"""
+    num_stalled_steps: int
+    """and steps between its first and last that did not: others had the budget or the blocks."""
+    num_dropped_events: int = 0
+
+
 class Logprob(Struct, frozen=True):
     """vLLM's Logprob."""
 
@@ -107,3 +131,5 @@ class RequestOutput(Struct, frozen=True, kw_only=True):
     num_cached_tokens: int = 0
     prompt_logprobs: None = None
     error: str | None = None
+    timeline: Timeline | None = None
+    """Of a finished request."""

@@ -55,6 +55,7 @@ async def chat_completions(request: web.Request) -> web.StreamResponse:
             num_top=(body.top_logprobs or 0) if body.logprobs else None,
             return_ids=bool(body.return_token_ids),
             as_ids=bool(body.return_tokens_as_token_ids),
+            timeline=bool(body.timeline),
             token_bytes=engine.tokenizer.token_bytes,
         ),
         object="chat.completion",

@@ -44,6 +44,7 @@ async def completions(request: web.Request) -> web.StreamResponse:
             echoes=_echoes(state, body, prompts) if body.echo else (),
             return_ids=bool(body.return_token_ids),
             as_ids=bool(body.return_tokens_as_token_ids),
+            timeline=bool(body.timeline),
         ),
         object="text_completion",
         chunk_object="text_completion",

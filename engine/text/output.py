@@ -16,6 +16,7 @@ from ..request import (
     LogprobRows,
     Request,
     RequestOutput,
+    Timeline,
 )
 from .detokenizer import IncrementalDetokenizer, start_detokenizer
 from .stop import StopMatcher
@@ -69,6 +70,7 @@ class OutputState:
         "num_cached_tokens",
         "request",
         "stop_reason",
+        "timeline",
     )
 
     def __init__(
@@ -79,6 +81,7 @@ class OutputState:
         self.finish_reason: FinishReason | None = None
         self.stop_reason: int | str | None = None
         self.error: str | None = None
+        self.timeline: Timeline | None = None
         self.num_cached_tokens = 0
         self._tokenizer = tokenizer
         self._prompt_text = prompt_text
@@ -171,6 +174,7 @@ class OutputState:
             finished=self.finish_reason is not None,
             num_cached_tokens=self.num_cached_tokens,
             error=self.error,
+            timeline=self.timeline if self.finish_reason is not None else None,
         )
 
     def _shows(self, finished: Finished | None) -> bool:

@@ -21,6 +21,7 @@ from quire.engine.metrics import EngineMetrics
 from quire.engine.params import SamplingParams
 from quire.engine.request import CompletionOutput, Request, RequestOutput
 from quire.engine.text.prepare import Prepared
+from quire.engine.timeline import Timelines
 
 T = TypeVar("T")
 
@@ -186,6 +187,7 @@ class FakeEngine:
     model_name: str = "fake"
     tokenizer: FakeTokenizer = field(default_factory=FakeTokenizer)
     metrics: EngineMetrics = field(default_factory=lambda: EngineMetrics("fake"))
+    timelines: Timelines = field(default_factory=lambda: Timelines(lambda: 0.0))
     changed: asyncio.Event = field(default_factory=asyncio.Event)
     started: list[str] = field(default_factory=list)
     ended: list[str] = field(default_factory=list)
