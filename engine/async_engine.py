@@ -225,9 +225,11 @@ class AsyncEngine:
 
     async def _drive(self, front: Front) -> None:
         """Launch, wait, land, for as long as the engine lives."""
-        core = front.core
+        core, pacer = front.core, front.pacer
         try:
             while True:
+                if pacer is not None:
+                    core.set_budget(pacer.budget(core.scheduler.num_running))
                 num_tokens = core.launch()
                 oldest = core.oldest
                 if oldest is None:

@@ -44,6 +44,9 @@ class EngineConfig(Struct, frozen=True, kw_only=True):
     max_num_seqs: int = 256
     max_num_batched_tokens: int | None = None
     """Most tokens in a step. None: 2,048 on a CPU, 8,192 on a GPU."""
+    target_itl_ms: float | None = None
+    """The time between two tokens that prompts should not stretch: sets the tokens of a step
+    below max_num_batched_tokens from what steps take. In AsyncEngine and the server only."""
     block_size: int = 16
     num_kv_blocks: int | None = None
     """None: as many as kv_cache_bytes hold."""
@@ -102,9 +105,11 @@ class EngineConfig(Struct, frozen=True, kw_only=True):
         for name in ("max_model_len", "num_kv_blocks", "kv_cache_bytes", "num_threads"):
             if getattr(self, name) is not None:
                 _integer(self, name, 1, 2**62)
-        limit = self.step_timeout_s
-        if isinstance(limit, bool) or not isinstance(limit, int | float) or not limit > 0:
-            raise ConfigError(f"step_timeout_s is {limit!r}: it must be a number above 0.")
+        for name in ("step_timeout_s", "target_itl_ms"):
+            limit = getattr(self, name)
+            number = isinstance(limit, int | float) and not isinstance(limit, bool)
+            if limit is not None and not (number and limit > 0):
+                raise ConfigError(f"{name} is {limit!r}: it must be a number above 0.")
         part = self.gpu_memory_utilization
         if isinstance(part, bool) or not isinstance(part, int | float) or not 0 < part <= 1:
             raise ConfigError(

@@ -38,6 +38,9 @@ class Observer(Protocol):
     def failed(self, plan: StepPlan, message: str) -> None:
         """The oldest step died, and all behind it with it."""
 
+    def budgeted(self, num_tokens: int) -> None:
+        """From the next step on, a step has at most so many tokens."""
+
     def cleared(self) -> None:
         """The prefix cache was emptied on request."""
 
@@ -80,6 +83,12 @@ class EngineCore:
         self.scheduler.fork(parent_id, request)
         for observer in self._observers:
             observer.added(request, parent_id)
+
+    def set_budget(self, num_tokens: int) -> None:
+        """Bound the tokens of the steps from now on; see Scheduler.set_budget."""
+        if self.scheduler.set_budget(num_tokens):
+            for observer in self._observers:
+                observer.budgeted(num_tokens)
 
     def reset_prefix_cache(self) -> bool:
         """Forget all cached prefixes; False (and nothing happens) while a block is in use."""

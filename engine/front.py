@@ -19,6 +19,7 @@ from .. import __version__
 from .build import EngineParts
 from .errors import ConfigError, ParamsError
 from .metrics import EngineMetrics
+from .pacing import Pacer
 from .params import SamplingParams
 from .request import Finished, TokenEvents
 from .text.chat import ChatTemplate
@@ -68,6 +69,12 @@ class Front:
         )
         self.timelines = Timelines(timer)
         self.core.watch(self.timelines)
+        self.pacer: Pacer | None = None
+        if config.target_itl_ms is not None:
+            assert config.max_num_batched_tokens is not None
+            target_s = config.target_itl_ms / 1e3
+            self.pacer = Pacer(target_s, config.max_num_batched_tokens, timer)
+            self.core.watch(self.pacer)
         if config.record is not None:
             self.core.watch(Recorder(Path(config.record), config, __version__))
         self._open: dict[str, Open] = {}

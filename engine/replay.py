@@ -27,6 +27,7 @@ from .sched.scheduler import Scheduler
 from .trace import (
     Aborted,
     Added,
+    Budgeted,
     Cleared,
     Failed,
     Header,
@@ -88,7 +89,7 @@ class Fold:
         """Who runs in a slot."""
         return self._names.get(slot, f"slot {slot}")
 
-    def tell(self, entry: Added | Aborted | Cleared | Failed) -> None:
+    def tell(self, entry: Added | Aborted | Budgeted | Cleared | Failed) -> None:
         """Repeat what happens between steps."""
         match entry:
             case Added(request=request, parent_id=None):
@@ -97,6 +98,8 @@ class Fold:
                 self.scheduler.fork(cast(str, parent_id), request)
             case Aborted(request_id=request_id):
                 self.scheduler.abort(request_id)
+            case Budgeted(num_tokens=num_tokens):
+                self.scheduler.set_budget(num_tokens)
             case Cleared():
                 self.scheduler.reset_prefix_cache()
             case Failed(message=message):

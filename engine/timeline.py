@@ -135,6 +135,9 @@ class Timelines:
             self._note(story, "step failed", step=plan.step, detail=message)
         self._slots.clear()
 
+    def budgeted(self, num_tokens: int) -> None:
+        """See Observer."""
+
     def cleared(self) -> None:
         """See Observer."""
 

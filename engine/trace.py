@@ -95,11 +95,17 @@ class Failed(Struct, frozen=True, tag="fail"):
     message: str
 
 
+class Budgeted(Struct, frozen=True, tag="budget"):
+    """From here on steps have another budget."""
+
+    num_tokens: int
+
+
 class Cleared(Struct, frozen=True, tag="clear"):
     """The prefix cache was emptied."""
 
 
-Entry = Header | Added | Aborted | Launched | Landed | Failed | Cleared
+Entry = Header | Added | Aborted | Launched | Landed | Failed | Budgeted | Cleared
 
 
 class Log(NamedTuple):
@@ -256,6 +262,10 @@ class Recorder:
         """See Observer."""
         self._write(Failed(plan.step, message))
         self._flush()
+
+    def budgeted(self, num_tokens: int) -> None:
+        """See Observer."""
+        self._write(Budgeted(num_tokens))
 
     def cleared(self) -> None:
         """See Observer."""

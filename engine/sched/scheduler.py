@@ -254,6 +254,14 @@ class Scheduler:
         assert self.reset_prefix_cache(), (self.num_free_blocks, self.num_blocks)
         return _endings(doomed, Verdict("error", None, message))
 
+    def set_budget(self, num_tokens: int) -> bool:
+        """Bound the tokens of a step, at least 1; return whether that is a change."""
+        assert num_tokens > 0, num_tokens
+        if num_tokens == self._limits.max_num_batched_tokens:
+            return False
+        self._limits = replace(self._limits, max_num_batched_tokens=num_tokens)
+        return True
+
     def reset_prefix_cache(self) -> bool:
         """Forget all cached prefixes; False (and nothing happens) while a block is in use."""
         memory = self._memory
