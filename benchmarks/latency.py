@@ -26,15 +26,27 @@ Floats = NDArray[np.float64]
 class Histogram:
     """Seconds, counted by bins."""
 
-    __slots__ = ("_bins", "_pending", "_singles", "_total", "count", "largest")
+    __slots__ = ("_bins", "_count", "_largest", "_pending", "_singles", "_total")
 
     def __init__(self) -> None:
         self._bins = np.zeros(_NUM_BINS, np.int64)
         self._pending: list[Floats] = []
         self._singles: list[float] = []
         self._total = 0.0
-        self.count = 0
-        self.largest = 0.0
+        self._count = 0
+        self._largest = 0.0
+
+    @property
+    def count(self) -> int:
+        """How many."""
+        self._flush()
+        return self._count
+
+    @property
+    def largest(self) -> float:
+        """The largest, 0 where there is nothing."""
+        self._flush()
+        return self._largest
 
     def add(self, seconds: float) -> None:
         """Count one."""
@@ -54,17 +66,15 @@ class Histogram:
         other._flush()
         self._bins += other._bins
         self._total += other._total
-        self.count += other.count
-        self.largest = max(self.largest, other.largest)
+        self._count += other._count
+        self._largest = max(self._largest, other._largest)
 
     def mean(self) -> float:
         """Give the mean; 0 where there is nothing."""
-        self._flush()
         return self._total / self.count if self.count else 0.0
 
     def percentile(self, percent: float) -> float:
         """Give the nearest-rank percentile within 1%; 0 where there is nothing."""
-        self._flush()
         if not self.count:
             return 0.0
         rank = max(1, math.ceil(self.count * percent / 100))
@@ -87,8 +97,8 @@ class Histogram:
         bins = np.minimum(np.ceil(places).astype(np.int64), _NUM_BINS - 1)
         self._bins += np.bincount(bins, minlength=_NUM_BINS)
         self._total += float(values.sum())
-        self.count += len(values)
-        self.largest = max(self.largest, float(values.max(initial=0.0)))
+        self._count += len(values)
+        self._largest = max(self._largest, float(values.max(initial=0.0)))
 
 
 class Latencies:

@@ -30,12 +30,14 @@ from .traces import Arrival, answer_base, answer_tokens, tokens_of
 class Live:
     """A request that has not ended."""
 
-    __slots__ = ("arrival", "last_s")
+    __slots__ = ("arrival", "last_s", "started")
 
     def __init__(self, arrival: Arrival) -> None:
         self.arrival = arrival
         self.last_s = float("nan")
         """Time of its last token when it was preempted; NaN: none yet."""
+        self.started = False
+        """Whether it was in a slot: it may be preempted before its first token."""
 
 
 class Replica:
@@ -110,7 +112,8 @@ class Replica:
         self._prompts[slot] = num_prompt
         self._arrived_s[slot] = live.arrival.arrival_s
         self._last_s[slot] = live.last_s
-        if np.isnan(live.last_s):
+        if not live.started:
+            live.started = True
             self._latencies.queueing.add(now_s - live.arrival.arrival_s)
 
     def land(self, now_s: float) -> list[Arrival]:
