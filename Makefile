@@ -20,7 +20,7 @@ check: .venv/.dev
 	$(BIN)/mypy
 
 fuzz: .venv/.dev
-	$(BIN)/python -m quire.fuzz.run --minutes $(MINUTES)
+	$(BIN)/python -m quire.fuzz.run --minutes $(MINUTES) --jobs 2
 
 bench: .venv/.dev
 	$(BIN)/python -m quire.benchmarks.scheduler

@@ -32,6 +32,7 @@ from ..engine.request import Finished, Request, TokenEvents
 from ..engine.sched.scheduler import Scheduler, SchedulerLimits
 from ..reference.generate import generate
 from .checkpoints import Kind, Tiny, make_tiny
+from .states import Reached
 from .step_plans import Answer, Asked, LogprobRow, answer_of
 from .strategies import limits, make_request, prompts, sampling_params
 
@@ -154,6 +155,8 @@ class EngineMachine(RuleBasedStateMachine):
 
     totals: ClassVar[Counter[str]] = Counter()
     """What all runs together have exercised; printed by `quire.fuzz.run`."""
+    states: ClassVar[set[str]] = set()
+    """What states they have been in."""
 
     @initialize(
         limits=limits(),
@@ -182,6 +185,8 @@ class EngineMachine(RuleBasedStateMachine):
         self.ended: dict[str, Finished] = {}
         self.aborted: set[str] = set()
         self.num_requests = 0
+        self.reached = Reached(self.core.scheduler, self.states)
+        self.core.watch(self.reached)
 
     @property
     def alive(self) -> list[str]:
@@ -216,7 +221,7 @@ class EngineMachine(RuleBasedStateMachine):
         if len(known) + 1 > self.limits.max_model_len:
             return
         request = self.make(known, params, eos=(), priority=0, salt=parent.cache_salt)
-        self.core.scheduler.fork(parent.request_id, request)
+        self.core.fork(parent.request_id, request)
         self.totals["forks"] += 1
         self.enter(request)
 
@@ -288,7 +293,7 @@ class EngineMachine(RuleBasedStateMachine):
     @rule()
     def reset_cache(self) -> None:
         idle = self.core.scheduler.num_free_blocks == self.limits.num_blocks
-        assert self.core.scheduler.reset_prefix_cache() == idle
+        assert self.core.reset_prefix_cache() == idle
 
     def teardown(self) -> None:
         if not hasattr(self, "core") or sys.exc_info()[0] is not None:
@@ -304,11 +309,13 @@ class EngineMachine(RuleBasedStateMachine):
             if finished.reason in ("stop", "length"):
                 self.compare(name, finished)
         stats = self.core.scheduler.stats
+        self.reached.aim()
         for key, value in (
             ("steps", stats.num_steps),
             ("preemptions", stats.num_preemptions),
             ("evictions", stats.num_evictions),
             ("copies", stats.num_copies),
+            ("partial hits", self.reached.num_partial_hits),
             ("hit tokens", stats.prefix_hits + stats.resumed_hits),
             ("requests", len(self.requests)),
             ("runs", 1),

@@ -1,28 +1,71 @@
 """Run the state machines for a while with random seeds: `python -m quire.fuzz.run --minutes N`.
 
-Prints what was exercised; a failure prints the steps that reproduce it and ends with status 1.
+With --jobs J, that many processes, each with seeds of its own. Prints what was exercised and how
+many states were reached; a failure prints the steps that reproduce it, saves them under
+fuzz/corpus, and ends the run with status 1 while the other processes go on.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
+import subprocess
 import sys
 import time
 import traceback
-from collections import Counter
+from pathlib import Path
+from typing import IO
 
+import msgspec
 from hypothesis import HealthCheck, Phase, seed, settings
-from hypothesis.stateful import RuleBasedStateMachine, run_state_machine_as_test
+from hypothesis.stateful import run_state_machine_as_test
+from msgspec import Struct
 
 from .allocator_machine import AllocatorMachine
 from .engine_machine import EngineMachine
 from .scheduler_machine import SchedulerMachine
 
-ROUND_EXAMPLES = 150
+ROUND_EXAMPLES = 40
 NUM_STEPS = 80
+MACHINES = (AllocatorMachine, SchedulerMachine, EngineMachine)
+CORPUS = Path(__file__).resolve().parent / "corpus"
+SEEDS_PER_JOB = 10**6
+PROGRESS_S = 60.0
+
+Machine = type[AllocatorMachine] | type[SchedulerMachine] | type[EngineMachine]
 
 
-def run_round(machine: type[RuleBasedStateMachine], number: int) -> None:
+class Found(Struct):
+    """What one process has done."""
+
+    num_rounds: int = 0
+    totals: dict[str, dict[str, int]] = msgspec.field(default_factory=dict)
+    """By machine."""
+    states: dict[str, set[str]] = msgspec.field(default_factory=dict)
+    failures: list[str] = msgspec.field(default_factory=list)
+
+    def join(self, other: Found) -> None:
+        """Take in what another process has done."""
+        self.num_rounds += other.num_rounds
+        for name, totals in other.totals.items():
+            mine = self.totals.setdefault(name, {})
+            for what, count in totals.items():
+                mine[what] = mine.get(what, 0) + count
+        for name, states in other.states.items():
+            self.states.setdefault(name, set()).update(states)
+        self.failures += other.failures
+
+    def tell(self) -> str:
+        """Format for people, a machine a line."""
+        lines = []
+        for name, totals in self.totals.items():
+            done = ", ".join(f"{count:,} {what}" for what, count in sorted(totals.items()))
+            reached = len(self.states.get(name, ()))
+            lines.append(f"{name}: " + (f"{reached:,} states reached; " if reached else "") + done)
+        return "\n".join(lines)
+
+
+def run_round(machine: Machine, number: int) -> None:
     """Run one round of examples from seed `number`; raises what the machine raises."""
     options = settings(
         max_examples=ROUND_EXAMPLES,
@@ -32,40 +75,93 @@ def run_round(machine: type[RuleBasedStateMachine], number: int) -> None:
         derandomize=False,
         print_blob=True,
         report_multiple_bugs=False,
-        phases=(Phase.generate, Phase.shrink),
+        phases=(Phase.generate, Phase.target, Phase.shrink),
         suppress_health_check=list(HealthCheck),
     )
     run_state_machine_as_test(seed(number)(machine), settings=options)
 
 
-def describe(totals: Counter[str]) -> str:
-    """Format counters for one line."""
-    return ", ".join(f"{count} {name}" for name, count in sorted(totals.items()))
+def save(machine: str, number: int, error: BaseException, folder: Path) -> Path:
+    """Keep a failure as readable steps: the shrunk example as calls of the machine."""
+    notes = "\n".join(getattr(error, "__notes__", ()))
+    text = f"{machine} --seed {number}\n{type(error).__name__}: {error}\n\n{notes}\n"
+    folder.mkdir(exist_ok=True)
+    name = hashlib.blake2b(notes.encode() or text.encode(), digest_size=6).hexdigest()
+    path = folder / f"{machine.lower()}-{name}.txt"
+    path.write_text(text)
+    return path
+
+
+def explore(end_s: float, number: int, folder: Path) -> Found:
+    """Alternate the machines until the time is over or one fails."""
+    found, told_s = Found(), time.monotonic()
+    while time.monotonic() < end_s and not found.failures:
+        machine = MACHINES[found.num_rounds % len(MACHINES)]
+        try:
+            run_round(machine, number + found.num_rounds)
+        except Exception as error:
+            traceback.print_exc()
+            where = number + found.num_rounds
+            path = save(machine.__name__, where, error, folder)
+            found.failures.append(f"{machine.__name__} failed with --seed {where}: {path}")
+        found.num_rounds += 1
+        if time.monotonic() - told_s > PROGRESS_S:
+            told_s = time.monotonic()
+            steps = {one.__name__: one.totals["steps"] for one in MACHINES}
+            print(f"seed {number}: {found.num_rounds} rounds, steps {steps}", file=sys.stderr)
+    for machine in MACHINES:
+        found.totals[machine.__name__] = dict(machine.totals)
+        found.states[machine.__name__] = getattr(machine, "states", set())
+    return found
+
+
+def explore_in_processes(minutes: float, number: int, jobs: int, folder: Path) -> Found:
+    """Run `explore` in several processes, each with seeds of its own."""
+    command = [sys.executable, "-m", "quire.fuzz.run", "--minutes", str(minutes), "--report"]
+    command += ["--corpus", str(folder)]
+    children: list[subprocess.Popen[bytes]] = [
+        subprocess.Popen(
+            [*command, "--seed", str(number + job * SEEDS_PER_JOB)], stdout=subprocess.PIPE
+        )
+        for job in range(jobs)
+    ]
+    found = Found()
+    for child in children:
+        pipe: IO[bytes] | None = child.stdout
+        assert pipe is not None
+        data = pipe.read()
+        child.wait()
+        try:
+            found.join(msgspec.json.decode(data, type=Found))
+        except msgspec.MsgspecError:
+            found.failures.append(f"a process ended with status {child.returncode}")
+    return found
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Alternate the machines until the time is over."""
+    """Explore, print, and tell by the exit status whether nothing failed."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--minutes", type=float, default=5.0)
+    parser.add_argument("--jobs", type=int, default=1, help="processes")
     parser.add_argument("--seed", type=int, default=None, help="of the first round")
+    parser.add_argument("--corpus", type=Path, default=CORPUS, help="where failures are kept")
+    parser.add_argument("--report", action="store_true", help="write JSON, for a parent process")
     options = parser.parse_args(arguments)
-    end = time.monotonic() + options.minutes * 60
     number = options.seed if options.seed is not None else time.time_ns() % 2**32
-    machines = (AllocatorMachine, SchedulerMachine, EngineMachine)
-    print(f"first seed {number}")
-    rounds = 0
-    while time.monotonic() < end:
-        machine = machines[rounds % len(machines)]
-        try:
-            run_round(machine, number + rounds)
-        except Exception:
-            traceback.print_exc()
-            print(f"{machine.__name__} failed with --seed {number + rounds}")
-            return 1
-        rounds += 1
-    for machine in machines:
-        print(f"{machine.__name__}: {describe(machine.totals)}")
-    return 0
+    if options.report:
+        found = explore(time.monotonic() + options.minutes * 60, number, options.corpus)
+        sys.stdout.buffer.write(msgspec.json.encode(found))
+        return 1 if found.failures else 0
+    print(f"first seed {number}", flush=True)
+    if options.jobs > 1:
+        found = explore_in_processes(options.minutes, number, options.jobs, options.corpus)
+    else:
+        found = explore(time.monotonic() + options.minutes * 60, number, options.corpus)
+    print(f"{found.num_rounds} rounds")
+    print(found.tell())
+    for failure in found.failures:
+        print(failure)
+    return 1 if found.failures else 0
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ from ..engine.request import Finished, Request, TokenEvents
 from ..engine.sched.planner import Decision
 from ..engine.sched.scheduler import Scheduler, SchedulerLimits
 from .oracles import FLAKY, VOCAB, Alone, FakeDevice, run_alone
+from .states import Reached
 from .strategies import limits, make_request, prompts, sampling_params
 
 _SALTS = (None, None, None, "a", "b")
@@ -33,6 +34,8 @@ class SchedulerMachine(RuleBasedStateMachine):
 
     totals: ClassVar[Counter[str]] = Counter()
     """What all runs together have exercised; printed by `quire.fuzz.run`."""
+    states: ClassVar[set[str]] = set()
+    """What states they have been in."""
 
     @initialize(limits=limits())
     def start(self, limits: SchedulerLimits) -> None:
@@ -49,6 +52,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.cached: dict[str, int] = {}
         """Hit tokens of each request's first admission."""
         self.num_requests = 0
+        self.reached = Reached(self.scheduler, self.states)
 
     @property
     def alive(self) -> list[str]:
@@ -142,6 +146,7 @@ class SchedulerMachine(RuleBasedStateMachine):
             assert first[0] in [s.request_id for s in self.scheduler._running], first
         if decision.victims:
             assert not decision.admissions, decision
+        self.reached.launched(decision, plan)
         self.flying.append((plan, self.device.execute(plan)))
         self.compare_cache()
 
@@ -222,12 +227,14 @@ class SchedulerMachine(RuleBasedStateMachine):
         for name, alone in self.expected.items():
             self.compare(name, alone)
         stats = self.scheduler.stats
+        self.reached.aim()
         for key, value in (
             ("steps", stats.num_steps),
             ("tokens", stats.num_scheduled_tokens),
             ("preemptions", stats.num_preemptions),
             ("evictions", stats.num_evictions),
             ("copies", stats.num_copies),
+            ("partial hits", self.reached.num_partial_hits),
             ("hit tokens", stats.prefix_hits + stats.resumed_hits),
             ("requests", len(self.requests)),
             ("runs", 1),
