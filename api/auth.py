@@ -22,11 +22,10 @@ def auth_middleware(api_keys: Sequence[str]) -> Middleware:
     async def check(request: web.Request, handler: Handler) -> web.StreamResponse:
         if request.path in OPEN_PATHS:
             return await handler(request)
-        scheme, _, key = request.headers.get("Authorization", "").partition(" ")
-        given = _digest(key.strip())
+        scheme, given = _given(request)
         # Digests have one length and every key is compared, so the time tells nothing.
         matches = sum(hmac.compare_digest(given, digest) for digest in digests)
-        if scheme.lower() != "bearer" or not matches:
+        if scheme != "bearer" or not matches:
             raise ApiError(
                 "The API key is missing or wrong: send it as `Authorization: Bearer KEY`.",
                 status=401,
@@ -35,6 +34,29 @@ def auth_middleware(api_keys: Sequence[str]) -> Middleware:
         return await handler(request)
 
     return check
+
+
+def key_name(request: web.Request) -> str:
+    """Name the key that a request came with, of one length, without telling the key."""
+    return f"key-{_given(request)[1].hex()[:16]}"
+
+
+def cache_salt(request: web.Request, salt: str | None, *, isolate: bool) -> str | None:
+    """Return the cache salt of a request whose body says `salt`.
+
+    isolate: prefixes are found only by the key that wrote them. Whether a prompt was cached can be
+    told from the time that it takes, and so what others have asked.
+    """
+    if not isolate or salt == "":
+        return salt
+    # A name has a fixed length, so no salt of a client looks like another key's.
+    return key_name(request) if salt is None else f"{key_name(request)} {salt}"
+
+
+def _given(request: web.Request) -> tuple[str, bytes]:
+    """Return the scheme, in lower case, and the digest of the key that a request brings."""
+    scheme, _, key = request.headers.get("Authorization", "").partition(" ")
+    return scheme.lower(), _digest(key.strip())
 
 
 def _digest(key: str) -> bytes:

@@ -113,6 +113,11 @@ def make_parser() -> argparse.ArgumentParser:
         metavar="SECONDS",
         help="for running requests after SIGTERM; a second signal ends it (30)",
     )
+    group.add_argument(
+        "--share-prefix-cache",
+        action="store_true",
+        help="let requests with different API keys find each other's cached prefixes",
+    )
     group.add_argument("--log-requests", action="store_true", help="one line for each request")
     _add_engine_options(serve)
 
@@ -244,6 +249,7 @@ def _serve(config: EngineConfig, options: argparse.Namespace) -> int:
         port=options.port,
         api_keys=keys,
         allowed_origins=options.allowed_origins,
+        share_prefix_cache=options.share_prefix_cache,
         drain_timeout_s=options.drain_timeout,
         log_requests=options.log_requests,
     )

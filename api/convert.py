@@ -158,6 +158,7 @@ def prepare(
     body: GenerationBody,
     *,
     request_id: str,
+    cache_salt: str | None,
 ) -> Prepared:
     """A request that the engine takes. ParamsError where the prompt is not valid."""
     given: Prompt = prompt.token_ids
@@ -168,5 +169,5 @@ def prepare(
         params,
         request_id,
         priority=body.priority or 0,
-        cache_salt=body.cache_salt,
+        cache_salt=cache_salt,
     )

@@ -40,6 +40,8 @@ class ServerOptions(Struct, frozen=True, kw_only=True):
     """None: everybody may ask."""
     allowed_origins: Sequence[str] = ()
     """Web pages that may call from a browser; "*" is all."""
+    share_prefix_cache: bool = False
+    """Whether requests with different API keys may find each other's prefixes."""
     drain_timeout_s: float = 30.0
     log_requests: bool = False
 
@@ -74,7 +76,8 @@ class Server:
 
     def __init__(self, engine: Engine, options: ServerOptions) -> None:
         self._options = options
-        self.state = ServerState(engine)
+        isolate = bool(options.api_keys) and not options.share_prefix_cache
+        self.state = ServerState(engine, isolate_keys=isolate)
         app = create_app(
             self.state,
             api_keys=options.api_keys,

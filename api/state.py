@@ -80,6 +80,8 @@ class ServerState:
     clock: Callable[[], float] = time.time
     """Seconds since 1970, for `created`."""
     new_id: Callable[[], str] = new_id
+    isolate_keys: bool = False
+    """Whether an API key finds only the prefixes that were cached with it."""
     draining: bool = False
     """No new generation is begun; /health says 503."""
     num_active: int = 0

@@ -10,6 +10,7 @@ from typing import Any
 from aiohttp import web
 
 from ..answer import answer, check_accepting
+from ..auth import cache_salt
 from ..convert import (
     TokenPrompt,
     chat_limit,
@@ -45,7 +46,8 @@ async def chat_completions(request: web.Request) -> web.StreamResponse:
     prompt = await _token_prompt(engine, body)
     check_length(("messages", len(prompt.token_ids)), chat_limit(body), engine.max_model_len)
     response_id = f"chatcmpl-{body.request_id or state.new_id()}"
-    prepared = prepare(engine, prompt, params, body, request_id=response_id)
+    salt = cache_salt(request, body.cache_salt, isolate=state.isolate_keys)
+    prepared = prepare(engine, prompt, params, body, request_id=response_id, cache_salt=salt)
     options = body.stream_options
     reply = Reply(
         response_id=response_id,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from aiohttp import web
 
 from ..answer import answer, check_accepting
+from ..auth import cache_salt
 from ..convert import (
     TokenPrompt,
     check_length,
@@ -30,8 +31,9 @@ async def completions(request: web.Request) -> web.StreamResponse:
     params = completion_params(body)
     prompts = await _token_prompts(state, body)
     response_id = f"cmpl-{body.request_id or state.new_id()}"
+    salt = cache_salt(request, body.cache_salt, isolate=state.isolate_keys)
     prepared = [
-        prepare(engine, prompt, params, body, request_id=f"{response_id}-{index}")
+        prepare(engine, prompt, params, body, request_id=f"{response_id}-{index}", cache_salt=salt)
         for index, prompt in enumerate(prompts)
     ]
     options = body.stream_options
