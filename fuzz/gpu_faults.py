@@ -10,7 +10,6 @@ old text is gone from the kernels needs another.
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -18,8 +17,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
-ROOT = Path(__file__).resolve().parent.parent
-COPIED = ("reference", "kernels", "engine", "fuzz", "tests")
+from .planting import ROOT, plant
+
 TIMEOUT_S = 300
 
 
@@ -169,26 +168,10 @@ FAULTS = [
 ]
 
 
-def plant(fault: Fault, folder: Path) -> Path | None:
-    """Copy the package into a folder and change it; None where the old text is gone."""
-    home = folder / "quire"
-    home.mkdir()
-    for name in COPIED:
-        shutil.copytree(ROOT / name, home / name, ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("__init__.py", "pyproject.toml"):
-        shutil.copy(ROOT / name, home / name)
-    file = home / "kernels/gpu" / fault.file
-    text = file.read_text()
-    if fault.old not in text:
-        return None
-    file.write_text(text.replace(fault.old, fault.new))
-    return home
-
-
 def verdict(fault: Fault) -> str:
     """Run the tests of a faulty copy: what became of it."""
     with tempfile.TemporaryDirectory() as folder:
-        home = plant(fault, Path(folder))
+        home = plant(f"kernels/gpu/{fault.file}", fault.old, fault.new, Path(folder))
         if home is None:
             return "GONE: its old text is not in the kernels"
         command = [sys.executable, "-m", "pytest", "-x", "-p", "no:cacheprovider"]
