@@ -29,6 +29,8 @@ ROUND_EXAMPLES = 40
 NUM_STEPS = 80
 MACHINES = (AllocatorMachine, SchedulerMachine, EngineMachine)
 CORPUS = Path(__file__).resolve().parent / "corpus"
+STEER_EVERY = 4
+"""Rounds of a machine: one that is steered goes deeper, the others reach more states."""
 SEEDS_PER_JOB = 10**6
 PROGRESS_S = 60.0
 
@@ -65,8 +67,12 @@ class Found(Struct):
         return "\n".join(lines)
 
 
-def run_round(machine: Machine, number: int) -> None:
-    """Run one round of examples from seed `number`; raises what the machine raises."""
+def run_round(machine: Machine, number: int, *, steer: bool = False) -> None:
+    """Run one round of examples from seed `number`; raises what the machine raises.
+
+    steer: towards what machines aim at.
+    """
+    phases = (Phase.generate, *([Phase.target] if steer else []), Phase.shrink)
     options = settings(
         max_examples=ROUND_EXAMPLES,
         stateful_step_count=NUM_STEPS,
@@ -75,7 +81,7 @@ def run_round(machine: Machine, number: int) -> None:
         derandomize=False,
         print_blob=True,
         report_multiple_bugs=False,
-        phases=(Phase.generate, Phase.target, Phase.shrink),
+        phases=phases,
         suppress_health_check=list(HealthCheck),
     )
     run_state_machine_as_test(seed(number)(machine), settings=options)
@@ -98,7 +104,8 @@ def explore(end_s: float, number: int, folder: Path) -> Found:
     while time.monotonic() < end_s and not found.failures:
         machine = MACHINES[found.num_rounds % len(MACHINES)]
         try:
-            run_round(machine, number + found.num_rounds)
+            steer = found.num_rounds // len(MACHINES) % STEER_EVERY == STEER_EVERY - 1
+            run_round(machine, number + found.num_rounds, steer=steer)
         except Exception as error:
             traceback.print_exc()
             where = number + found.num_rounds
