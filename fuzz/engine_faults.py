@@ -152,7 +152,7 @@ def verdict(fault: Fault, minutes: float) -> str:
         took = f"{time.monotonic() - begin_s:.0f} s"
     if run.returncode == 0:
         return f"SURVIVED {took}"
-    by = [line for line in run.stdout.decode().splitlines() if "failed with --seed" in line]
+    by = [line for line in run.stdout.decode().splitlines() if " failed with --machine " in line]
     return f"caught in {took} by {by[0].split()[0]}" if by else f"caught in {took}: it crashed"
 
 

@@ -87,10 +87,10 @@ def run_round(machine: Machine, number: int, *, steer: bool = False) -> None:
     run_state_machine_as_test(seed(number)(machine), settings=options)
 
 
-def save(machine: str, number: int, error: BaseException, folder: Path) -> Path:
+def save(machine: str, command: str, error: BaseException, folder: Path) -> Path:
     """Keep a failure as readable steps: the shrunk example as calls of the machine."""
     notes = "\n".join(getattr(error, "__notes__", ()))
-    text = f"{machine} --seed {number}\n{type(error).__name__}: {error}\n\n{notes}\n"
+    text = f"{command}\n{type(error).__name__}: {error}\n\n{notes}\n"
     folder.mkdir(exist_ok=True)
     name = hashlib.blake2b(notes.encode() or text.encode(), digest_size=6).hexdigest()
     path = folder / f"{machine.lower()}-{name}.txt"
@@ -98,19 +98,26 @@ def save(machine: str, number: int, error: BaseException, folder: Path) -> Path:
     return path
 
 
-def explore(end_s: float, number: int, folder: Path) -> Found:
-    """Alternate the machines until the time is over or one fails."""
+def explore(end_s: float, number: int, folder: Path, only: str = "", steer: bool = False) -> Found:
+    """Alternate the machines until the time is over or one fails.
+
+    only: one machine, all of its rounds steered or none, to repeat a failure.
+    """
     found, told_s = Found(), time.monotonic()
+    machines = [one for one in MACHINES if one.__name__ == only] or MACHINES
     while time.monotonic() < end_s and not found.failures:
-        machine = MACHINES[found.num_rounds % len(MACHINES)]
+        machine = machines[found.num_rounds % len(machines)]
+        if not only:
+            steer = found.num_rounds // len(machines) % STEER_EVERY == STEER_EVERY - 1
+        where = number + found.num_rounds
         try:
-            steer = found.num_rounds // len(MACHINES) % STEER_EVERY == STEER_EVERY - 1
-            run_round(machine, number + found.num_rounds, steer=steer)
+            run_round(machine, where, steer=steer)
         except Exception as error:
             traceback.print_exc()
-            where = number + found.num_rounds
-            path = save(machine.__name__, where, error, folder)
-            found.failures.append(f"{machine.__name__} failed with --seed {where}: {path}")
+            name = machine.__name__
+            command = f"--machine {name} --seed {where}{' --steer' if steer else ''}"
+            path = save(name, command, error, folder)
+            found.failures.append(f"{name} failed with {command}: {path}")
         found.num_rounds += 1
         if time.monotonic() - told_s > PROGRESS_S:
             told_s = time.monotonic()
@@ -151,6 +158,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--minutes", type=float, default=5.0)
     parser.add_argument("--jobs", type=int, default=1, help="processes")
     parser.add_argument("--seed", type=int, default=None, help="of the first round")
+    names = [machine.__name__ for machine in MACHINES]
+    parser.add_argument("--machine", choices=names, default="", help="only this one")
+    parser.add_argument("--steer", action="store_true", help="with --machine: every round")
     parser.add_argument("--corpus", type=Path, default=CORPUS, help="where failures are kept")
     parser.add_argument("--report", action="store_true", help="write JSON, for a parent process")
     options = parser.parse_args(arguments)
@@ -163,7 +173,8 @@ def main(arguments: list[str] | None = None) -> int:
     if options.jobs > 1:
         found = explore_in_processes(options.minutes, number, options.jobs, options.corpus)
     else:
-        found = explore(time.monotonic() + options.minutes * 60, number, options.corpus)
+        end_s = time.monotonic() + options.minutes * 60
+        found = explore(end_s, number, options.corpus, options.machine, options.steer)
     print(f"{found.num_rounds} rounds")
     print(found.tell())
     for failure in found.failures:
