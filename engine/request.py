@@ -33,6 +33,8 @@ class Request(Struct, frozen=True, kw_only=True):
     arrival_s: float = 0.0
     cache_salt: str | None = None
     """Prefix-cache hits happen only between equal salts."""
+    tenant: str = ""
+    """Whose request it is: tenants wait in turn."""
 
 
 class LogprobRows(Struct, frozen=True):

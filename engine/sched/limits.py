@@ -22,3 +22,5 @@ class SchedulerLimits(Struct, frozen=True):
     policy: Literal["fcfs", "priority"] = "fcfs"
     overlap: int = 1
     """Steps in flight: 1 or 2."""
+    tenant_weights: dict[str, float] = {}
+    """Shares of tenants that wait for each other, above 0; 1 where none is given."""

@@ -10,7 +10,8 @@ planner counts blocks and never picks ids. Its counts are exact, so that a commi
   keys of a layer before it reads any), but copy only from blocks of earlier steps, since copies
   run before the writes.
 When blocks run out, waiting forks give up what they hold, then the running sequence that loses the
-fewest computed tokens is preempted, never the first in policy order: so that one always proceeds.
+fewest computed tokens, of the tenant that has had most, is preempted, never the first in policy
+order: so that one always proceeds.
 Only sequences with nothing in flight can be preempted; if none is, the plan waits for a result.
 """
 
@@ -26,9 +27,9 @@ from numpy.typing import NDArray
 
 from ..kv.block_pool import IdArray
 from ..kv.prefix_index import UPCOMING, PrefixIndex
+from .fairness import FairQueue
 from .limits import SchedulerLimits
 from .memory import NO_IDS, SlotMemory
-from .queues import RankedQueue
 from .sequence import NO_HIT, Hit, Sequence
 from .table import Rows
 
@@ -38,7 +39,7 @@ class State:
     """All that the scheduler owns, as the planner sees it."""
 
     memory: SlotMemory
-    waiting: RankedQueue
+    waiting: FairQueue
     rows: Rows
     """Running, in policy order; without draining ones."""
     holders: list[Sequence] = field(default_factory=list)
@@ -182,9 +183,9 @@ def _victim(state: State, slots: IdArray) -> int:
         idle = idle[~np.isin(idle, busy)]
     if len(idle) == 0:
         return -1
-    # The last key is the most important: least urgent, fewest tokens lost, latest.
-    place = np.arange(len(idle))
-    order = np.lexsort((-place, table.submitted[idle], -table.priority[idle]))
+    # The last key is the most important: least urgent, most served, fewest tokens lost, latest.
+    place, paid = np.arange(len(idle)), state.waiting.paid(idle)
+    order = np.lexsort((-place, table.submitted[idle], -paid, -table.priority[idle]))
     return int(idle[order[0]])
 
 

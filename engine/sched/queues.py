@@ -30,6 +30,9 @@ class RankedQueue:
     def __iter__(self) -> Iterator[Sequence]:
         return iter(self._sequences)
 
+    def __getitem__(self, place: int) -> Sequence:
+        return self._sequences[place]
+
     def first(self, count: int) -> Iterator[Sequence]:
         """Iterate over the first `count` sequences."""
         return islice(self._sequences, count)

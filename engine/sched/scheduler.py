@@ -26,6 +26,7 @@ from ..plan import RowFault, StepPlan, StepResult
 from ..request import Finished, IntArray, LogprobRows, Request, TokenEvents
 from .checks import check_state
 from .diff import PlanDiff
+from .fairness import FairQueue
 from .limits import SchedulerLimits
 from .memory import NO_IDS, SlotMemory
 from .planner import Admission, Decision, Grant, State, plan_step
@@ -83,7 +84,8 @@ class Scheduler:
         self._limits = limits
         self._memory = SlotMemory(limits, secret or secrets.token_bytes(KEY_BYTES))
         rows = self._memory.table.rows([])
-        self._state = State(self._memory, waiting=RankedQueue(), rows=rows)
+        waiting = FairQueue(self._memory.table, limits.tenant_weights)
+        self._state = State(self._memory, waiting=waiting, rows=rows)
         self._running = RankedQueue()
         self._draining: list[int] = []
         self._alive: dict[str, Sequence] = {}
@@ -196,7 +198,8 @@ class Scheduler:
             self._start(admission, ids[used : used + admission.num_blocks], diff)
             used += admission.num_blocks
         assert used == len(ids), (used, len(ids))
-        state.waiting.remove_first(len(decision.admissions))
+        admitted, hits = decision.admissions, [one.hit.num_tokens for one in decision.admissions]
+        state.waiting.admit([one.sequence for one in admitted], hits)
         plan = diff.plan(self._step, memory.released)
         memory.released = []
         if decision.victims or decision.admissions:
@@ -292,7 +295,7 @@ class Scheduler:
         self._alive[sequence.request_id] = sequence
         self._filter.add(sequence.stop_ids)
         self._memory.hash(sequence)
-        self._state.waiting.add(sequence)
+        self._state.waiting.enter(sequence)
 
     def _known_tokens(self, sequence: Sequence) -> IntArray:
         if sequence.slot < 0:
@@ -410,8 +413,8 @@ class Scheduler:
     def _end(self, sequence: Sequence) -> None:
         """Take a living sequence out; callers refresh the rows."""
         del self._alive[sequence.request_id]
+        self._state.waiting.end(sequence)
         if sequence.slot < 0:
-            self._state.waiting.remove(sequence)
             if sequence.held is not None:
                 self._drop_held(sequence)
             return
@@ -438,9 +441,9 @@ class Scheduler:
         sequence.token_ids = self._known_tokens(sequence)
         self._memory.hash(sequence)
         self._running.remove(sequence)
+        self._state.waiting.put_back(sequence)
         self._memory.release(slot)
         sequence.slot = -1
-        self._state.waiting.add(sequence)
         self._stats.num_preemptions += 1
 
     def _drop_held(self, sequence: Sequence) -> None:

@@ -54,6 +54,10 @@ class Sequence:
     """Hit tokens of the first admission; None before."""
     held: Hit | None = None
     """A fork's share of its parent, referenced while it waits."""
+    account: int = -1
+    """FairQueue's, of its tenant."""
+    num_paid: int = 0
+    """Tokens that its tenant has paid for, as of the last time in the queue."""
 
     @property
     def request_id(self) -> str:
