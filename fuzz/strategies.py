@@ -49,6 +49,7 @@ def make_request(
     eos: tuple[int, ...] = (),
     priority: int = 0,
     salt: str | None = None,
+    tenant: str = "",
 ) -> Request:
     """Make a request."""
     return Request(
@@ -59,6 +60,7 @@ def make_request(
         eos_token_ids=eos,
         priority=priority,
         cache_salt=salt,
+        tenant=tenant,
     )
 
 

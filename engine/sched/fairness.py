@@ -67,8 +67,10 @@ class FairQueue:
         """[accounts] weights."""
         self._idle: dict[str, float] = {}
         """Counters of tenants without living requests, the longest gone first."""
-        self._last = _NAMELESS
-        """The account that was admitted from last."""
+        self._last = -1
+        """The account that was admitted from last, or -1: it is closed,"""
+        self._level = 0.0
+        """and this was its counter."""
         self._payers = np.zeros(num_slots, np.intp)
         """[slots] the account,"""
         self._prompts = np.zeros(num_slots, np.intp)
@@ -205,7 +207,9 @@ class FairQueue:
             self._free.append(index)
         if len(self._idle) == MAX_TENANTS:
             del self._idle[next(iter(self._idle))]
-        self._idle[name] = float(self._counters[index])
+        counter = self._idle[name] = float(self._counters[index])
+        if index == self._last:
+            self._last, self._level = -1, counter
 
     def _add(self, sequence: Sequence) -> None:
         index = sequence.account
@@ -221,8 +225,10 @@ class FairQueue:
         if len(self._accounts) == 1 and not self._idle:
             return
         counters = self.counters()
-        # The last one's counter stays behind when its account is closed.
-        level = counters[list(self._waiting) or [self._last]].min()
+        if self._waiting:
+            level = counters[list(self._waiting)].min()
+        else:
+            level = self._level if self._last < 0 else counters[self._last]
         self._counters[index] += max(0.0, float(level - counters[index]))
 
     def _forget_empty(self, index: int) -> None:
