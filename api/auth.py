@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 from collections.abc import Sequence
+from typing import Literal
 
 from aiohttp import web
 from aiohttp.typedefs import Handler, Middleware
@@ -36,9 +37,16 @@ def auth_middleware(api_keys: Sequence[str]) -> Middleware:
     return check
 
 
-def key_name(request: web.Request) -> str:
-    """Name the key that a request came with, of one length, without telling the key."""
-    return f"key-{_given(request)[1].hex()[:16]}"
+def name_of(kind: Literal["key", "user"], text: str) -> str:
+    """Name an API key or a user, of one length, without telling which."""
+    return f"{kind}-{_digest(text).hex()[:16]}"
+
+
+def tenant_of(request: web.Request, user: str | None, *, by_key: bool) -> str:
+    """Name whose request it is: the key's, where keys are asked for, else that of `user`."""
+    if by_key:
+        return _key_name(request)
+    return name_of("user", user) if user else ""
 
 
 def cache_salt(request: web.Request, salt: str | None, *, isolate: bool) -> str | None:
@@ -50,7 +58,11 @@ def cache_salt(request: web.Request, salt: str | None, *, isolate: bool) -> str 
     if not isolate or salt == "":
         return salt
     # A name has a fixed length, so no salt of a client looks like another key's.
-    return key_name(request) if salt is None else f"{key_name(request)} {salt}"
+    return _key_name(request) if salt is None else f"{_key_name(request)} {salt}"
+
+
+def _key_name(request: web.Request) -> str:
+    return f"key-{_given(request)[1].hex()[:16]}"
 
 
 def _given(request: web.Request) -> tuple[str, bytes]:

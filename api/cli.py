@@ -46,6 +46,8 @@ HELP = {
     "gpu_memory_utilization": "part of a GPU's memory that may be in use",
     "enable_prefix_caching": "keep the KV of prompts for others that begin alike",
     "scheduling_policy": "who runs first",
+    "tenant_weights": "shares of those who wait for each other, as JSON: for `serve` by API key, "
+    'or by `user` where there are no keys: {"key": 2}',
     "overlap": "steps in flight, 1 or 2; not given: 2 on a GPU, 1 on a CPU",
     "enforce_eager": "no CUDA graphs",
     "linear_segments": "segments in which row-parallel matmuls sum",
@@ -176,6 +178,8 @@ def _add_field_options(parser: argparse.ArgumentParser) -> None:
             settings["action"] = argparse.BooleanOptionalAction
         elif get_origin(kind) is Literal:
             settings["choices"] = get_args(kind)
+        elif get_origin(kind) is dict:
+            settings.update(type=_weights, metavar="JSON")
         else:
             settings["type"] = _bytes if field.name.endswith("_bytes") else kind
             settings["metavar"] = "NAME" if kind is str else "N"
@@ -222,6 +226,14 @@ def _bytes(text: str) -> int:
         raise argparse.ArgumentTypeError(message) from None
 
 
+def _weights(text: str) -> dict[str, float]:
+    try:
+        return msgspec.json.decode(text, type=dict[str, float])
+    except msgspec.MsgspecError as error:
+        message = f'{text} is not an object of numbers, as {{"name": 2}}: {error}'
+        raise argparse.ArgumentTypeError(message) from None
+
+
 def _set_up_logging() -> None:
     """Log to stderr, as QUIRE_LOG_LEVEL says. ConfigError for a level that does not exist."""
     logger = logging.getLogger("quire")
@@ -244,6 +256,8 @@ def _serve(config: EngineConfig, options: argparse.Namespace) -> int:
     keys = [*options.api_key, *([environment_key] if environment_key else [])]
     if not all(key.strip() for key in keys):
         options.parser.error("--api-key is empty: it must have at least one character.")
+    if config.tenant_weights:
+        config = _name_tenants(config, keys)
     server_options = ServerOptions(
         host=options.host,
         port=options.port,
@@ -261,6 +275,18 @@ def _serve(config: EngineConfig, options: argparse.Namespace) -> int:
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     asyncio.run(serve(config, server_options, announce))
     return 0
+
+
+def _name_tenants(config: EngineConfig, keys: list[str]) -> EngineConfig:
+    """Put the names that the server gives to tenants into the weights. ConfigError."""
+    from .auth import name_of
+
+    wrong = sum(name not in keys for name in config.tenant_weights) if keys else 0
+    if wrong:
+        raise ConfigError(f"tenant_weights has {wrong} names that are none of the API keys.")
+    kind: Literal["key", "user"] = "key" if keys else "user"
+    weights = {name_of(kind, name): weight for name, weight in config.tenant_weights.items()}
+    return msgspec.structs.replace(config, tenant_weights=weights)
 
 
 def greeting(url: str, model_name: str, *, asks_key: bool) -> str:

@@ -159,6 +159,7 @@ def prepare(
     *,
     request_id: str,
     cache_salt: str | None,
+    tenant: str,
 ) -> Prepared:
     """A request that the engine takes. ParamsError where the prompt is not valid."""
     given: Prompt = prompt.token_ids
@@ -170,4 +171,5 @@ def prepare(
         request_id,
         priority=body.priority or 0,
         cache_salt=cache_salt,
+        tenant=tenant,
     )

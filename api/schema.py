@@ -57,6 +57,8 @@ class GenerationBody(Struct, forbid_unknown_fields=True, kw_only=True):
     return_tokens_as_token_ids: bool | None = None
     priority: int | None = None
     cache_salt: str | None = None
+    user: str | None = None
+    """Whose request it is where there are no API keys."""
     request_id: str | None = None
     timeline: bool | None = None
     """Tell, with the end of each choice, what happened to it and when."""
@@ -84,7 +86,6 @@ class GenerationBody(Struct, forbid_unknown_fields=True, kw_only=True):
     logits_processors: Only = None
     spaces_between_special_tokens: Only = True
 
-    user: Ignored = None
     metadata: Ignored = None
     store: Ignored = None
     service_tier: Ignored = None

@@ -77,7 +77,7 @@ class Server:
     def __init__(self, engine: Engine, options: ServerOptions) -> None:
         self._options = options
         isolate = bool(options.api_keys) and not options.share_prefix_cache
-        self.state = ServerState(engine, isolate_keys=isolate)
+        self.state = ServerState(engine, has_keys=bool(options.api_keys), isolate_keys=isolate)
         app = create_app(
             self.state,
             api_keys=options.api_keys,

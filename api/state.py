@@ -55,6 +55,7 @@ class Engine(Protocol):
         *,
         priority: int = 0,
         cache_salt: str | None = None,
+        tenant: str = "",
     ) -> Prepared: ...
 
     def generate(
@@ -80,6 +81,8 @@ class ServerState:
     clock: Callable[[], float] = time.time
     """Seconds since 1970, for `created`."""
     new_id: Callable[[], str] = new_id
+    has_keys: bool = False
+    """Whether every request brings an API key."""
     isolate_keys: bool = False
     """Whether an API key finds only the prefixes that were cached with it."""
     draining: bool = False

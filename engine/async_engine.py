@@ -154,6 +154,7 @@ class AsyncEngine:
         *,
         priority: int = 0,
         cache_salt: str | None = None,
+        tenant: str = "",
     ) -> Prepared:
         """Check and tokenize; ParamsError now instead of in the stream. Give it to generate()."""
         return self.front.prepare(
@@ -162,6 +163,7 @@ class AsyncEngine:
             request_id,
             priority=priority,
             cache_salt=cache_salt,
+            tenant=tenant,
             now_s=time.monotonic(),
         )
 
@@ -173,11 +175,13 @@ class AsyncEngine:
         *,
         priority: int = 0,
         cache_salt: str | None = None,
+        tenant: str = "",
         output_kind: OutputKind = "cumulative",
     ) -> AsyncGenerator[RequestOutput, None]:
         """Stream a request's output; the last one has `finished`. Closing the stream aborts it.
 
         output_kind: "cumulative" (all so far), "delta" (what is new), "final" (the end only).
+        tenant: whose request it is; tenants wait in turn.
         ParamsError for bad input, EngineError when the engine does not accept requests. A request
         that the engine could not finish ends with finish_reason "error" and `error` set.
         """
@@ -187,7 +191,13 @@ class AsyncEngine:
             ids = await asyncio.to_thread(front.tokenizer.encode, prompt)
             prompt = {"prompt": prompt, "prompt_token_ids": ids}
         prepared = front.prepare(
-            prompt, params, request_id, priority=priority, cache_salt=cache_salt, now_s=now_s
+            prompt,
+            params,
+            request_id,
+            priority=priority,
+            cache_salt=cache_salt,
+            tenant=tenant,
+            now_s=now_s,
         )
         if not self.is_running:
             raise EngineError("the engine is shutting down or has failed: no new requests.")

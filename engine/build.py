@@ -116,6 +116,7 @@ def make_limits(config: EngineConfig) -> SchedulerLimits:
         enable_prefix_caching=config.enable_prefix_caching,
         policy=config.scheduling_policy,
         overlap=overlap,
+        tenant_weights=config.tenant_weights,
     )
 
 

@@ -5,6 +5,7 @@ Frozen; validated on construction; every field has vLLM's name where vLLM has on
 
 from __future__ import annotations
 
+import math
 import os
 from pathlib import Path
 from typing import Literal, get_args
@@ -57,6 +58,8 @@ class EngineConfig(Struct, frozen=True, kw_only=True):
     """The part of a GPU's memory that may be in use, whoever uses it."""
     enable_prefix_caching: bool = True
     scheduling_policy: Policy = "fcfs"
+    tenant_weights: dict[str, float] = {}
+    """Shares of tenants that wait for each other, above 0; 1 for those that are not named."""
     overlap: int | None = None
     """Steps in flight: 1 or 2. None: 2 on a GPU, which computes apart, 1 on a CPU."""
     enforce_eager: bool = False
@@ -110,6 +113,12 @@ class EngineConfig(Struct, frozen=True, kw_only=True):
             number = isinstance(limit, int | float) and not isinstance(limit, bool)
             if limit is not None and not (number and limit > 0):
                 raise ConfigError(f"{name} is {limit!r}: it must be a number above 0.")
+        for name, weight in self.tenant_weights.items():
+            number = isinstance(weight, int | float) and not isinstance(weight, bool)
+            if not (number and 0 < weight < math.inf):
+                raise ConfigError(
+                    f"tenant_weights says {weight!r} for {name!r}: it must be a number above 0."
+                )
         part = self.gpu_memory_utilization
         if isinstance(part, bool) or not isinstance(part, int | float) or not 0 < part <= 1:
             raise ConfigError(

@@ -106,6 +106,7 @@ class Front:
         *,
         priority: int = 0,
         cache_salt: str | None = None,
+        tenant: str = "",
         now_s: float = 0.0,
     ) -> Prepared:
         """Check and tokenize a prompt. ParamsError says what is wrong with it."""
@@ -113,7 +114,13 @@ class Front:
             return prompt
         name = f"request-{next(self._ids)}" if request_id is None else request_id
         return self._builder.build(
-            prompt, params, name, priority=priority, arrival_s=now_s, cache_salt=cache_salt
+            prompt,
+            params,
+            name,
+            priority=priority,
+            arrival_s=now_s,
+            cache_salt=cache_salt,
+            tenant=tenant,
         )
 
     def chat_prompt(self, messages: Sequence[Mapping[str, Any]], **options: Any) -> str:
@@ -225,9 +232,13 @@ class Front:
         reason = entry.state.finish_reason or "abort"
         self.timelines.end(request_id, reason, entry.state.num_output_tokens)
         entry.state.timeline = story.tell()
+        request = entry.state.request
+        admitted_s = story.admitted_s
         self.metrics.observe_finished(
             reason,
-            prompt_tokens=len(entry.state.request.prompt_token_ids),
+            tenant=request.tenant,
+            queue_seconds=None if admitted_s is None else admitted_s - story.queued_s,
+            prompt_tokens=len(request.prompt_token_ids),
             output_tokens=entry.state.num_output_tokens,
             e2e_seconds=now_s - entry.arrival_s,
         )

@@ -20,6 +20,10 @@ if TYPE_CHECKING:
     from prometheus_client.metrics_core import Metric
 
 PREFIX = "quire:"
+MAX_TENANTS = 100
+"""With figures of their own; those that come later are counted together,"""
+OTHERS = "others"
+"""under this name."""
 
 _FIRST_TOKEN_S = (
     *(0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75),
@@ -72,6 +76,16 @@ class Histogram:
         return list(zip(names, accumulate(map(float, self.counts)), strict=True))
 
 
+class TenantFigures:
+    """What one tenant's requests came to."""
+
+    __slots__ = ("num_generation_tokens", "num_prompt_tokens", "num_requests", "queue_s")
+
+    def __init__(self) -> None:
+        self.num_requests = self.num_prompt_tokens = self.num_generation_tokens = 0
+        self.queue_s = Histogram(_REQUEST_S)
+
+
 class EngineMetrics:
     """The metrics of one engine. Written by it alone; render() may be called at any time."""
 
@@ -93,6 +107,7 @@ class EngineMetrics:
         self.step_tokens = Histogram(_STEP_TOKENS)
         self.request_prompt_tokens = Histogram(_REQUEST_TOKENS)
         self.request_generation_tokens = Histogram(_REQUEST_TOKENS)
+        self.tenants: dict[str, TenantFigures] = {}
 
     def observe_tokens(self, first: Sequence[float], later: Sequence[float]) -> None:
         """Count the tokens of one step: seconds since arrival of each request's first token, and
@@ -105,9 +120,24 @@ class EngineMetrics:
         self.num_generation_tokens += len(first) + len(later)
 
     def observe_finished(
-        self, reason: FinishReason, *, prompt_tokens: int, output_tokens: int, e2e_seconds: float
+        self,
+        reason: FinishReason,
+        *,
+        prompt_tokens: int,
+        output_tokens: int,
+        e2e_seconds: float,
+        queue_seconds: float | None = None,
+        tenant: str = "",
     ) -> None:
-        """Count a request that ended."""
+        """Count a request that ended. queue_seconds: until its first step, if it had one."""
+        if tenant not in self.tenants and len(self.tenants) >= MAX_TENANTS:
+            tenant = OTHERS
+        figures = self.tenants.setdefault(tenant, TenantFigures())
+        figures.num_requests += 1
+        figures.num_prompt_tokens += prompt_tokens
+        figures.num_generation_tokens += output_tokens
+        if queue_seconds is not None:
+            figures.queue_s.observe(queue_seconds)
         self.num_finished[reason] += 1
         self.num_prompt_tokens += prompt_tokens
         self.request_prompt_tokens.observe(prompt_tokens)
@@ -160,6 +190,7 @@ class EngineMetrics:
             family = HistogramMetricFamily(PREFIX + name, text, labels=names)
             family.add_metric(values, histogram.buckets(), histogram.total)
             yield family
+        yield from self._by_tenant()
 
     def _gauges(self) -> Iterable[tuple[str, str, float]]:
         return (
@@ -190,6 +221,29 @@ class EngineMetrics:
                 self.request_generation_tokens,
             ),
         )
+
+    def _by_tenant(self) -> Iterator[Metric]:
+        from prometheus_client.metrics_core import CounterMetricFamily, HistogramMetricFamily
+
+        names = ["model_name", "tenant"]
+        waits = HistogramMetricFamily(
+            PREFIX + "request_queue_time_seconds", "From arrival to the first step.", labels=names
+        )
+        counters = [
+            CounterMetricFamily(PREFIX + name, text, labels=names)
+            for name, text in (
+                ("tenant_requests", "Requests of a tenant that ended."),
+                ("tenant_prompt_tokens", "Prompt tokens of ended requests of a tenant."),
+                ("tenant_generation_tokens", "Generated tokens of ended requests of a tenant."),
+            )
+        ]
+        for tenant, one in self.tenants.items():
+            labels = [self.model_name, tenant]
+            waits.add_metric(labels, one.queue_s.buckets(), one.queue_s.total)
+            numbers = (one.num_requests, one.num_prompt_tokens, one.num_generation_tokens)
+            for counter, number in zip(counters, numbers, strict=True):
+                counter.add_metric(labels, number)
+        yield from (waits, *counters)
 
     @property
     def registry(self) -> CollectorRegistry:

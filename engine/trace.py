@@ -1,10 +1,10 @@
 """The engine's log: everything that decided what an engine did, in a file that can be folded again.
 
 Recorder hears a core and writes; `read_log` gives the entries back. A log holds token ids, never
-the text of a prompt; stop strings are left out (the abort that they cause is an entry) and cache
-salts are replaced by digests of them. The file is a row of frames, a length of four bytes and one
-msgpack object each. It is bounded: a full part FILE becomes FILE.1, that FILE.2, and the part after
-FILE.3 is dropped. What cannot be written ends the recording and nothing else.
+the text of a prompt; stop strings are left out (the abort that they cause is an entry), cache
+salts and names of tenants are replaced by digests of them. The file is a row of frames, a length of
+four bytes and one msgpack object each. It is bounded: a full part FILE becomes FILE.1, that FILE.2,
+and the part after FILE.3 is dropped. What cannot be written ends the recording and nothing else.
 """
 
 from __future__ import annotations
@@ -224,7 +224,8 @@ class Recorder:
         """ConfigError if the file cannot be written."""
         self._slots: dict[int, str] = {}
         self._salt_key = secrets.token_bytes(16)
-        header = Header(FORMAT, version, config, 0, {})
+        weights = {self._hide(name): weight for name, weight in config.tenant_weights.items()}
+        header = Header(FORMAT, version, replace(config, tenant_weights=weights), 0, {})
         try:
             self._writer: LogWriter | None = LogWriter(path, config.record_bytes, header)
         except OSError as error:
@@ -235,7 +236,8 @@ class Recorder:
         bare = replace(
             request,
             params=replace(request.params, stop=()),
-            cache_salt=self._hide(request.cache_salt),
+            cache_salt=None if request.cache_salt is None else self._hide(request.cache_salt),
+            tenant=self._hide(request.tenant),
         )
         self._write(Added(bare, parent_id))
 
@@ -277,11 +279,11 @@ class Recorder:
             self._writer.close()
             self._writer = None
 
-    def _hide(self, salt: str | None) -> str | None:
-        """Replace a salt by a digest: equal ones stay equal."""
-        if salt is None:
-            return None
-        data = salt.encode("utf-8", "surrogatepass")
+    def _hide(self, name: str) -> str:
+        """Replace a name by a digest: equal ones stay equal, and nothing stays nothing."""
+        if name == "":
+            return name
+        data = name.encode("utf-8", "surrogatepass")
         return hashlib.blake2b(data, key=self._salt_key, digest_size=16).hexdigest()
 
     def _write(self, entry: Entry) -> None:

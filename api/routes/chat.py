@@ -10,7 +10,7 @@ from typing import Any
 from aiohttp import web
 
 from ..answer import answer, check_accepting
-from ..auth import cache_salt
+from ..auth import cache_salt, tenant_of
 from ..convert import (
     TokenPrompt,
     chat_limit,
@@ -47,7 +47,10 @@ async def chat_completions(request: web.Request) -> web.StreamResponse:
     check_length(("messages", len(prompt.token_ids)), chat_limit(body), engine.max_model_len)
     response_id = f"chatcmpl-{body.request_id or state.new_id()}"
     salt = cache_salt(request, body.cache_salt, isolate=state.isolate_keys)
-    prepared = prepare(engine, prompt, params, body, request_id=response_id, cache_salt=salt)
+    tenant = tenant_of(request, body.user, by_key=state.has_keys)
+    prepared = prepare(
+        engine, prompt, params, body, request_id=response_id, cache_salt=salt, tenant=tenant
+    )
     options = body.stream_options
     reply = Reply(
         response_id=response_id,

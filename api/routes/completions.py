@@ -5,7 +5,7 @@ from __future__ import annotations
 from aiohttp import web
 
 from ..answer import answer, check_accepting
-from ..auth import cache_salt
+from ..auth import cache_salt, tenant_of
 from ..convert import (
     TokenPrompt,
     check_length,
@@ -32,8 +32,17 @@ async def completions(request: web.Request) -> web.StreamResponse:
     prompts = await _token_prompts(state, body)
     response_id = f"cmpl-{body.request_id or state.new_id()}"
     salt = cache_salt(request, body.cache_salt, isolate=state.isolate_keys)
+    tenant = tenant_of(request, body.user, by_key=state.has_keys)
     prepared = [
-        prepare(engine, prompt, params, body, request_id=f"{response_id}-{index}", cache_salt=salt)
+        prepare(
+            engine,
+            prompt,
+            params,
+            body,
+            request_id=f"{response_id}-{index}",
+            cache_salt=salt,
+            tenant=tenant,
+        )
         for index, prompt in enumerate(prompts)
     ]
     options = body.stream_options

@@ -17,6 +17,7 @@ class ShownRequest(Struct, frozen=True):
     request_id: str
     state: str
     """waiting, running or ended."""
+    tenant: str
     num_prompt_tokens: int
     timeline: Timeline
 
@@ -31,7 +32,11 @@ class ShownRequests(Struct, frozen=True):
 def _show(story: Story) -> ShownRequest:
     request = story.request
     return ShownRequest(
-        request.request_id, story.state, len(request.prompt_token_ids), story.tell()
+        request.request_id,
+        story.state,
+        request.tenant,
+        len(request.prompt_token_ids),
+        story.tell(),
     )
 
 

@@ -68,10 +68,13 @@ class RequestBuilder:
         priority: int = 0,
         arrival_s: float = 0.0,
         cache_salt: str | None = None,
+        tenant: str = "",
     ) -> Prepared:
         """Check and tokenize. Raises ParamsError that names the field."""
         params = SamplingParams() if params is None else params
         self._check(params, request_id, priority, cache_salt)
+        if not isinstance(tenant, str):
+            raise _wrong("tenant", tenant, "a text")
         token_ids, text = self._read(prompt)
         if params.seed is None:
             seed = int(self._generator.integers(1 << SEED_BITS))
@@ -86,6 +89,7 @@ class RequestBuilder:
             priority=priority,
             arrival_s=arrival_s,
             cache_salt=cache_salt,
+            tenant=tenant,
         )
         return Prepared(request, text)
 

@@ -168,7 +168,7 @@ BAD_BYTES: list[tuple[bytes, str]] = [
     ('{"prompt": "a"}'.encode("utf-16"), "JSON"),
     (b'{"prompt": ' + b"[" * 100_000, "prompt[0][0]"),
     (b'{"prompt": "a", "xyz": ' + b"[" * 100_000, "xyz"),
-    (b'{"prompt": "a", "user": ' + b"[" * 100_000 + b"]" * 100_000 + b"}", "nested"),
+    (b'{"prompt": "a", "metadata": ' + b"[" * 100_000 + b"]" * 100_000 + b"}", "nested"),
     (b"{'prompt': 'a'}", "JSON"),
     (b"prompt=a", "JSON"),
     (b"\x00\x01\x02", "JSON"),

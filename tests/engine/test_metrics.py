@@ -8,14 +8,15 @@ import sys
 from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
-from quire.engine.metrics import EngineMetrics, Histogram
+from quire.engine.metrics import MAX_TENANTS, OTHERS, EngineMetrics, Histogram
 
 NAMES = {
     *("num_requests_running", "num_requests_waiting", "kv_cache_usage_perc"),
     *("prefix_cache_queries", "prefix_cache_hits", "num_preemptions", "prompt_tokens"),
     *("generation_tokens", "request_success", "time_to_first_token_seconds"),
     *("inter_token_latency_seconds", "e2e_request_latency_seconds", "iteration_tokens_total"),
-    *("request_prompt_tokens", "request_generation_tokens"),
+    *("request_prompt_tokens", "request_generation_tokens", "request_queue_time_seconds"),
+    *("tenant_requests", "tenant_prompt_tokens", "tenant_generation_tokens"),
 }
 
 
@@ -74,6 +75,34 @@ def test_engines_do_not_share_numbers() -> None:
     one.add_preemptions(1)
     assert samples(one)["num_preemptions_total"] == 1
     assert samples(other)["num_preemptions_total"] == 0
+
+
+def by_tenant(metrics: EngineMetrics, name: str) -> dict[str, float]:
+    return {
+        sample.labels["tenant"]: sample.value
+        for family in text_string_to_metric_families(metrics.render().decode())
+        for sample in family.samples
+        if sample.name == f"quire:{name}"
+    }
+
+
+def test_tenants_are_told_apart_and_their_number_is_bounded() -> None:
+    metrics = EngineMetrics("m")
+    for number in range(MAX_TENANTS + 50):
+        metrics.observe_finished(
+            "stop",
+            tenant=f"t{number}",
+            queue_seconds=0.5 if number else None,
+            prompt_tokens=3,
+            output_tokens=2,
+            e2e_seconds=1.0,
+        )
+    found = by_tenant(metrics, "tenant_prompt_tokens_total")
+    assert len(found) == MAX_TENANTS + 1
+    assert (found["t1"], found[OTHERS]) == (3, 150)
+    assert by_tenant(metrics, "tenant_generation_tokens_total")[OTHERS] == 100
+    waits = by_tenant(metrics, "request_queue_time_seconds_sum")
+    assert (waits["t0"], waits["t1"], waits[OTHERS]) == (0.0, 0.5, 25.0)
 
 
 @given(st.lists(st.floats(0, 20) | st.sampled_from([1.0, 2.5, 5.0])))

@@ -27,13 +27,16 @@ OPTIONS: dict[str, Any] = {
     "max_model_len": 40,
     "max_num_batched_tokens": 16,
     "max_num_seqs": 6,
+    "tenant_weights": {"secret tenant": 3.0},
 }
 
 
-def make_request(name: str, prompt: list[int], **options: Any) -> Request:
+def make_request(name: str, prompt: list[int], *, tenant: str = "", **options: Any) -> Request:
     params = SamplingParams(**({"max_tokens": 10, "ignore_eos": True} | options))
     ids = np.array(prompt, np.int32)
-    return Request(request_id=name, prompt_token_ids=ids, params=params, seed=len(name))
+    return Request(
+        request_id=name, prompt_token_ids=ids, params=params, seed=len(name), tenant=tenant
+    )
 
 
 def drive(core: EngineCore, rng: random.Random) -> None:
@@ -42,7 +45,9 @@ def drive(core: EngineCore, rng: random.Random) -> None:
         prompt = [*range(1, rng.randint(2, 8)), rng.randrange(60)]
         logprobs = rng.choice((None, 2))
         temperature = rng.choice((0.0, 1.0))
-        core.add(make_request(f"r{index}", prompt, logprobs=logprobs, temperature=temperature))
+        tenant = rng.choice(("", "secret tenant", "another"))
+        options = {"logprobs": logprobs, "temperature": temperature, "tenant": tenant}
+        core.add(make_request(f"r{index}", prompt, **options))
         if rng.random() < 0.2:
             core.abort(f"r{rng.randrange(index + 1)}")
         core.launch()
@@ -69,6 +74,14 @@ def log(tiny: Path, tmp_path: Path) -> Path:
         assert llm.scheduler.stats.num_preemptions > 0
         assert llm.scheduler.stats.prefix_hits > 0
     return path
+
+
+def test_a_log_tells_tenants_apart_without_naming_them(log: Path) -> None:
+    assert b"secret tenant" not in log.read_bytes()
+    read = trace.read_log(log)
+    (favourite,) = read.header.config.tenant_weights
+    tenants = {e.request.tenant for e in read.entries if isinstance(e, trace.Added)}
+    assert favourite in tenants and "" in tenants and len(tenants) == 3
 
 
 @pytest.mark.parametrize("backend", ["kernels", "reference"])
