@@ -7,6 +7,7 @@ exact within 1%, its mean, count and maximum exactly so.
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from typing import NamedTuple
 
 import numpy as np
@@ -104,11 +105,13 @@ class Histogram:
 class Latencies:
     """What clients feel."""
 
-    __slots__ = ("itl", "queueing", "ttft", "whole")
+    __slots__ = ("itl", "queueing", "queueing_of", "ttft", "whole")
 
     def __init__(self) -> None:
         self.queueing = Histogram()
-        """From the arrival to the start of the first step that computes the request."""
+        """From the arrival to the start of the first step that computes the request,"""
+        self.queueing_of: defaultdict[str, Histogram] = defaultdict(Histogram)
+        """and that by tenant."""
         self.ttft = Histogram()
         self.itl = Histogram()
         """Between tokens of a request, each gap counted."""
@@ -116,8 +119,10 @@ class Latencies:
 
     def merge(self, other: Latencies) -> None:
         """Add another's counts."""
-        for name in self.__slots__:
+        for name in ("itl", "queueing", "ttft", "whole"):
             getattr(self, name).merge(getattr(other, name))
+        for tenant, histogram in other.queueing_of.items():
+            self.queueing_of[tenant].merge(histogram)
 
 
 class ReplicaFigures(Struct, frozen=True):

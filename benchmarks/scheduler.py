@@ -15,6 +15,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -33,6 +34,7 @@ DECODE_LOOPS = {16: 0.02, 256: None, 1024: 0.14, 4096: None}
 ADMISSION_LOOPS = 10_000 / 5_000 / 1.8e-3
 HASHING_LOOPS = 1.7
 STEPS = 8 * BLOCK_SIZE
+NUM_TENANTS = 16
 
 
 class Figure(Struct):
@@ -76,7 +78,7 @@ def measure(name: str, run: Callable[[], float], budget: float | None) -> Figure
 
 
 def make_request(
-    request_id: str, prompt: IntArray, *, max_tokens: int | None = None, stop: int = VOCAB + 1
+    request_id: str, prompt: IntArray, *, max_tokens: int | None = None, tenant: str = ""
 ) -> Request:
     """Make a request that ends by length: its end-of-sequence id is never drawn."""
     params = SamplingParams(max_tokens=max_tokens)
@@ -85,14 +87,16 @@ def make_request(
         prompt_token_ids=prompt,
         params=params,
         seed=0,
-        eos_token_ids=(stop,),
+        eos_token_ids=(VOCAB + 1,),
+        tenant=tenant,
     )
 
 
 class Decode:
     """Sequences in steady decode whose blocks open evenly over the steps."""
 
-    def __init__(self, num_seqs: int, seed: int = 0) -> None:
+    def __init__(self, num_seqs: int, num_tenants: int = 0, seed: int = 0) -> None:
+        """num_tenants: of whom each has its share of the sequences, and a request that waits."""
         self._rng = np.random.default_rng(seed)
         self._num_seqs = num_seqs
         length = 64 + BLOCK_SIZE + (ROUNDS + 2) * STEPS
@@ -106,7 +110,11 @@ class Decode:
         self._scheduler = Scheduler(limits)
         for i in range(num_seqs):
             prompt = self._rng.integers(0, VOCAB, 64 + i % BLOCK_SIZE, dtype=np.int32)
-            self._scheduler.add(make_request(f"request-{i}", prompt))
+            tenant = str(i % num_tenants) if num_tenants else ""
+            self._scheduler.add(make_request(f"request-{i}", prompt, tenant=tenant))
+        for i in range(num_tenants):
+            prompt = self._rng.integers(0, VOCAB, 64, dtype=np.int32)
+            self._scheduler.add(make_request(f"waiting-{i}", prompt, tenant=str(i)))
         self.run()
 
     def run(self) -> float:
@@ -123,7 +131,7 @@ class Decode:
         return (time.thread_time() - start) / STEPS
 
 
-def admission_s(num_requests: int = 10_000) -> float:
+def admission_s(num_tenants: int = 1, num_requests: int = 10_000) -> float:
     """Give the seconds to add, admit, prefill and finish requests of 1,000 tokens.
 
     Every other one shares its first 800 tokens. The pool is smaller than all of them need, so that
@@ -140,7 +148,10 @@ def admission_s(num_requests: int = 10_000) -> float:
     scheduler = Scheduler(limits)
     prompts = rng.integers(0, VOCAB, (num_requests, 1000), dtype=np.int32)
     prompts[::2, :800] = prompts[0, :800]
-    requests = [make_request(f"request-{i}", p, max_tokens=1) for i, p in enumerate(prompts)]
+    requests = [
+        make_request(f"request-{i}", prompt, max_tokens=1, tenant=str(i % num_tenants))
+        for i, prompt in enumerate(prompts)
+    ]
     drawn = rng.integers(0, VOCAB, limits.max_num_seqs, dtype=np.int32)
     start = time.thread_time()
     for request in requests:
@@ -179,9 +190,14 @@ def main(arguments: list[str] | None = None) -> int:
         decode = Decode(num_seqs)
         figures.append(measure(f"decode step, {num_seqs} sequences", decode.run, budget))
         print(figures[-1].line(), flush=True)
-    name = "admission of 10,000 requests of 1,000 tokens"
-    figures.append(measure(name, admission_s, ADMISSION_LOOPS))
+    decode = Decode(1024, NUM_TENANTS)
+    name = f"decode step, 1024 of {NUM_TENANTS} tenants, all waiting"
+    figures.append(measure(name, decode.run, DECODE_LOOPS[1024]))
     print(figures[-1].line(), flush=True)
+    for num_tenants in (1, NUM_TENANTS):
+        name = f"admission of 10,000 requests, {num_tenants} tenants"
+        figures.append(measure(name, partial(admission_s, num_tenants), ADMISSION_LOOPS))
+        print(figures[-1].line(), flush=True)
     figures.append(measure("keys of 100,000 tokens", hashing_s, HASHING_LOOPS))
     print(figures[-1].line(), flush=True)
     if options.json:

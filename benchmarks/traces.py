@@ -58,6 +58,7 @@ class Arrival(NamedTuple):
     answer: Segment
     """Its source is the request's own: no other answer has it."""
     turns: tuple[Turn, ...] = ()
+    tenant: str = ""
 
     def following(self, ended_s: float) -> Arrival | None:
         """Give the next turn, once this one has ended; None after the last."""
@@ -65,7 +66,7 @@ class Arrival(NamedTuple):
             return None
         turn, *rest = self.turns
         prompt = (*self.prompt, self.answer, turn.new)
-        return Arrival(ended_s + turn.think_s, prompt, turn.answer, tuple(rest))
+        return Arrival(ended_s + turn.think_s, prompt, turn.answer, tuple(rest), self.tenant)
 
 
 class Lengths(Struct, frozen=True):

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import heapq
 import time
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from itertools import count
 
@@ -43,14 +44,14 @@ class Live:
 class Replica:
     """One scheduler and the clock of its device."""
 
-    def __init__(
-        self, limits: SchedulerLimits, cost: CostModel, latencies: Latencies, params: ParamsCache
-    ) -> None:
+    def __init__(self, setup: Setup, latencies: Latencies, params: ParamsCache) -> None:
+        limits = setup.limits
         assert limits.overlap == 1, limits
         self.scheduler = Scheduler(limits, secret=bytes(KEY_BYTES))
         self.awake = False
         """Whether an event of this replica is in the heap."""
-        self._cost, self._latencies, self._params = cost, latencies, params
+        self._cost, self._tenants = setup.cost, setup.tenants
+        self._latencies, self._params = latencies, params
         self._flight: StepPlan | None = None
         self._live: dict[int, Live] = {}
         slots = limits.max_num_seqs
@@ -78,6 +79,7 @@ class Replica:
             prompt_token_ids=prompt,
             params=self._params.of(length),
             seed=source,
+            tenant=arrival.tenant if self._tenants else "",
         )
         self.scheduler.add(request)
         self._live[source] = Live(arrival)
@@ -114,7 +116,9 @@ class Replica:
         self._last_s[slot] = live.last_s
         if not live.started:
             live.started = True
-            self._latencies.queueing.add(now_s - live.arrival.arrival_s)
+            waited_s = now_s - live.arrival.arrival_s
+            self._latencies.queueing.add(waited_s)
+            self._latencies.queueing_of[live.arrival.tenant].add(waited_s)
 
     def land(self, now_s: float) -> list[Arrival]:
         """End the step in flight; gives the requests that it ended."""
@@ -190,6 +194,8 @@ class Setup(Struct, frozen=True):
     shard: int = 0
     """Simulate only the replicas whose index modulo num_shards is this one."""
     num_shards: int = 1
+    tenants: bool = True
+    """Whether schedulers are told whose a request is."""
 
 
 class Simulation:
@@ -201,7 +207,7 @@ class Simulation:
         self._latencies = Latencies()
         params = ParamsCache()
         self._replicas = {
-            index: Replica(setup.limits, setup.cost, self._latencies, params)
+            index: Replica(setup, self._latencies, params)
             for index in range(setup.shard, setup.num_replicas, setup.num_shards)
         }
         self._loads = np.zeros(setup.num_replicas, np.int64)
@@ -210,6 +216,8 @@ class Simulation:
         self._turns: list[tuple[float, int, Arrival]] = []
         self._numbers = count()
         self.num_ended = 0
+        self.served: Counter[str] = Counter()
+        """Tokens of requests that ended, an output counted twice, by tenant."""
 
     def run(self, trace: Iterable[Arrival]) -> Outcome:
         """Simulate until the last answer has ended."""
@@ -273,6 +281,8 @@ class Simulation:
             self._loads[index] -= len(ended)
             self.num_ended += len(ended)
             for arrival in ended:
+                num_prompt = sum(segment.length for segment in arrival.prompt)
+                self.served[arrival.tenant] += num_prompt + 2 * arrival.answer.length
                 turn = arrival.following(now_s)
                 if turn is not None:
                     heapq.heappush(self._turns, (turn.arrival_s, next(self._numbers), turn))

@@ -46,8 +46,8 @@ def drive(core: EngineCore, rng: random.Random) -> None:
         logprobs = rng.choice((None, 2))
         temperature = rng.choice((0.0, 1.0))
         tenant = rng.choice(("", "secret tenant", "another"))
-        options = {"logprobs": logprobs, "temperature": temperature, "tenant": tenant}
-        core.add(make_request(f"r{index}", prompt, **options))
+        options: dict[str, Any] = {"logprobs": logprobs, "temperature": temperature}
+        core.add(make_request(f"r{index}", prompt, tenant=tenant, **options))
         if rng.random() < 0.2:
             core.abort(f"r{rng.randrange(index + 1)}")
         core.launch()
