@@ -34,7 +34,7 @@ from ..reference.generate import generate
 from .checkpoints import Kind, Tiny, make_tiny
 from .states import Reached
 from .step_plans import Answer, Asked, LogprobRow, answer_of
-from .strategies import limits, make_request, prompts, sampling_params
+from .strategies import TENANTS, limits, make_request, prompts, sampling_params
 
 Fault = Literal["before", "after"]
 """When a step dies: before the device did anything of it, or when all of it was done."""
@@ -342,6 +342,7 @@ class EngineMachine(RuleBasedStateMachine):
             eos=eos,
             priority=priority,
             salt=salt,
+            tenant=TENANTS[self.num_requests % len(TENANTS)],
         )
 
     def enter(self, request: Request) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import logging
 import subprocess
 import sys
 import time
@@ -164,6 +165,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--corpus", type=Path, default=CORPUS, help="where failures are kept")
     parser.add_argument("--report", action="store_true", help="write JSON, for a parent process")
     options = parser.parse_args(arguments)
+    # Steps die on purpose: what the engine logs of them says nothing.
+    logging.getLogger("quire").setLevel(logging.CRITICAL)
     number = options.seed if options.seed is not None else time.time_ns() % 2**32
     if options.report:
         found = explore(time.monotonic() + options.minutes * 60, number, options.corpus)

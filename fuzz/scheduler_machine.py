@@ -23,7 +23,7 @@ from ..engine.sched.planner import Decision
 from ..engine.sched.scheduler import Scheduler, SchedulerLimits
 from .oracles import FLAKY, VOCAB, Alone, FakeDevice, run_alone
 from .states import Reached
-from .strategies import limits, make_request, prompts, sampling_params
+from .strategies import TENANTS, limits, make_request, prompts, sampling_params
 
 _SALTS = (None, None, None, "a", "b")
 _ROOTS = {None: 11, "a": 12, "b": 13}
@@ -256,7 +256,14 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.roots[seed] = _ROOTS[salt]
         name = f"r{self.num_requests}"
         return make_request(
-            name, prompt, params=params, seed=seed, eos=eos, priority=priority, salt=salt
+            name,
+            prompt,
+            params=params,
+            seed=seed,
+            eos=eos,
+            priority=priority,
+            salt=salt,
+            tenant=TENANTS[self.num_requests % len(TENANTS)],
         )
 
     def enter(self, request: Request) -> None:

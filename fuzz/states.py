@@ -21,6 +21,7 @@ def abstract_state(scheduler: Scheduler) -> str:
         "running": len(slots),
         "decoding": decoding,
         "waiting": len(state.waiting),
+        "tenants": len({one.account for one in state.waiting}),
         "resumed": resumed,
         "free": memory.pool.num_free,
         "keyed": int(memory.index.keyed.sum()),

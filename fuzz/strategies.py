@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from ..engine.params import SamplingParams
 from ..engine.request import Request
@@ -14,6 +15,8 @@ from .oracles import VOCAB
 
 STEMS = ((1, 2, 3, 4, 5, 6, 1, 2, 3, 4), (1, 2, 3, 1, 2, 3, 1, 2, 3, 1, 2), (2,) * 12)
 """Beginnings that many prompts share, in whole or in part."""
+TENANTS = ("", "a", "b", "a", "")
+"""Of requests in turn."""
 
 
 def make_limits(
@@ -70,7 +73,7 @@ def limits(draw: st.DrawFn) -> SchedulerLimits:
     block_size = draw(st.sampled_from((1, 2, 4, 8, 16)))
     max_model_len = draw(st.integers(2, 40))
     least = -(-(max_model_len - 1) // block_size)
-    return make_limits(
+    made = make_limits(
         max_num_seqs=draw(st.integers(1, 6)),
         budget=draw(st.sampled_from((1, 2, 3, 5, 8, 16, 64, 512))),
         max_model_len=max_model_len,
@@ -80,6 +83,7 @@ def limits(draw: st.DrawFn) -> SchedulerLimits:
         policy=draw(st.sampled_from(("fcfs", "priority"))),
         overlap=draw(st.integers(1, 2)),
     )
+    return replace(made, tenant_weights=draw(st.sampled_from(({}, {"a": 3.0}))))
 
 
 @st.composite

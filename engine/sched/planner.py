@@ -33,6 +33,9 @@ from .memory import NO_IDS, SlotMemory
 from .sequence import NO_HIT, Hit, Sequence
 from .table import Rows
 
+GROWTH_BLOCKS = 2
+"""Kept free by admission for each running sequence: a twentieth of all blocks at most."""
+
 
 @dataclass(slots=True, eq=False)
 class State:
@@ -214,8 +217,8 @@ def _admit(state: State, limits: SchedulerLimits, grant: Grant, supply: Supply) 
     upcoming = _upcoming(state.memory, grant, size) if limits.enable_prefix_caching else set()
     for sequence in state.waiting.first(len(state.memory.free_slots)):
         # Some room for the others to grow, else the newcomer would be preempted at once.
-        spare = limits.num_blocks // 100 if admissions or len(state.rows.slots) else 0
-        room = available - spare
+        num_growing = len(state.rows.slots) + len(admissions)
+        room = available - min(GROWTH_BLOCKS * num_growing, limits.num_blocks // 20)
         if room < 0:
             break
         held = None if supply.drop_held else sequence.held

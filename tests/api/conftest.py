@@ -208,6 +208,7 @@ class FakeEngine:
         *,
         priority: int = 0,
         cache_salt: str | None = None,
+        tenant: str = "",
     ) -> Prepared:
         ids = prompt["prompt_token_ids"] if isinstance(prompt, dict) else prompt
         if max(ids) >= 2**20:

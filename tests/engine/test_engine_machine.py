@@ -17,7 +17,7 @@ def test_engine_keeps_the_law_under_any_order_of_calls() -> None:
     run_state_machine_as_test(
         EngineMachine,
         settings=settings(
-            max_examples=60,
+            max_examples=100,
             stateful_step_count=30,
             deadline=None,
             derandomize=True,
