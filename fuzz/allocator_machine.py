@@ -13,7 +13,6 @@ from typing import ClassVar
 import numpy as np
 from hypothesis import strategies as st
 from hypothesis.stateful import (
-    RuleBasedStateMachine,
     initialize,
     invariant,
     precondition,
@@ -24,6 +23,7 @@ from ..engine.kv.block_pool import BlockPool
 from ..engine.kv.block_table import BlockTable
 from ..engine.kv.hashing import BlockHasher
 from ..engine.kv.prefix_index import PrefixIndex
+from .commands import NotedMachine, noted
 from .oracles import VOCAB, OracleCache
 from .strategies import prompts
 
@@ -41,7 +41,7 @@ class Holder:
     num_published: int
 
 
-class AllocatorMachine(RuleBasedStateMachine):
+class AllocatorMachine(NotedMachine):
     """Drives the parts as SlotMemory does, but in any order."""
 
     totals: ClassVar[Counter[str]] = Counter()
@@ -50,6 +50,7 @@ class AllocatorMachine(RuleBasedStateMachine):
     @initialize(
         size=st.sampled_from((1, 2, 3, 4, 8)), number=st.sampled_from((1, 3, 6, 9, 12, 16, 24))
     )
+    @noted
     def start(self, size: int, number: int) -> None:
         self.size, self.number = size, number
         self.pool = BlockPool(number)
@@ -62,6 +63,7 @@ class AllocatorMachine(RuleBasedStateMachine):
 
     @precondition(lambda self: len(self.holders) < _NUM_SLOTS)
     @rule(data=st.data(), tokens=prompts(24), salt=st.sampled_from((None, None, "a")))
+    @noted
     def begin(self, data: st.DataObject, tokens: list[int], salt: str | None) -> None:
         """Look a sequence up, hold what it hits, take the rest; or refuse it, changing nothing."""
         known = sorted({longer for other, longer in self.model.prefixes.values() if other == salt})
@@ -116,6 +118,7 @@ class AllocatorMachine(RuleBasedStateMachine):
 
     @precondition(lambda self: self.holders)
     @rule(data=st.data())
+    @noted
     def publish(self, data: st.DataObject) -> None:
         """Publish some more of a sequence's full blocks."""
         slot = data.draw(st.sampled_from(sorted(self.holders)))
@@ -143,6 +146,7 @@ class AllocatorMachine(RuleBasedStateMachine):
 
     @precondition(lambda self: self.holders)
     @rule(data=st.data(), tokens=st.lists(st.integers(0, VOCAB - 1), min_size=1, max_size=9))
+    @noted
     def grow(self, data: st.DataObject, tokens: list[int]) -> None:
         """Append tokens to a sequence, and blocks where they need them."""
         slot = data.draw(st.sampled_from(sorted(self.holders)))
@@ -159,6 +163,7 @@ class AllocatorMachine(RuleBasedStateMachine):
 
     @precondition(lambda self: self.holders)
     @rule(data=st.data())
+    @noted
     def end(self, data: st.DataObject) -> None:
         """Give a sequence's blocks back, its tail first or, to make holes and orphans, last."""
         slot = data.draw(st.sampled_from(sorted(self.holders)))
@@ -171,6 +176,7 @@ class AllocatorMachine(RuleBasedStateMachine):
 
     @precondition(lambda self: not self.holders)
     @rule()
+    @noted
     def reset(self) -> None:
         """Forget all prefixes."""
         self.index.clear()

@@ -20,7 +20,7 @@ from typing import ClassVar, Literal, NamedTuple
 
 import msgspec
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
+from hypothesis.stateful import initialize, precondition, rule
 
 from ..engine.config import Backend, DTypeName
 from ..engine.core import EngineCore
@@ -32,6 +32,7 @@ from ..engine.request import Finished, Request, TokenEvents
 from ..engine.sched.scheduler import Scheduler, SchedulerLimits
 from ..reference.generate import generate
 from .checkpoints import Kind, Tiny, make_tiny
+from .commands import NotedMachine, noted
 from .states import Reached
 from .step_plans import Answer, Asked, LogprobRow, answer_of
 from .strategies import TENANTS, limits, make_request, prompts, sampling_params
@@ -150,7 +151,7 @@ def real_params(draw: st.DrawFn) -> SamplingParams:
     )
 
 
-class EngineMachine(RuleBasedStateMachine):
+class EngineMachine(NotedMachine):
     """Compares all that comes out of an engine with each request answered alone."""
 
     totals: ClassVar[Counter[str]] = Counter()
@@ -165,6 +166,7 @@ class EngineMachine(RuleBasedStateMachine):
         ),
         decoding=st.sampled_from(DECODINGS),
     )
+    @noted
     def start(self, limits: SchedulerLimits, key: ModelKey, decoding: Decoding) -> None:
         model = tiny(key)
         runner = ModelRunner(
@@ -200,6 +202,7 @@ class EngineMachine(RuleBasedStateMachine):
         priority=st.integers(-2, 2),
         salt=st.sampled_from((None, None, "a")),
     )
+    @noted
     def add(
         self,
         data: st.DataObject,
@@ -215,6 +218,7 @@ class EngineMachine(RuleBasedStateMachine):
 
     @precondition(lambda self: self.alive)
     @rule(data=st.data(), params=real_params())
+    @noted
     def fork(self, data: st.DataObject, params: SamplingParams) -> None:
         parent = self.requests[data.draw(st.sampled_from(self.alive))]
         known = [*parent.prompt_token_ids.tolist(), *self.outputs[parent.request_id]]
@@ -226,6 +230,7 @@ class EngineMachine(RuleBasedStateMachine):
         self.enter(request)
 
     @rule()
+    @noted
     def add_impossible(self) -> None:
         """What cannot fit, or has a living id, is refused and leaves no trace."""
         too_long = make_request("x", [1] * self.limits.max_model_len)
@@ -238,6 +243,7 @@ class EngineMachine(RuleBasedStateMachine):
 
     @precondition(lambda self: self.requests)
     @rule(data=st.data())
+    @noted
     def abort(self, data: st.DataObject) -> None:
         name = data.draw(st.sampled_from([*self.alive, *self.requests]))
         events = self.core.abort(name)
@@ -249,6 +255,7 @@ class EngineMachine(RuleBasedStateMachine):
             self.take(events)
 
     @rule()
+    @noted
     def launch(self) -> None:
         self.core.launch()
         self.core.scheduler.check()
@@ -256,16 +263,19 @@ class EngineMachine(RuleBasedStateMachine):
 
     @precondition(lambda self: self.executor.num_held)
     @rule()
+    @noted
     def compute(self) -> None:
         """The device goes on, and nobody looks."""
         self.executor.run()
 
     @precondition(lambda self: self.core.oldest is not None)
     @rule()
+    @noted
     def land(self) -> None:
         self.take(self.core.land())
 
     @rule(number=st.integers(1, 8), deep=st.booleans())
+    @noted
     def step(self, number: int, deep: bool = False) -> None:
         """Run some steps as a driver does. deep: what comes next finds steps in flight."""
         for _ in range(number):
@@ -277,6 +287,7 @@ class EngineMachine(RuleBasedStateMachine):
 
     @precondition(lambda self: self.executor.num_held)
     @rule(fault=st.sampled_from(FAULTS), happens=st.booleans())
+    @noted
     def fail(self, fault: Fault, happens: bool) -> None:
         """Now and then a step dies: those with a step in flight end, the others do not notice."""
         if not happens:
@@ -291,11 +302,13 @@ class EngineMachine(RuleBasedStateMachine):
         self.totals["requests that outlive a failure"] += len(self.alive)
 
     @rule()
+    @noted
     def reset_cache(self) -> None:
         idle = self.core.scheduler.num_free_blocks == self.limits.num_blocks
         assert self.core.reset_prefix_cache() == idle
 
     def teardown(self) -> None:
+        self.is_inside = True
         if not hasattr(self, "core") or sys.exc_info()[0] is not None:
             return
         bound = 10 + len(self.requests) * (3 * self.limits.max_model_len + 10)

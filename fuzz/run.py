@@ -1,8 +1,9 @@
 """Run the state machines for a while with random seeds: `python -m quire.fuzz.run --minutes N`.
 
 With --jobs J, that many processes, each with seeds of its own. Prints what was exercised and how
-many states were reached; a failure prints the steps that reproduce it, saves them under
-fuzz/corpus, and ends the run with status 1 while the other processes go on.
+many states were reached; a failure prints the steps that reproduce it, saves them as commands under
+fuzz/corpus (see commands.py), and ends the run with status 1 while the other processes go on.
+`--repeat FILE` does saved commands again.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import subprocess
 import sys
 import time
 import traceback
+from collections.abc import Iterable
 from pathlib import Path
 from typing import IO
 
@@ -23,6 +25,7 @@ from hypothesis.stateful import run_state_machine_as_test
 from msgspec import Struct
 
 from .allocator_machine import AllocatorMachine
+from .commands import Heading, read, repeat, write
 from .engine_machine import EngineMachine
 from .scheduler_machine import SchedulerMachine
 
@@ -34,6 +37,11 @@ STEER_EVERY = 4
 """Rounds of a machine: one that is steered goes deeper, the others reach more states."""
 SEEDS_PER_JOB = 10**6
 PROGRESS_S = 60.0
+LEAST_ROUNDS, MOST_ROUNDS = 4, 16
+"""Of `cover`: what examples come to varies much from seed to seed."""
+
+MAX_NOTE = 500
+"""Characters."""
 
 Machine = type[AllocatorMachine] | type[SchedulerMachine] | type[EngineMachine]
 
@@ -68,15 +76,22 @@ class Found(Struct):
         return "\n".join(lines)
 
 
-def run_round(machine: Machine, number: int, *, steer: bool = False) -> None:
+def run_round(
+    machine: Machine,
+    number: int,
+    *,
+    steer: bool = False,
+    num_examples: int = ROUND_EXAMPLES,
+    num_steps: int = NUM_STEPS,
+) -> None:
     """Run one round of examples from seed `number`; raises what the machine raises.
 
     steer: towards what machines aim at.
     """
     phases = (Phase.generate, *([Phase.target] if steer else []), Phase.shrink)
     options = settings(
-        max_examples=ROUND_EXAMPLES,
-        stateful_step_count=NUM_STEPS,
+        max_examples=num_examples,
+        stateful_step_count=num_steps,
         deadline=None,
         database=None,
         derandomize=False,
@@ -88,15 +103,35 @@ def run_round(machine: Machine, number: int, *, steer: bool = False) -> None:
     run_state_machine_as_test(seed(number)(machine), settings=options)
 
 
-def save(machine: str, command: str, error: BaseException, folder: Path) -> Path:
-    """Keep a failure as readable steps: the shrunk example as calls of the machine."""
-    notes = "\n".join(getattr(error, "__notes__", ()))
-    text = f"{command}\n{type(error).__name__}: {error}\n\n{notes}\n"
-    folder.mkdir(exist_ok=True)
-    name = hashlib.blake2b(notes.encode() or text.encode(), digest_size=6).hexdigest()
-    path = folder / f"{machine.lower()}-{name}.txt"
-    path.write_text(text)
+def cover(machine: Machine, wanted: Iterable[str], *, num_examples: int, num_steps: int) -> None:
+    """Run a few rounds, always the same, and more until all that is wanted has happened.
+
+    Raises what the machine raises, and AssertionError where something is still missing.
+    """
+    missing = list(wanted)
+    for number in range(MOST_ROUNDS):
+        run_round(machine, number, num_examples=num_examples, num_steps=num_steps)
+        missing = [what for what in missing if not machine.totals[what]]
+        if number + 1 >= LEAST_ROUNDS and not missing:
+            return
+    raise AssertionError((missing, machine.totals))
+
+
+def save(machine: Machine, command: str, error: BaseException, folder: Path) -> Path:
+    """Keep a failure: the commands of the shrunk example, which Hypothesis has run last."""
+    commands = machine.newest
+    name = hashlib.blake2b(msgspec.json.encode(commands), digest_size=6).hexdigest()
+    path = folder / f"{machine.__name__.lower()}-{name}.jsonl"
+    note = f"{type(error).__name__}: {error}"[:MAX_NOTE]
+    write(path, Heading(machine.__name__, note, command), commands)
     return path
+
+
+def repeat_file(path: Path) -> None:
+    """Do saved commands again; raises what the machine raises."""
+    heading, commands = read(path)
+    machine = next(one for one in MACHINES if one.__name__ == heading.machine)
+    repeat(machine, commands)
 
 
 def explore(end_s: float, number: int, folder: Path, only: str = "", steer: bool = False) -> Found:
@@ -117,7 +152,7 @@ def explore(end_s: float, number: int, folder: Path, only: str = "", steer: bool
             traceback.print_exc()
             name = machine.__name__
             command = f"--machine {name} --seed {where}{' --steer' if steer else ''}"
-            path = save(name, command, error, folder)
+            path = save(machine, command, error, folder)
             found.failures.append(f"{name} failed with {command}: {path}")
         found.num_rounds += 1
         if time.monotonic() - told_s > PROGRESS_S:
@@ -130,18 +165,18 @@ def explore(end_s: float, number: int, folder: Path, only: str = "", steer: bool
     return found
 
 
-def explore_in_processes(minutes: float, number: int, jobs: int, folder: Path) -> Found:
+def explore_in_processes(options: argparse.Namespace, number: int) -> Found:
     """Run `explore` in several processes, each with seeds of its own."""
-    command = [sys.executable, "-m", "quire.fuzz.run", "--minutes", str(minutes), "--report"]
-    command += ["--corpus", str(folder)]
+    command = [sys.executable, "-m", "quire.fuzz.run", "--report"]
+    command += ["--minutes", str(options.minutes), "--corpus", str(options.corpus)]
+    if options.machine:
+        command += ["--machine", options.machine, *(["--steer"] if options.steer else [])]
+    seeds = [number + job * SEEDS_PER_JOB for job in range(options.jobs)]
     children: list[subprocess.Popen[bytes]] = [
-        subprocess.Popen(
-            [*command, "--seed", str(number + job * SEEDS_PER_JOB)], stdout=subprocess.PIPE
-        )
-        for job in range(jobs)
+        subprocess.Popen([*command, "--seed", str(seed)], stdout=subprocess.PIPE) for seed in seeds
     ]
     found = Found()
-    for child in children:
+    for first, child in zip(seeds, children, strict=True):
         pipe: IO[bytes] | None = child.stdout
         assert pipe is not None
         data = pipe.read()
@@ -149,7 +184,8 @@ def explore_in_processes(minutes: float, number: int, jobs: int, folder: Path) -
         try:
             found.join(msgspec.json.decode(data, type=Found))
         except msgspec.MsgspecError:
-            found.failures.append(f"a process ended with status {child.returncode}")
+            ended = f"a process ended with status {child.returncode}"
+            found.failures.append(f"{ended}, its first seed was {first}")
     return found
 
 
@@ -164,17 +200,22 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--steer", action="store_true", help="with --machine: every round")
     parser.add_argument("--corpus", type=Path, default=CORPUS, help="where failures are kept")
     parser.add_argument("--report", action="store_true", help="write JSON, for a parent process")
+    parser.add_argument("--repeat", type=Path, metavar="FILE", help="do saved commands again")
     options = parser.parse_args(arguments)
     # Steps die on purpose: what the engine logs of them says nothing.
     logging.getLogger("quire").setLevel(logging.CRITICAL)
+    if options.repeat:
+        repeat_file(options.repeat)
+        return 0
     number = options.seed if options.seed is not None else time.time_ns() % 2**32
     if options.report:
-        found = explore(time.monotonic() + options.minutes * 60, number, options.corpus)
+        end_s = time.monotonic() + options.minutes * 60
+        found = explore(end_s, number, options.corpus, options.machine, options.steer)
         sys.stdout.buffer.write(msgspec.json.encode(found))
         return 1 if found.failures else 0
     print(f"first seed {number}", flush=True)
     if options.jobs > 1:
-        found = explore_in_processes(options.minutes, number, options.jobs, options.corpus)
+        found = explore_in_processes(options, number)
     else:
         end_s = time.monotonic() + options.minutes * 60
         found = explore(end_s, number, options.corpus, options.machine, options.steer)

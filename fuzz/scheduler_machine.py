@@ -12,7 +12,7 @@ from collections import Counter, deque
 from typing import ClassVar
 
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
+from hypothesis.stateful import initialize, precondition, rule
 
 from ..engine.errors import ParamsError
 from ..engine.kv.prefix_index import UPCOMING
@@ -21,6 +21,7 @@ from ..engine.plan import StepPlan, StepResult
 from ..engine.request import Finished, Request, TokenEvents
 from ..engine.sched.planner import Decision
 from ..engine.sched.scheduler import Scheduler, SchedulerLimits
+from .commands import NotedMachine, noted
 from .oracles import FLAKY, VOCAB, Alone, FakeDevice, run_alone
 from .states import Reached
 from .strategies import TENANTS, limits, make_request, prompts, sampling_params
@@ -29,7 +30,7 @@ _SALTS = (None, None, None, "a", "b")
 _ROOTS = {None: 11, "a": 12, "b": 13}
 
 
-class SchedulerMachine(RuleBasedStateMachine):
+class SchedulerMachine(NotedMachine):
     """Compares everything that comes out with each request run alone."""
 
     totals: ClassVar[Counter[str]] = Counter()
@@ -38,6 +39,7 @@ class SchedulerMachine(RuleBasedStateMachine):
     """What states they have been in."""
 
     @initialize(limits=limits())
+    @noted
     def start(self, limits: SchedulerLimits) -> None:
         self.limits = limits
         self.scheduler = Scheduler(limits, secret=b"0123456789abcdef")
@@ -66,6 +68,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         priority=st.integers(-2, 2),
         salt=st.sampled_from(_SALTS),
     )
+    @noted
     def add(
         self,
         data: st.DataObject,
@@ -81,6 +84,7 @@ class SchedulerMachine(RuleBasedStateMachine):
 
     @precondition(lambda self: self.alive)
     @rule(data=st.data(), params=sampling_params())
+    @noted
     def fork(self, data: st.DataObject, params: SamplingParams) -> None:
         parent = self.requests[data.draw(st.sampled_from(self.alive))]
         known = [*parent.prompt_token_ids.tolist(), *self.outputs[parent.request_id]]
@@ -92,6 +96,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.enter(request)
 
     @rule(data=st.data())
+    @noted
     def add_impossible(self, data: st.DataObject) -> None:
         """A request that cannot fit, or whose id is alive, is refused and leaves no trace."""
         too_long = make_request("x", [1] * self.limits.max_model_len)
@@ -105,6 +110,7 @@ class SchedulerMachine(RuleBasedStateMachine):
 
     @precondition(lambda self: self.requests)
     @rule(data=st.data())
+    @noted
     def abort(self, data: st.DataObject) -> None:
         # Rather those that only one of two steps in flight computes, and rather the living.
         steps = [set(self.names_of(plan)) for plan, _ in self.flying]
@@ -119,6 +125,7 @@ class SchedulerMachine(RuleBasedStateMachine):
             self.take(events)
 
     @rule()
+    @noted
     def launch(self) -> None:
         """Plan and commit one step, if there is one; the device executes it at once, in order."""
         decision = self.scheduler.plan()
@@ -152,6 +159,7 @@ class SchedulerMachine(RuleBasedStateMachine):
 
     @precondition(lambda self: self.flying)
     @rule()
+    @noted
     def land(self) -> None:
         plan, result = self.flying.popleft()
         self.take(self.scheduler.retire(plan, result))
@@ -162,6 +170,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         return [s.request_id for s in self.scheduler._running if s.slot in slots]
 
     @rule(number=st.integers(1, 6), deep=st.booleans())
+    @noted
     def step(self, number: int, deep: bool = False) -> None:
         """Run some steps as the engine does: as deep as allowed, then land the oldest.
 
@@ -184,6 +193,7 @@ class SchedulerMachine(RuleBasedStateMachine):
 
     @precondition(lambda self: self.flying)
     @rule(number=st.integers(0, 3))
+    @noted
     def fail(self, number: int) -> None:
         """Now and then a step dies: all with a step in flight end, the others survive."""
         if number:
@@ -191,6 +201,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.totals["failures amid copies"] += any(len(p.copy_sources) for p, _ in self.flying)
         busy = {slot for plan, _ in self.flying for slot in plan.slots.tolist()}
         doomed = [s.request_id for s in self.scheduler._running if s.slot in busy]
+        self.reached.failed(self.flying[0][0], "the device died")
         self.flying.clear()
         events = self.scheduler.fail("the device died")
         assert events.request_ids == doomed, (events.request_ids, doomed)
@@ -205,6 +216,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         assert self.scheduler.num_free_blocks == self.limits.num_blocks
 
     @rule()
+    @noted
     def reset_cache(self) -> None:
         idle = self.scheduler.num_free_blocks == self.limits.num_blocks
         assert self.scheduler.reset_prefix_cache() == idle
@@ -212,6 +224,7 @@ class SchedulerMachine(RuleBasedStateMachine):
             assert len(self.scheduler._memory.index) == 0
 
     def teardown(self) -> None:
+        self.is_inside = True
         if not hasattr(self, "scheduler") or sys.exc_info()[0] is not None:
             return
         # The oldest is never preempted: chunks of one token, outputs and waits bound its life.

@@ -7,6 +7,7 @@ from hypothesis import currently_in_test_context, target
 from ..engine.plan import StepPlan, StepResult
 from ..engine.request import Request
 from ..engine.sched.scheduler import Decision, Scheduler
+from .guard import Guard
 
 
 def abstract_state(scheduler: Scheduler) -> str:
@@ -40,11 +41,12 @@ def _bucket(count: int) -> int:
 
 
 class Reached:
-    """How far one example came. An observer of a core, or told by who drives a scheduler."""
+    """How far one example came, under guard. Hears a core, or is told by who drives a scheduler."""
 
     def __init__(self, scheduler: Scheduler, states: set[str]) -> None:
         """states: of all examples; grows."""
         self._scheduler, self._states = scheduler, states
+        self._guard = Guard(scheduler)
         self.peak_queue = self.num_partial_hits = 0
 
     def aim(self) -> None:
@@ -59,6 +61,7 @@ class Reached:
 
     def launched(self, decision: Decision, plan: StepPlan) -> None:
         """See Observer."""
+        self._guard.committed(plan)
         self._states.add(abstract_state(self._scheduler))
         self.peak_queue = max(self.peak_queue, self._scheduler.num_waiting)
         sources = [admission.hit.source for admission in decision.admissions]
@@ -75,6 +78,7 @@ class Reached:
 
     def failed(self, plan: StepPlan, message: str) -> None:
         """See Observer."""
+        self._guard.failed()
 
     def budgeted(self, num_tokens: int) -> None:
         """See Observer."""
