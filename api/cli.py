@@ -57,6 +57,7 @@ HELP = {
     "step_timeout_s": "seconds after which a step that does not end is given up",
     "served_model_name": "name of the model in the API",
     "record": "write the engine's log to this file, for quire replay",
+    "record_text": "write texts of prompts and stop strings to the log too",
     "record_bytes": "most bytes of the log, as 256MiB or a number",
 }
 """One line for each field of EngineConfig but `model`."""

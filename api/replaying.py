@@ -16,7 +16,7 @@ from ..engine.replay import (
     replay_config,
     replay_requests,
 )
-from ..engine.trace import Log, read_log
+from ..engine.trace import Added, Log, read_log
 
 
 def replay_file(file: str, options: Mapping[str, Any], request_id: str | None = None) -> int:
@@ -27,6 +27,9 @@ def replay_file(file: str, options: Mapping[str, Any], request_id: str | None = 
     log = read_log(Path(file))
     print(f"{file}: {len(log.entries)} entries, recorded by Quire {log.header.version}", flush=True)
     if request_id is not None:
+        for entry in log.entries:
+            if isinstance(entry, Added) and entry.request.request_id == request_id and entry.text:
+                print(f"Its prompt: {entry.text!r}")
         return _tell(replay_requests(log, options, request_id), f"Request {request_id}, alone")
     if not log.is_whole:
         print("Its beginning is gone, so plans cannot be compared, but tokens can.", flush=True)

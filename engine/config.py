@@ -81,6 +81,8 @@ class EngineConfig(Struct, frozen=True, kw_only=True):
     record: str | None = None
     """A file for the engine's log, for `quire replay`: token ids of prompts and answers, no text.
     None: nothing is recorded."""
+    record_text: bool = False
+    """Write the texts of prompts and the stop strings into the log too."""
     record_bytes: int = 256 * 2**20
     """Most bytes of the log: the oldest quarter is dropped when the newest is full."""
 
@@ -119,6 +121,8 @@ class EngineConfig(Struct, frozen=True, kw_only=True):
                 raise ConfigError(
                     f"tenant_weights says {weight!r} for {name!r}: it must be a number above 0."
                 )
+        if self.record_text and (self.record is None or self.skip_tokenizer_init):
+            raise ConfigError("record_text needs record, and a tokenizer.")
         part = self.gpu_memory_utilization
         if isinstance(part, bool) or not isinstance(part, int | float) or not 0 < part <= 1:
             raise ConfigError(

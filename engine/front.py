@@ -76,7 +76,8 @@ class Front:
             self.pacer = Pacer(target_s, config.max_num_batched_tokens, timer)
             self.core.watch(self.pacer)
         if config.record is not None:
-            self.core.watch(Recorder(Path(config.record), config, __version__))
+            decode = self._whole_text if config.record_text else None
+            self.core.watch(Recorder(Path(config.record), config, __version__, decode))
         self._open: dict[str, Open] = {}
         self._ids = itertools.count()
         self._seen = self.core.scheduler.stats
@@ -133,6 +134,9 @@ class Front:
     def chat_input(self, messages: Sequence[Mapping[str, Any]], **options: Any) -> PromptDict:
         """Render and tokenize a conversation: a prompt for `prepare`."""
         return chat_prompt(self._template(), self.tokenizer, messages, **options)
+
+    def _whole_text(self, token_ids: list[int]) -> str:
+        return self.tokenizer.decode(token_ids, skip_special_tokens=False)
 
     def _template(self) -> ChatTemplate:
         """Return the checkpoint's chat template, read on first use."""

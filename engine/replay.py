@@ -142,7 +142,7 @@ def replay(log: Log, options: Mapping[str, Any]) -> Verdict:
 def replay_config(header: Header, options: Mapping[str, Any]) -> EngineConfig:
     """Return the recorded configuration with some options changed, and nothing recorded."""
     given = {"bfloat16_sums": "auto"} if options.get("device") == "cuda" else {}
-    return replace(header.config, record=None, **(given | dict(options)))
+    return replace(header.config, record=None, record_text=False, **(given | dict(options)))
 
 
 def compare_step(entry: Landed, plan: StepPlan, result: StepResult, fold: Fold) -> Mismatch | None:

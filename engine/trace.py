@@ -1,10 +1,11 @@
 """The engine's log: everything that decided what an engine did, in a file that can be folded again.
 
-Recorder hears a core and writes; `read_log` gives the entries back. A log holds token ids, never
-the text of a prompt; stop strings are left out (the abort that they cause is an entry), cache
-salts and names of tenants are replaced by digests of them. The file is a row of frames, a length of
-four bytes and one msgpack object each. It is bounded: a full part FILE becomes FILE.1, that FILE.2,
-and the part after FILE.3 is dropped. What cannot be written ends the recording and nothing else.
+Recorder hears a core and writes; `read_log` gives the entries back. A log holds token ids and,
+unless that is asked for, no text of a prompt; stop strings are left out (the abort that they cause
+is an entry), cache salts and names of tenants are replaced by digests of them. The file is a row of
+frames, a length of four bytes and one msgpack object each. It is bounded: a full part FILE becomes
+FILE.1, that FILE.2, and the part after FILE.3 is dropped. What cannot be written ends the recording
+and nothing else.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import hashlib
 import logging
 import secrets
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -57,6 +58,8 @@ class Added(Struct, frozen=True, tag="add"):
 
     request: Request
     parent_id: str | None
+    text: str | None = None
+    """The prompt's, where texts are recorded."""
 
 
 class Aborted(Struct, frozen=True, tag="abort"):
@@ -220,8 +223,18 @@ def parts_of(path: Path) -> list[Path]:
 class Recorder:
     """An observer of a core that writes its log."""
 
-    def __init__(self, path: Path, config: EngineConfig, version: str) -> None:
-        """ConfigError if the file cannot be written."""
+    def __init__(
+        self,
+        path: Path,
+        config: EngineConfig,
+        version: str,
+        decode: Callable[[list[int]], str] | None = None,
+    ) -> None:
+        """decode: gives the text of a prompt; None: texts are not recorded.
+
+        ConfigError if the file cannot be written.
+        """
+        self._decode = decode
         self._slots: dict[int, str] = {}
         self._salt_key = secrets.token_bytes(16)
         weights = {self._hide(name): weight for name, weight in config.tenant_weights.items()}
@@ -233,13 +246,18 @@ class Recorder:
 
     def added(self, request: Request, parent_id: str | None) -> None:
         """See Observer."""
+        text, params = None, request.params
+        if self._decode is None:
+            params = replace(params, stop=())
+        else:
+            text = self._decode(request.prompt_token_ids.tolist())
         bare = replace(
             request,
-            params=replace(request.params, stop=()),
+            params=params,
             cache_salt=None if request.cache_salt is None else self._hide(request.cache_salt),
             tenant=self._hide(request.tenant),
         )
-        self._write(Added(bare, parent_id))
+        self._write(Added(bare, parent_id, text))
 
     def aborted(self, request_id: str) -> None:
         """See Observer."""

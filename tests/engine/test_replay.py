@@ -84,6 +84,27 @@ def test_a_log_tells_tenants_apart_without_naming_them(log: Path) -> None:
     assert favourite in tenants and "" in tenants and len(tenants) == 3
 
 
+@pytest.mark.parametrize("with_text", [False, True])
+def test_texts_are_recorded_only_when_asked(
+    with_text: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "engine.log"
+    params = SamplingParams(max_tokens=3, stop=["a stop string"])
+    with LLM(record=str(path), record_text=with_text, num_kv_blocks=64) as llm:
+        (output,) = llm.generate("Once upon a time", params, use_tqdm=False)
+    for text in (b"upon a time", b"a stop string"):
+        assert (text in path.read_bytes()) == with_text
+    assert replay_file(str(path), {}, output.request_id) == 0
+    assert ("Once upon a time" in capsys.readouterr().out) == with_text
+
+
+def test_texts_need_a_tokenizer_and_a_file() -> None:
+    with pytest.raises(ConfigError, match="record_text needs record"):
+        EngineConfig(record_text=True)
+    with pytest.raises(ConfigError, match="and a tokenizer"):
+        EngineConfig(record_text=True, record="x", skip_tokenizer_init=True)
+
+
 @pytest.mark.parametrize("backend", ["kernels", "reference"])
 def test_a_log_replays_to_the_same_plans_and_bits(log: Path, backend: str) -> None:
     verdict = replaying.replay(trace.read_log(log), {"backend": backend})
