@@ -150,9 +150,11 @@ def verdict(fault: Fault, minutes: float) -> str:
         begin_s = time.monotonic()
         run = subprocess.run(command, check=False, cwd=folder, env=environment, capture_output=True)
         took = f"{time.monotonic() - begin_s:.0f} s"
+    lines = run.stdout.decode().splitlines()
+    took += "".join(f" ({one.split(', ')[1]})" for one in lines if one.endswith("in this process"))
     if run.returncode == 0:
         return f"SURVIVED {took}"
-    by = [line for line in run.stdout.decode().splitlines() if " failed with --machine " in line]
+    by = [line for line in lines if " failed with --machine " in line]
     return f"caught in {took} by {by[0].split()[0]}" if by else f"caught in {took}: it crashed"
 
 

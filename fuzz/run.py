@@ -219,7 +219,7 @@ def main(arguments: list[str] | None = None) -> int:
     else:
         end_s = time.monotonic() + options.minutes * 60
         found = explore(end_s, number, options.corpus, options.machine, options.steer)
-    print(f"{found.num_rounds} rounds")
+    print(f"{found.num_rounds} rounds, {time.process_time():.0f} s of CPU time in this process")
     print(found.tell())
     for failure in found.failures:
         print(failure)
