@@ -6,7 +6,7 @@ Pure: validation happens once, on construction; nothing here changes afterwards.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from numbers import Integral, Real
 from typing import Any
 
@@ -17,6 +17,10 @@ from .errors import ParamsError
 
 MAX_LOGPROBS = 20
 MAX_STOPS = 64
+MAX_BIASES = 1024
+MAX_ALLOWED = 2**20
+MAX_BAD_WORDS = 1024
+MOST_BIAS = 100.0
 
 
 class SamplingParams(Struct, frozen=True, kw_only=True):
@@ -31,6 +35,18 @@ class SamplingParams(Struct, frozen=True, kw_only=True):
     top_k: int = 0
     """0 or -1: no limit."""
     min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    """Divides (multiplies, below 0) the logits of tokens in prompt or output; 1: none."""
+    frequency_penalty: float = 0.0
+    """Taken from a token's logit, times how often it was drawn."""
+    presence_penalty: float = 0.0
+    """Taken from the logits of tokens that were drawn."""
+    logit_bias: Mapping[int, float] | None = None
+    """Added to the logits of token ids; brought into -100 to 100."""
+    allowed_token_ids: Sequence[int] | None = None
+    """None: all."""
+    bad_words: Sequence[str] | None = ()
+    """Texts that must not be generated."""
     seed: int | None = None
     """Any 64-bit integer; None draws one, and the output tells which."""
     max_tokens: int | None = 16
@@ -50,6 +66,12 @@ class SamplingParams(Struct, frozen=True, kw_only=True):
         _real(self, "top_p", 0.0, 1.0, above=True)
         _real(self, "min_p", 0.0, 1.0)
         _integer(self, "top_k", -1, 2**31 - 1)
+        _real(self, "repetition_penalty", 0.0, 1e4, above=True)
+        _real(self, "frequency_penalty", -2.0, 2.0)
+        _real(self, "presence_penalty", -2.0, 2.0)
+        _bias(self)
+        _ids(self, "allowed_token_ids", MAX_ALLOWED)
+        _texts(self, "bad_words", MAX_BAD_WORDS)
         _integer(self, "min_tokens", 0, 2**31 - 1)
         if self.max_tokens is not None:
             _integer(self, "max_tokens", 1, 2**31 - 1)
@@ -96,24 +118,61 @@ def _integer(params: SamplingParams, name: str, low: int, high: int) -> None:
     force_setattr(params, name, int(value))
 
 
+def _texts(params: SamplingParams, name: str, most: int) -> None:
+    """Bring a text, some texts or None into a tuple."""
+    value: Any = getattr(params, name)
+    texts = (value,) if isinstance(value, str) else tuple(value or ())
+    if len(texts) > most or not all(isinstance(one, str) and one for one in texts):
+        raise _wrong(params, name, f"a non-empty string or at most {most} of them")
+    force_setattr(params, name, texts)
+
+
+def _ids(params: SamplingParams, name: str, most: int) -> None:
+    """Bring token ids into a tuple; None stays."""
+    value: Any = getattr(params, name)
+    if value is None:
+        return
+    try:
+        ids = tuple(value)
+    except TypeError:
+        ids = ()
+    if not 0 < len(ids) <= most or not all(map(_is_id, ids)):
+        raise _wrong(params, name, f"1 to {most} token ids")
+    force_setattr(params, name, tuple(map(int, ids)))
+
+
+def _bias(params: SamplingParams) -> None:
+    """Bring the biases into a dict of numbers from -MOST_BIAS to MOST_BIAS."""
+    value: Any = params.logit_bias
+    if value is None:
+        return
+    allowed = f"at most {MAX_BIASES} pairs of a token id and a number"
+    if not isinstance(value, Mapping) or len(value) > MAX_BIASES:
+        raise _wrong(params, "logit_bias", allowed)
+    biases = {}
+    for token, bias in value.items():
+        number = isinstance(bias, Real) and not isinstance(bias, bool) and not math.isnan(bias)
+        if not _is_id(token) or not number:
+            raise _wrong(params, "logit_bias", allowed)
+        biases[int(token)] = float(max(-MOST_BIAS, min(MOST_BIAS, bias)))
+    force_setattr(params, "logit_bias", biases)
+
+
+def _is_id(value: Any) -> bool:
+    whole = isinstance(value, Integral) and not isinstance(value, bool)
+    return whole and 0 <= int(value) < 2**31
+
+
 def _stops(params: SamplingParams) -> None:
     """Bring stop and stop_token_ids into tuples."""
-    stop: Any = params.stop
-    stops = (stop,) if isinstance(stop, str) else tuple(stop or ())
-    if len(stops) > MAX_STOPS or not all(isinstance(s, str) and s for s in stops):
-        raise _wrong(params, "stop", f"a non-empty string or at most {MAX_STOPS} of them")
+    _texts(params, "stop", MAX_STOPS)
     ids: Any = params.stop_token_ids
     try:
         stop_ids = tuple(ids or ())
     except TypeError:
         stop_ids = (None,)
-    good = all(
-        isinstance(i, Integral) and not isinstance(i, bool) and 0 <= int(i) < 2**31
-        for i in stop_ids
-    )
-    if len(stop_ids) > MAX_STOPS or not good:
+    if len(stop_ids) > MAX_STOPS or not all(map(_is_id, stop_ids)):
         raise _wrong(params, "stop_token_ids", f"at most {MAX_STOPS} token ids")
-    if stops and not params.detokenize:
+    if params.stop and not params.detokenize:
         raise ParamsError("stop strings need detokenize, which is false.", "stop")
-    force_setattr(params, "stop", stops)
     force_setattr(params, "stop_token_ids", tuple(int(i) for i in stop_ids))

@@ -29,6 +29,8 @@ class Admitted(Struct, frozen=True):
     """64 bits, unsigned."""
     stop_token_ids: tuple[int, ...]
     """Not drawn before params.min_tokens outputs (end-of-sequence ids included)."""
+    bad_word_ids: tuple[tuple[int, ...], ...] = ()
+    """Sequences of tokens that are not drawn."""
 
 
 class StepPlan(Struct, frozen=True):

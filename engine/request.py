@@ -26,6 +26,8 @@ class Request(Struct, frozen=True, kw_only=True):
     params: SamplingParams
     seed: int
     """params.seed modulo 2**64, or the one that was drawn for it."""
+    bad_word_ids: tuple[tuple[int, ...], ...] = ()
+    """params.bad_words in tokens."""
     eos_token_ids: tuple[int, ...] = ()
     """End the sequence unless params.ignore_eos."""
     priority: int = 0

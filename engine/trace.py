@@ -248,7 +248,7 @@ class Recorder:
         """See Observer."""
         text, params = None, request.params
         if self._decode is None:
-            params = replace(params, stop=())
+            params = replace(params, stop=(), bad_words=())
         else:
             text = self._decode(request.prompt_token_ids.tolist())
         bare = replace(

@@ -16,7 +16,7 @@ from collections import Counter, deque
 from concurrent.futures import Future
 from functools import cache
 from pathlib import Path
-from typing import ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import msgspec
 from hypothesis import strategies as st
@@ -43,6 +43,16 @@ FAULTS: tuple[Fault, ...] = ("before", "after")
 KINDS: tuple[Kind, ...] = ("qwen3", "mistral", "llama2")
 DTYPES: tuple[DTypeName, ...] = ("bfloat16", "float32")
 BACKENDS: tuple[Backend, ...] = ("kernels", "kernels", "reference")
+EDITS: tuple[dict[str, Any], ...] = (
+    {},
+    {},
+    {},
+    {"repetition_penalty": 1.7, "presence_penalty": -0.5},
+    {"frequency_penalty": 2.0, "logit_bias": {5: 3.5, 0: -100.0, 77: -1.25}},
+    {"allowed_token_ids": list(range(0, 128, 5)), "frequency_penalty": -1.5},
+)
+BAD_WORDS = ((), (), ((3,), (5, 5), (40, 41, 42)), tuple((one,) for one in range(100)))
+"""What requests change in their logits; bad words are those of requests in turn."""
 MANY = tuple(range(0, 128, 3))
 """A third of the vocabulary ends a sequence, so that it matters when it must not."""
 DECODINGS: tuple[Decoding, ...] = ("exact", "padded")
@@ -63,11 +73,17 @@ def tiny(key: ModelKey) -> Tiny:
         return make_tiny(key.kind, Path(folder), key.dtype, key.backend)
 
 
-@cache
+_answers: dict[bytes, Answer] = {}
+
+
 def oracle(key: ModelKey, asked: Asked) -> Answer:
-    """Answer one request alone, by the dense model in pure PyTorch."""
-    model = tiny(key)
-    return answer_of(asked, generate(model.config, model.weights, list(asked.prompt), asked.wish))
+    """Answer one request alone, by the dense model in pure PyTorch; each once."""
+    name = msgspec.msgpack.encode((key, asked))
+    if name not in _answers:
+        model = tiny(key)
+        given = generate(model.config, model.weights, list(asked.prompt), asked.wish)
+        _answers[name] = answer_of(asked, given)
+    return _answers[name]
 
 
 class HeldFuture(Future[StepResult]):
@@ -150,6 +166,7 @@ def real_params(draw: st.DrawFn) -> SamplingParams:
         top_p=draw(st.sampled_from((1.0, 0.8))),
         min_p=draw(st.sampled_from((0.0, 0.3, 0.9))),
         logprobs=draw(st.sampled_from((None, 0, 2))),
+        **draw(st.sampled_from(EDITS)),
     )
 
 
@@ -349,7 +366,7 @@ class EngineMachine(NotedMachine):
     ) -> Request:
         """Make a request with an id of its own; seeds come again, so that answers do."""
         self.num_requests += 1
-        return make_request(
+        request = make_request(
             f"r{self.num_requests}",
             prompt,
             params=params,
@@ -359,6 +376,8 @@ class EngineMachine(NotedMachine):
             salt=salt,
             tenant=TENANTS[self.num_requests % len(TENANTS)],
         )
+        bad_words = BAD_WORDS[self.num_requests % len(BAD_WORDS)]
+        return msgspec.structs.replace(request, bad_word_ids=bad_words)
 
     def enter(self, request: Request) -> None:
         """Note an accepted request."""
@@ -378,7 +397,7 @@ class EngineMachine(NotedMachine):
             min_tokens=min(params.min_tokens, most),
             stop_token_ids=[*(params.stop_token_ids or ()), *self.eos_of(request)],
         )
-        return oracle(self.key, Asked(prompt, params, request.seed))
+        return oracle(self.key, Asked(prompt, params, request.seed, request.bad_word_ids))
 
     def eos_of(self, request: Request) -> tuple[int, ...]:
         """The ends of sequences that count for a request."""

@@ -16,6 +16,7 @@ import numpy as np
 
 from ..engine.params import SamplingParams
 from ..engine.plan import Admitted, StepPlan, StepResult
+from ..reference.edits import Edits
 from ..reference.generate import Generated, Wish
 
 
@@ -26,6 +27,8 @@ class Asked(NamedTuple):
     params: SamplingParams
     seed: int
     """64 bits, unsigned."""
+    bad_words: tuple[tuple[int, ...], ...] = ()
+    """params.bad_words in tokens."""
 
     @property
     def wish(self) -> Wish:
@@ -42,6 +45,14 @@ class Asked(NamedTuple):
             min_tokens=params.min_tokens,
             stop_token_ids=tuple(params.stop_token_ids or ()),
             num_logprobs=params.logprobs or 0,
+            edits=Edits(
+                repetition_penalty=params.repetition_penalty,
+                frequency_penalty=params.frequency_penalty,
+                presence_penalty=params.presence_penalty,
+                logit_bias=params.logit_bias or {},
+                allowed_token_ids=params.allowed_token_ids,
+                bad_words=self.bad_words,
+            ),
         )
 
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from .decoder import DecoderConfig, DecoderWeights, logits
+from .edits import Edits, edit
 from .ops import Logprobs, SamplingRows
 from .sampling import logprobs, sample
 
@@ -33,6 +34,7 @@ class Wish:
     stop_token_ids: tuple[int, ...] = ()
     """End the sequence (the token is kept); not drawn before min_tokens outputs."""
     num_logprobs: int = 0
+    edits: Edits | None = None
 
 
 class Generated(NamedTuple):
@@ -54,7 +56,10 @@ def generate(
     while len(tokens) < last:
         row = logits(config, weights, torch.tensor(tokens, dtype=torch.int32))[-1:]
         index = len(tokens) - len(prompt)
-        drawn = sample(_masked(row, wish, index), _rows(wish, index))
+        edited = row
+        if wish.edits is not None:
+            edited = edit(row[0], wish.edits, prompt, tokens[len(prompt) :])[None]
+        drawn = sample(_masked(edited, wish, index), _rows(wish, index))
         answer.logprobs.append(logprobs(row, drawn.clamp(min=0), wish.num_logprobs))
         token = int(drawn)
         answer.token_ids.append(token)

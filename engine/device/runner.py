@@ -27,6 +27,7 @@ from . import warm_up
 from .graphs import CudaCapture, GraphKey, StepGraphs
 from .inputs import PackedStep, StepInputs, largest_buckets, make_buckets
 from .link import FaultedLanding, Landing, Link, make_link
+from .logit_edits import StepEdits
 from .sampler import Banned, Drawn, draw
 from .sampling_rows import PLAIN, Forbidden, SamplingTable
 from .state import DeviceTable
@@ -69,7 +70,7 @@ class ModelRunner:
         self._link = link or make_link(model.device)
         self._caches = model.new_caches(num_blocks, block_size)
         self._table = DeviceTable(self._link, max_num_seqs, max_model_len, block_size)
-        self._sampling = SamplingTable(max_num_seqs, config.vocab_size)
+        self._sampling = SamplingTable(self._link, max_num_seqs, config.vocab_size)
         self._buckets = () if decoding == "exact" else make_buckets(max_num_seqs)
         self._inputs = StepInputs(self._link, max_num_seqs, max_model_len, self._buckets)
         self._graphs = StepGraphs(CudaCapture()) if decoding == "graphs" else None
@@ -110,7 +111,9 @@ class ModelRunner:
             logger.exception("the parameters of the sequence in slot %d failed", admitted.slot)
             message = f"Its parameters failed: {type(error).__name__}: {error}"
             self._faults[admitted.slot] = RowFault(admitted.slot, message)
-            self._sampling.admit(replace(admitted, params=SamplingParams(), stop_token_ids=()))
+            self._sampling.admit(
+                replace(admitted, params=SamplingParams(), stop_token_ids=(), bad_word_ids=())
+            )
 
     def warm_up(self) -> None:
         """Run every operation once, in a small memory of its own, so that all code is compiled.
@@ -173,6 +176,7 @@ class ModelRunner:
             SamplingRows(*(part[:size] for part in tensors.sampling)),
             self._ban(step.extras.forbidden),
             step.extras.num_logprobs,
+            self._editor(step.extras.edits),
         )
         self._store(tensors.sample_slots[:size], tensors.sample_positions[:size], drawn.tokens)
         return drawn
@@ -209,6 +213,11 @@ class ModelRunner:
 
     def _store(self, slots: Tensor, positions: Tensor, tokens: Tensor) -> None:
         self.ops.store_tokens(self._table.tokens, slots, positions, tokens)
+
+    def _editor(self, edits: StepEdits | None) -> Callable[[Tensor], Tensor] | None:
+        if edits is None:
+            return None
+        return partial(self._sampling.edits.apply, known=self._table.tokens, step=edits)
 
     def _ban(self, forbidden: Forbidden | None) -> Banned | None:
         if forbidden is None:

@@ -1,11 +1,12 @@
 """From logits to drawn tokens and their log probabilities.
 
 Pure but for the logits, which are this step's own. Log probabilities are those of the raw logits:
-what min_tokens forbids is masked for the draw only.
+what min_tokens forbids, and what else a request edits, counts for the draw only.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -32,16 +33,23 @@ class Drawn(NamedTuple):
 
 
 def draw(
-    ops: Ops, logits: Tensor, rows: SamplingRows, banned: Banned | None, num_logprobs: int
+    ops: Ops,
+    logits: Tensor,
+    rows: SamplingRows,
+    banned: Banned | None,
+    num_logprobs: int,
+    edit: Callable[[Tensor], Tensor] | None = None,
 ) -> Drawn:
-    """Draw a token for each row of logits [rows, vocab] dtype. Overwrites logits."""
-    if num_logprobs == NO_LOGPROBS:
-        if banned is not None:
-            logits[banned.rows, banned.tokens] = -torch.inf
-        return Drawn(ops.sample(logits, rows), None)
-    masked = logits
+    """Draw a token for each row of logits [rows, vocab] dtype. Overwrites logits.
+
+    edit: makes edited logits of them, float32; None where no row edits.
+    """
+    edited = logits if edit is None else edit(logits)
     if banned is not None:
-        masked = logits.clone()
-        masked[banned.rows, banned.tokens] = -torch.inf
-    tokens = ops.sample(masked, rows)
+        if edited is logits and num_logprobs != NO_LOGPROBS:
+            edited = logits.clone()
+        edited[banned.rows, banned.tokens] = -torch.inf
+    tokens = ops.sample(edited, rows)
+    if num_logprobs == NO_LOGPROBS:
+        return Drawn(tokens, None)
     return Drawn(tokens, ops.logprobs(logits, tokens.clamp(min=0), num_logprobs))

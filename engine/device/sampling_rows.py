@@ -13,12 +13,14 @@ from numpy.typing import NDArray
 
 from ..plan import Admitted
 from ..request import IntArray
+from .link import Link
+from .logit_edits import EditTable, StepEdits
 
 NO_LOGPROBS = -1
 NUM_PARAMETERS = 5
 """Words of a row: temperature, top_k, top_p, min_p (floats by their bits) and the index."""
-_NUM_COLUMNS = 7
-"""Words of a slot: the first four of a row, num_prompt_tokens, min_tokens, num_logprobs."""
+_NUM_COLUMNS = 8
+"""Words of a slot: the first four of a row, num_prompt_tokens, min_tokens, num_logprobs, edits."""
 PADDING = np.array([0.0, 0.0, 1.0, 0.0, 0.0], dtype=np.float32).view(np.int32)[:, None]
 """[NUM_PARAMETERS, 1] a row that is drawn greedily. A zero has no bits, of whatever type."""
 
@@ -36,6 +38,7 @@ class StepExtras(NamedTuple):
     forbidden: Forbidden | None
     num_logprobs: int
     """The most that any row asked for; NO_LOGPROBS where none asked at all."""
+    edits: StepEdits | None = None
 
 
 PLAIN = StepExtras(None, NO_LOGPROBS)
@@ -45,8 +48,9 @@ PLAIN = StepExtras(None, NO_LOGPROBS)
 class SamplingTable:
     """One entry a slot in every array."""
 
-    def __init__(self, num_slots: int, vocab_size: int) -> None:
+    def __init__(self, link: Link, num_slots: int, vocab_size: int) -> None:
         self._vocab_size = vocab_size
+        self.edits = EditTable(link, vocab_size)
         # One array, so that a step gathers once; what each line is called, are views.
         self._words = np.zeros((_NUM_COLUMNS, num_slots), dtype=np.int32)
         self._temperature = self._words[0].view(np.float32)
@@ -56,6 +60,7 @@ class SamplingTable:
         self._num_prompt_tokens = self._words[4]
         self._min_tokens = self._words[5]
         self._num_logprobs = self._words[6]
+        self._has_edits = self._words[7]
         self._seeds = np.zeros(num_slots, dtype=np.int64)
         self._top_p[:] = 1.0
         self._num_logprobs[:] = NO_LOGPROBS
@@ -72,6 +77,7 @@ class SamplingTable:
         self._num_prompt_tokens[slot] = admitted.num_prompt_tokens
         self._min_tokens[slot] = params.min_tokens
         self._num_logprobs[slot] = NO_LOGPROBS if params.logprobs is None else params.logprobs
+        self._has_edits[slot] = self.edits.admit(admitted)
         self._stop_token_ids[slot] = tuple(
             token for token in admitted.stop_token_ids if token < self._vocab_size
         )
@@ -95,7 +101,8 @@ class SamplingTable:
         seeds[:size] = self._seeds[slots]
         early: NDArray[Any] = indices < words[5]
         forbidden = self._forbid(slots, np.flatnonzero(early)) if early.any() else None
-        return StepExtras(forbidden, int(words[6].max()))
+        edits = self.edits.of_step(slots, positions, words[7]) if words[7].any() else None
+        return StepExtras(forbidden, int(words[6].max()), edits)
 
     def _forbid(self, slots: IntArray, early: NDArray[np.int64]) -> Forbidden | None:
         """Collect the stop tokens of the rows in early."""

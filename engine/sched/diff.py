@@ -46,6 +46,7 @@ class PlanDiff:
                 request.params,
                 request.seed,
                 sequence.stop_ids,
+                request.bad_word_ids,
             )
         )
         self._blocks.append((np.full(len(blocks), slot), np.arange(len(blocks)), blocks))

@@ -40,7 +40,7 @@ def make_plan(slots: list[int], starts: list[int], counts: list[int], samples: l
 
 
 def make_table() -> SamplingTable:
-    table = SamplingTable(NUM_SLOTS, 100)
+    table = SamplingTable(HostLink(), NUM_SLOTS, 100)
     for slot in range(NUM_SLOTS):
         params = SamplingParams(
             temperature=0.5, top_k=3, top_p=0.5, min_p=0.25, max_tokens=None, seed=0

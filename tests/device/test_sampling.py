@@ -6,6 +6,7 @@ import math
 
 import numpy as np
 import torch
+from quire.engine.device.link import HostLink
 from quire.engine.device.sampler import Banned, Drawn, draw
 from quire.engine.device.sampling_rows import (
     NO_LOGPROBS,
@@ -71,10 +72,10 @@ def draw_from(table: SamplingTable, logits: torch.Tensor, slots: np.ndarray) -> 
 
 
 def test_rows_are_the_parameters_of_their_slots() -> None:
-    table = SamplingTable(4, VOCAB_SIZE)
+    table = SamplingTable(HostLink(), 4, VOCAB_SIZE)
     admit(table, 3, temperature=0.5, top_k=-1, top_p=0.9, min_p=0.1, seed=2**64 - 1)
     admit(table, 1, num_prompt=2, temperature=0.0, top_k=7, seed=2**63)
-    rows, (forbidden, num_logprobs) = fill(table, ints(1, 3), ints(2, 9))
+    rows, (forbidden, num_logprobs, _) = fill(table, ints(1, 3), ints(2, 9))
     assert rows.temperature.tolist() == [0.0, 0.5]
     assert rows.top_k.tolist() == [7, 0]
     assert rows.top_p.tolist() == [1.0, torch.tensor(0.9).item()]
@@ -94,16 +95,16 @@ def test_rows_are_the_parameters_of_their_slots() -> None:
 
 
 def test_a_slot_forgets_its_last_sequence() -> None:
-    table = SamplingTable(1, VOCAB_SIZE)
+    table = SamplingTable(HostLink(), 1, VOCAB_SIZE)
     admit(table, 0, logprobs=5, min_tokens=9, stops=(1,), top_k=3, seed=8)
     admit(table, 0)
-    rows, (forbidden, num_logprobs) = fill(table, ints(0), ints(4))
+    rows, (forbidden, num_logprobs, _) = fill(table, ints(0), ints(4))
     assert (forbidden, num_logprobs) == (None, NO_LOGPROBS)
     assert (rows.top_k.item(), rows.seeds.item()) == (0, 0)
 
 
 def test_most_logprobs_of_the_step_count() -> None:
-    table = SamplingTable(3, VOCAB_SIZE)
+    table = SamplingTable(HostLink(), 3, VOCAB_SIZE)
     admit(table, 0)
     admit(table, 1, logprobs=0)
     admit(table, 2, logprobs=4)
@@ -115,7 +116,7 @@ def test_most_logprobs_of_the_step_count() -> None:
 
 
 def test_stops_are_forbidden_before_min_tokens_only() -> None:
-    table = SamplingTable(3, VOCAB_SIZE)
+    table = SamplingTable(HostLink(), 3, VOCAB_SIZE)
     admit(table, 0, min_tokens=2, stops=(3, 31, VOCAB_SIZE))
     admit(table, 1, stops=(5,))
     admit(table, 2, min_tokens=1)
@@ -127,7 +128,7 @@ def test_stops_are_forbidden_before_min_tokens_only() -> None:
 
 
 def test_forbidden_tokens_are_not_drawn_but_counted_in_logprobs() -> None:
-    table = SamplingTable(2, VOCAB_SIZE)
+    table = SamplingTable(HostLink(), 2, VOCAB_SIZE)
     admit(table, 0, temperature=0.0, min_tokens=1, stops=(7,), logprobs=2)
     admit(table, 1, temperature=0.0, stops=(7,))
     logits = torch.arange(VOCAB_SIZE).repeat(2, 1) / 8
@@ -145,7 +146,7 @@ def test_forbidden_tokens_are_not_drawn_but_counted_in_logprobs() -> None:
 
 
 def test_a_row_that_is_not_finite_keeps_the_others() -> None:
-    table = SamplingTable(2, VOCAB_SIZE)
+    table = SamplingTable(HostLink(), 2, VOCAB_SIZE)
     admit(table, 0, temperature=0.0, logprobs=1)
     admit(table, 1, temperature=0.0, logprobs=1)
     logits = torch.arange(VOCAB_SIZE).repeat(2, 1) / 8

@@ -1,0 +1,178 @@
+"""EditTable: what each slot changes in its logits; all rows of a step at once.
+
+Owns the edits by slot: numbers on the host, masks of allowed tokens on the device. Nothing is
+remembered of a sequence's history: it is read from the table of known tokens, which knows the
+newest one even where the host does not. So preemption, forks and steps in flight need no care.
+`reference.edits` is the definition.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ..params import SamplingParams
+from ..plan import Admitted
+from ..request import IntArray
+from .link import Link
+
+MAX_ELEMENTS = 2**24
+"""Of a temporary tensor: more rows are penalized in several turns."""
+
+Ids = NDArray[np.int64]
+
+
+class SlotEdits(NamedTuple):
+    """One slot's edits, on the host."""
+
+    num_prompt_tokens: int
+    penalties: tuple[float, float, float]
+    """Repetition, frequency, presence."""
+    bias: tuple[tuple[int, float], ...]
+    bad_words: tuple[tuple[int, ...], ...]
+
+
+class StepEdits(NamedTuple):
+    """What the sampling rows of one step edit, on the host."""
+
+    rows: list[int]
+    """[m] those that do,"""
+    slots: list[int]
+    """[m] their slots,"""
+    lengths: list[int]
+    """[m] and known tokens."""
+
+
+def has_edits(admitted: Admitted) -> bool:
+    """Whether a sequence changes its logits."""
+    params = admitted.params
+    return bool(
+        _has_penalties(params)
+        or params.logit_bias
+        or params.allowed_token_ids is not None
+        or admitted.bad_word_ids
+    )
+
+
+def _has_penalties(params: SamplingParams) -> bool:
+    penalties = (params.repetition_penalty, params.frequency_penalty, params.presence_penalty)
+    return penalties != (1.0, 0.0, 0.0)
+
+
+class EditTable:
+    """Edits by slot."""
+
+    def __init__(self, link: Link, vocab_size: int) -> None:
+        self._link, self._vocab_size = link, vocab_size
+        self._slots: dict[int, SlotEdits] = {}
+        self._denied: dict[int, Tensor] = {}
+        """[vocab] bool on the device, by slot: tokens that are not among the allowed ones."""
+
+    def admit(self, admitted: Admitted) -> bool:
+        """Take a sequence's edits into its slot; whether it has any."""
+        slot, params = admitted.slot, admitted.params
+        self._slots.pop(slot, None)
+        self._denied.pop(slot, None)
+        if not has_edits(admitted):
+            return False
+        if params.allowed_token_ids is not None:
+            denied = torch.ones(self._vocab_size, dtype=torch.bool, device=self._link.device)
+            denied[self._link.upload(np.array(params.allowed_token_ids, np.int64))] = False
+            self._denied[slot] = denied
+        self._slots[slot] = SlotEdits(
+            admitted.num_prompt_tokens,
+            (params.repetition_penalty, params.frequency_penalty, params.presence_penalty),
+            tuple((params.logit_bias or {}).items()),
+            admitted.bad_word_ids,
+        )
+        return True
+
+    def of_step(self, slots: IntArray, lengths: IntArray, flags: IntArray) -> StepEdits:
+        """Collect the edits of sampling rows [n]; flags: nonzero for those that have some."""
+        rows = np.flatnonzero(flags)
+        return StepEdits(rows.tolist(), slots[rows].tolist(), lengths[rows].tolist())
+
+    def apply(self, logits: Tensor, known: Tensor, step: StepEdits) -> Tensor:
+        """Return logits [rows, vocab] as float32 with a step's edits; known: [slots, width]."""
+        edited = logits.to(torch.float32, copy=True)
+        rows = self._send(step.rows)
+        x = edited[rows]
+        edits = [self._slots[slot] for slot in step.slots]
+        denied = [i for i, slot in enumerate(step.slots) if slot in self._denied]
+        if denied:
+            masks = torch.stack([self._denied[step.slots[i]] for i in denied])
+            places = self._send(denied)
+            x[places] = x[places].masked_fill(masks, -torch.inf)
+        if any(one.bad_words for one in edits):
+            self._ban_words(x, known, step, edits)
+        biases = [(i, token, v) for i, one in enumerate(edits) for token, v in one.bias]
+        if biases:
+            biased, tokens, values = zip(*biases, strict=True)
+            x[self._send(biased), self._send(tokens)] += self._send_floats(values)
+        penalized = [i for i, one in enumerate(edits) if one.penalties != (1.0, 0.0, 0.0)]
+        longest = max((step.lengths[i] for i in penalized), default=1)
+        at_once = max(1, MAX_ELEMENTS // max(longest, self._vocab_size))
+        for first in range(0, len(penalized), at_once):
+            self._penalize(x, known, step, edits, penalized[first : first + at_once])
+        edited[rows] = x
+        return edited
+
+    def _ban_words(self, x: Tensor, known: Tensor, step: StepEdits, edits: list[SlotEdits]) -> None:
+        """Ban the last token of each word whose other tokens the outputs end with.
+
+        Words of one number of tokens are compared at once, at most as many as outputs are there.
+        """
+        by_size: dict[int, list[tuple[int, tuple[int, ...]]]] = {}
+        for i, one in enumerate(edits):
+            num_outputs = step.lengths[i] - one.num_prompt_tokens
+            for word in one.bad_words:
+                if len(word) <= num_outputs + 1:
+                    by_size.setdefault(len(word), []).append((i, word))
+        for size, words in by_size.items():
+            places = [i for i, _ in words]
+            tokens = self._send([token for _, word in words for token in word]).view(-1, size)
+            slots = self._send([step.slots[i] for i in places])
+            ends = self._send([step.lengths[i] for i in places])
+            before = torch.arange(1 - size, 0, device=x.device)
+            tails = known[slots[:, None], ends[:, None] + before]
+            comes = (tails == tokens[:, :-1]).all(1)
+            bans = torch.where(comes, -torch.inf, torch.inf)
+            index = self._send(places) * x.shape[1] + tokens[:, -1]
+            x.view(-1).scatter_reduce_(0, index, bans, "amin")
+
+    def _penalize(
+        self,
+        x: Tensor,
+        known: Tensor,
+        step: StepEdits,
+        edits: list[SlotEdits],
+        penalized: list[int],
+    ) -> None:
+        """Penalize some of the rows x [m, vocab] by what their histories have."""
+        places = self._send(penalized)
+        slots = self._send([step.slots[i] for i in penalized])
+        lengths = self._send([step.lengths[i] for i in penalized])[:, None]
+        prompts = self._send([edits[i].num_prompt_tokens for i in penalized])[:, None]
+        values = self._send_floats([v for i in penalized for v in edits[i].penalties])
+        repetition, frequency, presence = values.view(-1, 3, 1).unbind(1)
+        history = known[slots, : max(step.lengths[i] for i in penalized)]
+        position = torch.arange(history.shape[1], device=x.device)
+        is_known = position < lengths
+        tokens = history.long().masked_fill(~is_known, 0)
+        zeros = torch.zeros(len(penalized), x.shape[1], dtype=torch.int32, device=x.device)
+        seen = zeros.scatter_add(1, tokens, is_known.int()) > 0
+        counts = zeros.scatter_add_(1, tokens, (is_known & (position >= prompts)).int())
+        row = x[places]
+        row = torch.where(seen, torch.where(row > 0, row / repetition, row * repetition), row)
+        row = row - frequency * counts
+        x[places] = row - presence * (counts > 0)
+
+    def _send(self, numbers: list[int] | tuple[int, ...]) -> Tensor:
+        return self._link.upload(np.array(numbers, np.int64))
+
+    def _send_floats(self, numbers: list[float] | tuple[float, ...]) -> Tensor:
+        return self._link.upload(np.array(numbers, np.float32).view(np.int32)).view(torch.float32)

@@ -1,0 +1,61 @@
+"""Edits of the logits before a token is drawn: penalties, biases, words that must not come.
+
+Definition, for one row of logits widened to float32, the prompt and the outputs so far (each
+operation one float32 operation, in this order; the log probabilities of the answer are those of the
+logits before):
+
+* A token that is not among the allowed ones: -infinity.
+* A bad word, a sequence of tokens: where the outputs end with all of it but its last token, that
+  one: -infinity.
+* Bias: l + bias.
+* Repetition: for each token of prompt or outputs, l / penalty if l > 0, else l * penalty.
+* Frequency: l - penalty * (how often the token is among the outputs).
+* Presence: l - penalty * (1 where it is among them, else 0).
+
+Spelled out for one row; the engine's device plane computes it for all rows at once. Order and
+meaning are vLLM's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Edits:
+    """What one request asks; the defaults ask nothing."""
+
+    repetition_penalty: float = 1.0
+    frequency_penalty: float = 0.0
+    presence_penalty: float = 0.0
+    logit_bias: Mapping[int, float] = field(default_factory=dict)
+    allowed_token_ids: Sequence[int] | None = None
+    bad_words: Sequence[Sequence[int]] = ()
+
+
+def edit(logits: Tensor, edits: Edits, prompt: Sequence[int], outputs: Sequence[int]) -> Tensor:
+    """Return one row of logits, [vocab] dtype -> float32, edited."""
+    x = logits.to(torch.float32, copy=True)
+    if edits.allowed_token_ids is not None:
+        allowed = set(edits.allowed_token_ids)
+        x[[token for token in range(len(x)) if token not in allowed]] = -torch.inf
+    for *head, last in edits.bad_words:
+        if list(outputs[len(outputs) - len(head) :]) == head:
+            x[last] = -torch.inf
+    for token, bias in edits.logit_bias.items():
+        x[token] = x[token] + _number(bias)
+    repetition, frequency = _number(edits.repetition_penalty), _number(edits.frequency_penalty)
+    for token in {*prompt, *outputs}:
+        x[token] = x[token] / repetition if x[token] > 0 else x[token] * repetition
+    for token in set(outputs):
+        x[token] = x[token] - frequency * _number(outputs.count(token))
+        x[token] = x[token] - _number(edits.presence_penalty)
+    return x
+
+
+def _number(value: float) -> Tensor:
+    return torch.tensor(value, dtype=torch.float32)
