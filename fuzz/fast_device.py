@@ -128,7 +128,7 @@ class FastDevice:
     def _write(self, rows: Rows, num_tokens: int) -> None:
         slots, starts, counts, ends, samples = rows
         size, fresh, lengths = self.limits.block_size, self._fresh[slots], self._lengths[slots]
-        fits = (counts > 0) & (fresh | (self._computed[slots] == starts))
+        fits = (counts > 0) & (starts >= 0) & (fresh | (self._computed[slots] == starts))
         fits &= (ends <= lengths) & (samples == (ends == lengths))
         fits &= (ends <= self._num_blocks[slots] * size) & (ends < self.limits.max_model_len)
         assert fits.all(), (rows, lengths, self._computed[slots], self._num_blocks[slots])

@@ -196,11 +196,11 @@ class Ledger(Reached):
 
     def _credit(self, account: Account, token: int, finished: Finished | None) -> None:
         """Compare a token, and whether and why it is the last."""
-        alone, place = account.alone, account.num_outputs
-        assert token == alone.token_ids[place], (account, token)
+        alone, place, name = account.alone, account.num_outputs, account.request.request_id
+        assert token == alone.token_ids[place], (name, place, token, alone)
         account.num_outputs = place + 1
         is_last = place + 1 == len(alone.token_ids)
-        assert (finished is not None) == is_last, (account, finished)
+        assert (finished is not None) == is_last, (name, place, finished, alone)
         self.totals["tokens"] += 1
         if finished is not None:
             assert (finished.reason, finished.stop_reason) == (alone.reason, alone.stop_reason)
@@ -211,7 +211,7 @@ class Ledger(Reached):
         latest: Rank | None = None
         for sequence, hit, _, _ in decision.admissions:
             account = self.accounts[sequence.request_id]
-            assert latest is None or latest < account.rank, (latest, account)
+            assert latest is None or latest < account.rank, (latest, account.rank)
             latest = account.rank
             if account.num_cached is None:
                 account.num_cached = hit.num_tokens
@@ -230,7 +230,7 @@ class Ledger(Reached):
         if name == self._first:
             assert computed >= self._computed, (name, computed, self._computed)
         elif last is not None:
-            assert self.accounts[name].rank < last.rank, (name, last)
+            assert self.accounts[name].rank < last.rank, (name, self._first, "was preempted")
         self._first, self._computed = name, computed
 
     def _check_patience(self) -> None:

@@ -81,12 +81,12 @@ class Setup(Struct, frozen=True):
 def draw_setup(dice: Dice, most_steps: int) -> Setup:
     """Draw an episode's limits, down to pools that hold just one sequence, and its troubles."""
     block_size = dice.pick((1, 2, 4, 4, 8, 16))
-    max_model_len = dice.pick((3, 12, 24, 40, 40, 72))
+    max_model_len = dice.pick((3, 12, 24, 40, 40, 72, 72))
     least = -(-(max_model_len - 1) // block_size)
-    spare = dice.pick((0, 1, 2, 5, least, 2 * least, 4 * least, 10 * least + 150))
+    spare = dice.pick((0, 1, 3, least // 2, least, 2 * least, 4 * least, 10 * least + 150))
     limits = make_limits(
-        max_num_seqs=dice.pick((1, 2, 3, 4, 6, 8, 12)),
-        budget=dice.pick((1, 2, 3, 5, 8, 16, 64, 512)),
+        max_num_seqs=dice.pick((1, 2, 3, 4, 6, 8, 12, 16)),
+        budget=dice.pick((1, 3, 5, 8, 16, 64, 64, 512)),
         max_model_len=max_model_len,
         block_size=block_size,
         num_blocks=least + spare,
@@ -127,14 +127,15 @@ class Traffic:
         self._most = limits.max_model_len - 1
         self._stems = [dice.tokens(self._most) for _ in range(NUM_STEMS)]
         self._ended: deque[list[int]] = deque(maxlen=20)
+        self._most_outputs = dice.pick((4, 20, 20, self._most))
         self.num_requests = 0
 
     def phase(self) -> Phase:
         """Draw how much comes, from nothing to more than fits."""
         dice, seqs = self._dice, self._limits.max_num_seqs
         return Phase(
-            most_alive=dice.pick((0, 1, seqs, seqs + 2, 2 * seqs + 4, 3 * seqs + 12)),
-            gap_s=MEAN_GAP_S * dice.pick((0.1, 1.0, 1.0, 5.0)),
+            most_alive=dice.pick((0, 1, seqs, seqs + 2, 2 * seqs, 2 * seqs + 4, 3 * seqs + 12)),
+            gap_s=MEAN_GAP_S * dice.pick((0.1, 0.3, 1.0, 5.0)),
             burst=dice.pick((1, 2, 4, 16)),
         )
 
@@ -167,13 +168,13 @@ class Traffic:
             stem = dice.pick(self._ended)
         else:
             stem = dice.pick(self._stems)
-        stem = stem[: dice.below(len(stem) + 1)]
+        stem = stem[: dice.below(1 + dice.below(len(stem) + 1))]
         tail = dice.tokens(dice.below(8) if dice.chance(0.8) else dice.below(self._most))
         return [*stem, *tail][: self._most] or dice.tokens(1)
 
     def _params(self) -> SamplingParams:
         dice = self._dice
-        max_tokens = None if dice.chance(0.1) else 1 + dice.below(20)
+        max_tokens = None if dice.chance(0.2) else 1 + dice.below(self._most_outputs)
         least = dice.pick((0, 0, 0, 1, 3, 6))
         return SamplingParams(
             max_tokens=max_tokens,
