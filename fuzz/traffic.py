@@ -92,14 +92,14 @@ def draw_setup(dice: Dice, most_steps: int) -> Setup:
         num_blocks=least + spare,
         caching=dice.chance(0.8),
         policy=dice.pick(("fcfs", "fcfs", "priority")),
-        overlap=dice.pick((1, 2)),
+        overlap=dice.pick((1, 2, 2)),
     )
     return Setup(
         limits=limits,
         num_steps=int(2_000 * (most_steps / 2_000) ** dice.pick((0.0, 0.3, 0.6, 1.0))),
         abort=dice.pick((0.0, 0.05, 0.3)),
         fork=dice.pick((0.0, 0.1, 0.4)),
-        death=dice.pick((0.0, 0.0, 0.0002, 0.002)),
+        death=dice.pick((0.0, 0.0002, 0.002)),
         slow=dice.pick((0.0, 0.02)),
         gesture=dice.pick((0.0, 0.01, 0.1)),
     )

@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import heapq
 import logging
+import os
 import sys
 import time
 import traceback
@@ -48,6 +49,20 @@ MakeDevice = Callable[[SchedulerLimits, dict[int, int], bool], FastDevice]
 """From limits, roots, and whether the scheduler has told another device before."""
 
 
+class ToldFuture(Future[StepResult]):
+    """A result that may be asked for only once it is there: nobody else would bring it."""
+
+    def result(self, timeout: float | None = None) -> StepResult:
+        """See Future."""
+        assert self.done(), "a step that is still on its way is waited for"
+        return super().result(timeout)
+
+    def exception(self, timeout: float | None = None) -> BaseException | None:
+        """See Future."""
+        assert self.done(), "a step that is still on its way is waited for"
+        return super().exception(timeout)
+
+
 class Step(NamedTuple):
     """A step on the device."""
 
@@ -83,22 +98,21 @@ class VirtualExecutor:
         seconds = draw_duration_s(self._dice, self._setup, plan.num_scheduled_tokens)
         self.is_dead |= fate == "before"
         result = None if self.is_dead else self.device.execute(plan)
-        future: Future[StepResult] = Future()
+        future = ToldFuture()
         end_s = begin_s + (STALL_S if fate == "stall" else seconds)
         self._steps.append(Step(future, end_s, fate, result))
         return future
 
-    def finish(self) -> bool:
-        """Tell of the oldest step's end, and where it died of all behind it; returns that."""
+    def finish(self) -> None:
+        """Tell of the oldest step's end, and where it died of all behind it."""
         step = self._steps.popleft()
         if step.fate == "done":
             assert step.result is not None
             step.future.set_result(step.result)
-            return False
+            return
         for one in (step, *self._steps):
             one.future.set_exception(RuntimeError("the device died"))
         self._steps.clear()
-        return True
 
     def abandon(self) -> None:
         """See Executor."""
@@ -187,7 +201,8 @@ class Episode:
 
     def _land(self, step: Step) -> None:
         """Take what the oldest step gave, or find that it died or does not end."""
-        core, executor = self._core, self._executor
+        core, executor, totals = self._core, self._executor, self.ledger.totals
+        num_failures = totals["failures"]
         if step.fate == "stall":
             events = core.abandon("the step does not end")
             executor = VirtualExecutor(self._new_device(), self._dice, self.setup)
@@ -197,12 +212,13 @@ class Episode:
             executor.finish()
             events = core.land()
         self._take(events)
-        self.ledger.totals["steps that end: " + step.fate] += 1
+        assert totals["failures"] - num_failures == (step.fate != "done"), step.fate
+        totals[f"steps that end: {step.fate}"] += 1
         if step.fate == "done":
             return
         scheduler = core.scheduler
         assert scheduler.num_free_blocks == scheduler.num_blocks, scheduler.num_free_blocks
-        self.ledger.totals["requests that outlive a failure"] += len(self.ledger.accounts)
+        totals["requests that outlive a failure"] += len(self.ledger.accounts)
         # Whatever was written cannot be trusted any more.
         if executor.is_dead:
             executor.device, executor.is_dead = self._new_device(), False
@@ -315,7 +331,7 @@ def explore(num_steps: int, seed: int, jobs: int) -> Iterator[Outcome]:
             ended, coming = wait(coming, return_when=FIRST_COMPLETED)
             for future in ended:
                 outcome = future.result()
-                done += outcome.totals["steps"]
+                done += outcome.totals.get("steps", 0)
                 if outcome.failures:
                     done = num_steps
                 yield outcome
@@ -342,7 +358,9 @@ def main(arguments: list[str] | None = None) -> int:
     for name, number in sorted(found.totals.items()):
         print(f"{number:>12,} {name}")
     print(f"{len(found.states):>12,} states reached")
-    print(f"{wall_s:>12,.1f} s, {found.totals['steps'] / wall_s:,.0f} steps/s")
+    cpu_s = sum(os.times()[:4])  # with the processes that have ended
+    rate = found.totals.get("steps", 0) / wall_s
+    print(f"{wall_s:>12,.1f} s, {cpu_s:,.1f} s of CPU, {rate:,.0f} steps/s")
     for failure in found.failures:
         print(failure)
     return 1 if found.failures else 0

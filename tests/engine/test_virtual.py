@@ -12,7 +12,7 @@ from quire.engine.kv.block_pool import BlockPool
 from quire.engine.kv.hashing import BlockHasher
 from quire.engine.plan import StepPlan, StepResult
 from quire.engine.request import TokenEvents
-from quire.engine.sched import planner, scheduler
+from quire.engine.sched import planner, stopping
 from quire.engine.sched.limits import SchedulerLimits
 from quire.engine.sched.memory import SlotMemory
 from quire.engine.sched.scheduler import Scheduler
@@ -70,6 +70,7 @@ class BothDevices(FastDevice):
         self, limits: SchedulerLimits, roots: dict[int, int], is_new: bool = False
     ) -> None:
         super().__init__(limits, roots, is_new)
+        self._names = list(self.__dict__)
         self._slow = FakeDevice(limits, roots)
         self._random = np.random.default_rng(5)
         self.num_refused = self.num_accepted = 0
@@ -93,8 +94,8 @@ class BothDevices(FastDevice):
         array[self._random.integers(len(array))] += self._random.choice((-1, 1))
         wrong = replace(plan, **{name: array})
         outcomes: list[object] = []
-        fast = copy.copy(self)
-        fast.__class__ = FastDevice
+        fast = FastDevice.__new__(FastDevice)
+        fast.__dict__ |= {key: self.__dict__[key] for key in self._names}
         for device in (copy.deepcopy(self._slow), copy.deepcopy(fast)):
             try:
                 outcomes.append(device.execute(wrong).token_ids.tolist())
@@ -230,10 +231,10 @@ def test_blocks_that_are_never_freed_are_seen(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_a_stop_that_is_judged_late_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
-    right = scheduler.judge
+    right = stopping.judge
 
     def judge(sequence: Sequence, token_id: int, num_tokens: int) -> Any:
         return right(sequence, token_id, num_tokens - 1)
 
-    monkeypatch.setattr(scheduler, "judge", judge)
+    monkeypatch.setattr("quire.engine.sched.scheduler.judge", judge)
     assert faults()
