@@ -4,6 +4,7 @@ BIN := .venv/bin
 HOST ?= 127.0.0.1
 PORT ?= 8000
 MINUTES ?= 5
+STEPS ?= 300000
 
 .PHONY: serve test check fuzz bench bench-gpu format demo clean
 
@@ -21,6 +22,7 @@ check: .venv/.dev
 
 fuzz: .venv/.dev
 	$(BIN)/python -m quire.fuzz.run --minutes $(MINUTES) --jobs 2
+	$(BIN)/python -m quire.fuzz.virtual --steps $(STEPS) --jobs 2
 
 bench: .venv/.dev
 	$(BIN)/python -m quire.benchmarks.scheduler

@@ -165,7 +165,7 @@ class FakeDevice:
 
     def _write(self, slot_index: int, start: int, count: int, *, samples: bool) -> None:
         slot, size = self.slots[slot_index], self.limits.block_size
-        assert count > 0, (slot_index, count)
+        assert start >= 0 and count > 0, (slot_index, start, count)
         assert slot.computed in (None, start), (slot_index, slot.computed, start)
         end = start + count
         assert end <= len(slot.token_ids), (slot_index, end, len(slot.token_ids))
