@@ -26,7 +26,9 @@ CHARS_PER_TOKEN = 64
 
 PASSED = (
     *("temperature", "top_p", "top_k", "min_p", "seed", "min_tokens", "stop", "stop_token_ids"),
-    *("ignore_eos", "include_stop_str_in_output", "skip_special_tokens"),
+    *("ignore_eos", "include_stop_str_in_output", "skip_special_tokens", "logit_bias"),
+    *("presence_penalty", "frequency_penalty", "repetition_penalty", "bad_words"),
+    "allowed_token_ids",
 )
 """Fields that SamplingParams takes as they are."""
 

@@ -42,6 +42,12 @@ class GenerationBody(Struct, forbid_unknown_fields=True, kw_only=True):
     top_p: float | None = None
     top_k: int | None = None
     min_p: float | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    repetition_penalty: float | None = None
+    logit_bias: dict[int, float] | None = None
+    bad_words: str | list[str] | None = None
+    allowed_token_ids: list[int] | None = None
     seed: int | None = None
     max_tokens: int | None = None
     min_tokens: int | None = None
@@ -65,12 +71,7 @@ class GenerationBody(Struct, forbid_unknown_fields=True, kw_only=True):
 
     n: Only = 1
     best_of: Only = 1
-    presence_penalty: Only = 0
-    frequency_penalty: Only = 0
-    repetition_penalty: Only = 1
     length_penalty: Only = 1
-    logit_bias: Only = {}
-    bad_words: Only = []
     use_beam_search: Only = False
     early_stopping: Only = False
     response_format: Only = None
@@ -82,7 +83,6 @@ class GenerationBody(Struct, forbid_unknown_fields=True, kw_only=True):
     prompt_logprobs: Only = None
     prompt_embeds: Only = None
     truncate_prompt_tokens: Only = None
-    allowed_token_ids: Only = None
     logits_processors: Only = None
     spaces_between_special_tokens: Only = True
 

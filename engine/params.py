@@ -21,6 +21,8 @@ MAX_BIASES = 1024
 MAX_ALLOWED = 2**20
 MAX_BAD_WORDS = 1024
 MOST_BIAS = 100.0
+MAX_SHOWN = 200
+"""Characters of a wrong value."""
 
 
 class SamplingParams(Struct, frozen=True, kw_only=True):
@@ -93,7 +95,10 @@ class SamplingParams(Struct, frozen=True, kw_only=True):
 
 
 def _wrong(params: SamplingParams, name: str, allowed: str) -> ParamsError:
-    return ParamsError(f"{name} is {getattr(params, name)!r}: it must be {allowed}.", name)
+    shown = repr(getattr(params, name))
+    if len(shown) > MAX_SHOWN:
+        shown = shown[:MAX_SHOWN] + "..."
+    return ParamsError(f"{name} is {shown}: it must be {allowed}.", name)
 
 
 def _real(params: SamplingParams, name: str, low: float, high: float, above: bool = False) -> None:

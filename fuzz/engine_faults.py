@@ -71,6 +71,18 @@ FAULTS = tuple(
             "sequence.token_ids = self._known_tokens(sequence)",
             "sequence.token_ids = self._known_tokens(sequence)[:-1]",
         ),
+        (
+            "sched/scheduler.py",
+            "a fork writes its parent's block",
+            "Hit(blocks[:full], int(blocks[full]) if rest else -1, computed)",
+            "Hit(blocks[: full + (rest > 0)], -1, computed)",
+        ),
+        (
+            "device/logit_edits.py",
+            "penalties count the prompt",
+            "(is_known & (position >= prompts)).int()",
+            "is_known.int()",
+        ),
         ("sched/planner.py", "the oldest is preempted", "idle = slots[1:]", "idle = slots[0:]"),
         (
             "sched/planner.py",

@@ -73,6 +73,7 @@ class RequestBuilder:
         """Check and tokenize. Raises ParamsError that names the field."""
         params = SamplingParams() if params is None else params
         self._check(params, request_id, priority, cache_salt)
+        bad_word_ids = self._bad_words(params)
         if not isinstance(tenant, str):
             raise _wrong("tenant", tenant, "a text")
         token_ids, text = self._read(prompt)
@@ -86,6 +87,7 @@ class RequestBuilder:
             params=params,
             seed=seed,
             eos_token_ids=self._eos_token_ids,
+            bad_word_ids=bad_word_ids,
             priority=priority,
             arrival_s=arrival_s,
             cache_salt=cache_salt,
@@ -108,8 +110,30 @@ class RequestBuilder:
         for token_id in params.stop_token_ids or ():
             if token_id >= self._vocab_size:
                 raise _wrong("stop_token_ids", token_id, f"from 0 to {self._vocab_size - 1}")
-        if params.stop and self._tokenizer is None:
-            raise _wrong("stop", params.stop, "empty: there is no tokenizer to find it")
+        for name in ("logit_bias", "allowed_token_ids"):
+            for token_id in getattr(params, name) or ():
+                if token_id >= self._vocab_size:
+                    raise _wrong(name, token_id, f"of tokens from 0 to {self._vocab_size - 1}")
+        for name in ("stop", "bad_words"):
+            if getattr(params, name) and self._tokenizer is None:
+                given = getattr(params, name)
+                raise _wrong(name, given, "empty: there is no tokenizer to find it")
+
+    def _bad_words(self, params: SamplingParams) -> tuple[tuple[int, ...], ...]:
+        """Tokenize each bad word as it begins a text and, where that is as long, behind a space."""
+        words: list[tuple[int, ...]] = []
+        for text in params.bad_words or ():
+            assert self._tokenizer is not None
+            bare, spaced = (
+                tuple(self._tokenizer.encode(space + text.lstrip(), add_special_tokens=False))
+                for space in ("", " ")
+            )
+            if not bare:
+                raise _wrong("bad_words", text, "a text with at least one token")
+            words.append(bare)
+            if len(spaced) == len(bare) and spaced[0] != bare[0]:
+                words.append(spaced)
+        return tuple(words)
 
     def _read(self, prompt: Any) -> tuple[IntArray, str | None]:
         """Return the prompt's ids, [prompt] int32, and its text."""

@@ -308,6 +308,35 @@ def test_harmless_parameters_of_clients_are_accepted(client: openai.OpenAI) -> N
     )
 
 
+def test_biases_and_bans_decide_what_comes(client: openai.OpenAI) -> None:
+    def ids(**options: Any) -> list[int]:
+        extra = {"return_token_ids": True} | options.pop("extra", {})
+        choice: Any = client.completions.create(
+            model="tiny", prompt=PROMPT, max_tokens=6, temperature=0, extra_body=extra, **options
+        ).choices[0]
+        return list(choice.token_ids)
+
+    plain = ids()
+    assert ids(logit_bias={str(plain[0]): -100}, extra={"ignore_eos": True})[0] != plain[0]
+    assert set(ids(logit_bias={"7": 100}, extra={"ignore_eos": True})) == {7}
+    assert set(ids(extra={"allowed_token_ids": [8, 9], "ignore_eos": True})) <= {8, 9}
+    repeated = ids(presence_penalty=-2, frequency_penalty=-2, logit_bias={"7": 50})
+    assert set(repeated[:3]) == {7}
+    once = ids(frequency_penalty=2, presence_penalty=2, extra={"repetition_penalty": 1e4})
+    assert len(set(once)) == len(once)
+
+
+def test_bad_words_do_not_come(client: openai.OpenAI) -> None:
+    def tokens(**options: Any) -> list[str]:
+        choice: Any = client.completions.create(
+            model="tiny", prompt=PROMPT, max_tokens=8, temperature=0, logprobs=0, extra_body=options
+        ).choices[0]
+        return list(choice.logprobs.tokens)
+
+    word = next(one for one in tokens() if one.isascii() and one.strip() == one)
+    assert word not in tokens(bad_words=[word])
+
+
 def test_tools_and_developer_messages_reach_the_template(client: openai.OpenAI) -> None:
     tool: Any = {"type": "function", "function": {"name": "look", "parameters": {}}}
 
