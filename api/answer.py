@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Literal
 
 import msgspec
 from aiohttp import web
+from msgspec.structs import replace
 
 from ..engine.request import RequestOutput
 from .errors import SERVER, ApiError, api_error
@@ -47,13 +48,14 @@ async def answer(
     engine = request.app[STATE].engine
     kind: Literal["delta", "final"] = "delta" if stream else "final"
     streams = [engine.generate(one, output_kind=kind) for one in prepared]
+    n = reply.n
     async with aclosing(merge(streams)) as batches:
         if stream:
             return await _respond_stream(request, batches, reply)
         outputs: dict[int, RequestOutput] = {}
         async for batch in batches:
-            outputs.update(batch)
-    ended = [outputs[index] for index in range(len(prepared))]
+            outputs.update(one_by_one(batch, n))
+    ended = [outputs[index] for index in range(len(prepared) * n)]
     for output in ended:
         check_output(output)
     return web.Response(
@@ -66,7 +68,7 @@ async def _respond_stream(
 ) -> web.StreamResponse:
     """Headers leave with the first output, so that what fails before it has its own status."""
     first = await anext(batches)
-    for _, output in first:
+    for _, output in one_by_one(first, reply.n):
         check_output(output)
     events = await EventStream.open(request)
     try:
@@ -83,10 +85,19 @@ async def _respond_stream(
 
 def _chunks(batch: Batch, reply: Reply) -> list[msgspec.Struct]:
     chunks: list[msgspec.Struct] = []
-    for index, output in batch:
+    for index, output in one_by_one(batch, reply.n):
         check_output(output)
         chunks += reply.chunks(index, output)
     return chunks
+
+
+def one_by_one(batch: Batch, n: int) -> Batch:
+    """Tell the n answers of each prompt apart; each gets the index of its choice."""
+    return [
+        (place * n + one.index, replace(output, outputs=(one,)))
+        for place, output in batch
+        for one in output.outputs
+    ]
 
 
 def check_output(output: RequestOutput) -> None:

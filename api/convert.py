@@ -25,7 +25,17 @@ CHARS_PER_TOKEN = 64
 """A text that is longer than this for each token of the model length is tried by its beginning."""
 
 PASSED = (
-    *("temperature", "top_p", "top_k", "min_p", "seed", "min_tokens", "stop", "stop_token_ids"),
+    *(
+        "n",
+        "temperature",
+        "top_p",
+        "top_k",
+        "min_p",
+        "seed",
+        "min_tokens",
+        "stop",
+        "stop_token_ids",
+    ),
     *("ignore_eos", "include_stop_str_in_output", "skip_special_tokens", "logit_bias"),
     *("presence_penalty", "frequency_penalty", "repetition_penalty", "bad_words"),
     "allowed_token_ids",
@@ -86,8 +96,8 @@ def _params(body: GenerationBody, max_tokens: int | None, logprobs: int | None) 
     return SamplingParams(max_tokens=max_tokens, logprobs=logprobs, **given)
 
 
-def split_prompts(prompt: str | list[str | int | list[int]]) -> list[str | list[int]]:
-    """The prompts of a completion: a text, token ids, or a list of either."""
+def split_prompts(prompt: str | list[str | int | list[int]], n: int = 1) -> list[str | list[int]]:
+    """The prompts of a completion: a text, token ids, or a list of either; n: answers of each."""
     if isinstance(prompt, str):
         prompts: list[Any] = [prompt]
     elif all(isinstance(one, int) for one in prompt):
@@ -105,6 +115,12 @@ def split_prompts(prompt: str | list[str | int | list[int]]) -> list[str | list[
     if len(prompts) > MAX_PROMPTS:
         raise ApiError(
             f"prompt has {len(prompts)} prompts: at most {MAX_PROMPTS} are allowed.", param="prompt"
+        )
+    if len(prompts) * n > MAX_PROMPTS:
+        raise ApiError(
+            f"prompt has {len(prompts)} prompts and n is {n}: at most {MAX_PROMPTS} answers "
+            "together are allowed.",
+            param="n",
         )
     if not all(prompts):
         raise ApiError("prompt is empty: it must have at least one token.", param="prompt")

@@ -72,8 +72,9 @@ def finite(logprob: float) -> float:
 
 @dataclass(slots=True, eq=False)
 class CompletionChoices:
-    """Choices of /v1/completions, one for each prompt."""
+    """Choices of /v1/completions, n for each prompt."""
 
+    n: int = 1
     num_top: int | None = None
     """The request's `logprobs`."""
     echoes: Sequence[str] = ()
@@ -100,7 +101,7 @@ class CompletionChoices:
 
     def _choice(self, index: int, output: RequestOutput, begins: bool) -> CompletionChoice:
         given = output.outputs[0]
-        echo = self.echoes[index] if self.echoes and begins else ""
+        echo = self.echoes[index // self.n] if self.echoes and begins else ""
         offset = self._offsets.setdefault(index, 0)
         return CompletionChoice(
             index=index,
@@ -139,7 +140,7 @@ class CompletionChoices:
 
 @dataclass(slots=True, eq=False)
 class ChatChoices:
-    """The one choice of /v1/chat/completions."""
+    """The choices of /v1/chat/completions."""
 
     num_top: int | None = None
     """The request's `top_logprobs`, None without `logprobs`."""
@@ -148,14 +149,14 @@ class ChatChoices:
     token_bytes: Callable[[int], bytes] | None = None
     """The bytes of a token, which may be part of a character."""
     timeline: bool = False
-    _begun: bool = False
+    _begun: set[int] = field(default_factory=set)
 
     def pieces(self, index: int, output: RequestOutput) -> list[ChatChoice]:
         """See Choices. The first piece says the role."""
         given = output.outputs[0]
         choices = []
-        if not self._begun:
-            self._begun = True
+        if index not in self._begun:
+            self._begun.add(index)
             role = ChatMessage(role="assistant", content="")
             ids = tell_ids(output.prompt_token_ids, self.return_ids)
             choices.append(ChatChoice(index=index, delta=role, prompt_token_ids=ids))
@@ -216,6 +217,8 @@ class Reply:
     object: str
     """OpenAI's name of the whole response."""
     chunk_object: str
+    n: int = 1
+    """Choices of each prompt."""
     include_usage: bool = False
     running_usage: bool = False
     """Usage so far in every chunk."""
@@ -224,7 +227,7 @@ class Reply:
     _num_output_tokens: int = 0
 
     def chunks(self, index: int, output: RequestOutput) -> list[Response]:
-        """Chunks for an output of kind "delta" of the index-th prompt."""
+        """Chunks for an output of kind "delta" of the index-th choice."""
         self._count(index, output)
         usage: Usage | UnsetType | None = None if self.include_usage else UNSET
         if self.running_usage:
@@ -241,15 +244,16 @@ class Reply:
         return [self._response(self.chunk_object, [], self._usage())]
 
     def whole(self, outputs: Sequence[RequestOutput]) -> Response:
-        """The response for finished outputs of all prompts, in order."""
+        """The response for finished outputs of all choices, in order."""
         for index, output in enumerate(outputs):
             self._count(index, output)
         choices = [self.choices.whole(index, output) for index, output in enumerate(outputs)]
         return self._response(self.object, choices, self._usage())
 
     def _count(self, index: int, output: RequestOutput) -> None:
-        self._prompt_tokens[index] = len(output.prompt_token_ids)
-        self._cached_tokens[index] = output.num_cached_tokens
+        # Choices of one prompt share it.
+        self._prompt_tokens[index // self.n] = len(output.prompt_token_ids)
+        self._cached_tokens[index // self.n] = output.num_cached_tokens
         self._num_output_tokens += len(output.outputs[0].token_ids)
 
     def _usage(self) -> Usage:

@@ -38,6 +38,7 @@ class GenerationBody(Struct, forbid_unknown_fields=True, kw_only=True):
     """What completions and chat completions share."""
 
     model: str | None = None
+    n: int | None = None
     temperature: float | None = None
     top_p: float | None = None
     top_k: int | None = None
@@ -69,7 +70,6 @@ class GenerationBody(Struct, forbid_unknown_fields=True, kw_only=True):
     timeline: bool | None = None
     """Tell, with the end of each choice, what happened to it and when."""
 
-    n: Only = 1
     best_of: Only = 1
     length_penalty: Only = 1
     use_beam_search: Only = False

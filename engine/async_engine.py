@@ -213,6 +213,8 @@ class AsyncEngine:
                 if output_kind == "final" and not state.finished:
                     continue
                 output = state.output(output_kind)
+                if not output.outputs:
+                    continue
                 yield output
                 if output.finished:
                     return

@@ -10,18 +10,19 @@ from __future__ import annotations
 import itertools
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from .. import __version__
+from .branches import Branches, branches_of
 from .build import EngineParts
 from .errors import ConfigError, ParamsError
 from .metrics import EngineMetrics
 from .pacing import Pacer
 from .params import SamplingParams
-from .request import Finished, TokenEvents
+from .request import Finished, Request, TokenEvents
 from .text.chat import ChatTemplate
 from .text.output import OutputState, take_row
 from .text.prepare import Prepared, Prompt, PromptDict, RequestBuilder, chat_prompt
@@ -38,6 +39,10 @@ class Open:
 
     state: OutputState
     arrival_s: float
+    name: str
+    """The request's id as its owner knows it: one for all its answers."""
+    later: list[Request] = field(default_factory=list)
+    """Other answers' sequences, which fork this one as soon as its prompt is computed."""
     last_token_s: float | None = None
 
 
@@ -79,6 +84,9 @@ class Front:
             decode = self._whole_text if config.record_text else None
             self.core.watch(Recorder(Path(config.record), config, __version__, decode))
         self._open: dict[str, Open] = {}
+        """By the id of each sequence."""
+        self._members: dict[str, list[str]] = {}
+        """Sequences that are open, by the request's id, where it has several answers."""
         self._ids = itertools.count()
         self._seen = self.core.scheduler.stats
 
@@ -91,13 +99,13 @@ class Front:
 
     @property
     def num_open(self) -> int:
-        """Requests that were added and have not ended."""
+        """Answers that were asked for and have not ended."""
         return len(self._open)
 
     @property
     def open_ids(self) -> list[str]:
-        """Their ids, oldest first."""
-        return list(self._open)
+        """Ids of their requests, oldest first."""
+        return list(dict.fromkeys(entry.name for entry in self._open.values()))
 
     def prepare(
         self,
@@ -144,32 +152,61 @@ class Front:
             self._chat_template = ChatTemplate.from_tokenizer(self.tokenizer, clock=self._clock)
         return self._chat_template
 
-    def add(self, prepared: Prepared, now_s: float) -> OutputState:
+    def add(self, prepared: Prepared, now_s: float) -> OutputState | Branches:
         """Queue a prepared request. ParamsError if its id is open or it can never fit."""
-        request = prepared.request
-        if request.request_id in self._open:
-            raise ParamsError(
-                f"request_id {request.request_id!r} is in use by a request that has not ended.",
-                "request_id",
-            )
-        state = OutputState(request, prepared.prompt_text, self._tokenizer)
-        self.core.add(request)
-        self._open[request.request_id] = Open(state, now_s)
-        return state
+        name, members = prepared.request.request_id, branches_of(prepared.request)
+        for one in members:
+            if one.request_id in self._open:
+                raise ParamsError(
+                    f"request_id {one.request_id!r} is in use by a request that has not ended.",
+                    "request_id",
+                )
+        states = [
+            OutputState(one, prepared.prompt_text, self._tokenizer, index)
+            for index, one in enumerate(members)
+        ]
+        self.core.add(members[0])
+        for one, state in zip(members, states, strict=True):
+            self._open[one.request_id] = Open(state, now_s, name)
+        if len(members) == 1:
+            return states[0]
+        self._open[name].later = members[1:]
+        self._members[name] = [one.request_id for one in members]
+        return Branches(states)
 
     def abort(self, request_id: str, now_s: float) -> list[str]:
-        """End a request; return [request_id] if it was open."""
-        events = self.core.abort(request_id)
-        return self.deliver(events, now_s) if events is not None else []
+        """End a request, with all its answers; return [request_id] if it was open."""
+        touched: list[str] = []
+        for name in self._members.get(request_id, [request_id])[::-1]:
+            events = self.core.abort(name)
+            if events is not None:
+                touched += self.deliver(events, now_s)
+            elif name in self._open:
+                # Its turn to fork has not come.
+                entry = self._open[name]
+                entry.state.push(-1, Finished(0, "abort"))
+                self._close(name, entry, now_s)
+                touched.append(entry.name)
+        return touched[:1]
+
+    def _fork(self, entry: Open) -> None:
+        """Let the other answers begin, from the prompt's blocks if they are still there."""
+        later, entry.later = entry.later, []
+        for child in later:
+            if child.request_id not in self._open:
+                continue
+            if entry.state.finished:
+                self.core.add(child)
+            else:
+                self.core.fork(entry.state.request.request_id, child)
 
     def fail_all(self, message: str, now_s: float) -> list[str]:
         """End every open request with an error: the engine is dead and is not asked."""
-        names = self.open_ids
-        for name in names:
-            entry = self._open[name]
+        entries = dict(self._open)
+        for request_id, entry in entries.items():
             entry.state.fail(message)
-            self._close(name, entry, now_s)
-        return names
+            self._close(request_id, entry, now_s)
+        return [entry.name for entry in entries.values()]
 
     def deliver(self, events: TokenEvents, now_s: float) -> list[str]:
         """Push a step's tokens into the output states; return the ids that have something new.
@@ -199,9 +236,11 @@ class Front:
             )
             if stopped and end is None:
                 self.core.abort(request_id)
+            if entry.later:
+                self._fork(entry)
             if stopped or end is not None:
                 self._close(request_id, entry, now_s)
-            touched.append(request_id)
+            touched.append(entry.name)
         self.metrics.observe_tokens(first, later)
         return touched
 
@@ -232,16 +271,24 @@ class Front:
 
     def _close(self, request_id: str, entry: Open, now_s: float) -> None:
         del self._open[request_id]
+        members = self._members.get(entry.name)
+        if members is not None:
+            members.remove(request_id)
+            if not members:
+                del self._members[entry.name]
         story = self.timelines.story(request_id)
         reason = entry.state.finish_reason or "abort"
         self.timelines.end(request_id, reason, entry.state.num_output_tokens)
-        entry.state.timeline = story.tell()
+        queue_s = None
+        if story is not None:
+            entry.state.timeline = story.tell()
+            if story.admitted_s is not None:
+                queue_s = story.admitted_s - story.queued_s
         request = entry.state.request
-        admitted_s = story.admitted_s
         self.metrics.observe_finished(
             reason,
             tenant=request.tenant,
-            queue_seconds=None if admitted_s is None else admitted_s - story.queued_s,
+            queue_seconds=queue_s,
             prompt_tokens=len(request.prompt_token_ids),
             output_tokens=entry.state.num_output_tokens,
             e2e_seconds=now_s - entry.arrival_s,

@@ -73,7 +73,7 @@ class LLM:
         ]
         try:
             states = [self._front.add(one, now_s) for one in prepared]
-            self._run(len(states), use_tqdm=use_tqdm)
+            self._run(self._front.num_open, use_tqdm=use_tqdm)
         except BaseException:
             self._abandon()
             raise

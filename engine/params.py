@@ -17,6 +17,7 @@ from .errors import ParamsError
 
 MAX_LOGPROBS = 20
 MAX_STOPS = 64
+MAX_N = 128
 MAX_BIASES = 1024
 MAX_ALLOWED = 2**20
 MAX_BAD_WORDS = 1024
@@ -31,6 +32,8 @@ class SamplingParams(Struct, frozen=True, kw_only=True):
     Raises ParamsError that names the field, on construction.
     """
 
+    n: int = 1
+    """Answers; the i-th is what `seed` + i gives alone."""
     temperature: float = 1.0
     """0 is greedy."""
     top_p: float = 1.0
@@ -64,6 +67,7 @@ class SamplingParams(Struct, frozen=True, kw_only=True):
     detokenize: bool = True
 
     def __post_init__(self) -> None:
+        _integer(self, "n", 1, MAX_N)
         _real(self, "temperature", 0.0, 1e4)
         _real(self, "top_p", 0.0, 1.0, above=True)
         _real(self, "min_p", 0.0, 1.0)

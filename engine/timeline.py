@@ -81,9 +81,9 @@ class Timelines:
         """Stories with an end, oldest first."""
         return list(self._ended)
 
-    def story(self, request_id: str) -> Story:
-        """Give the story of a living request."""
-        return self._living[request_id]
+    def story(self, request_id: str) -> Story | None:
+        """Give the story of a living request; None for one that the core has not seen."""
+        return self._living.get(request_id)
 
     def added(self, request: Request, parent_id: str | None) -> None:
         """See Observer."""

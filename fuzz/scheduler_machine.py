@@ -83,11 +83,13 @@ class SchedulerMachine(NotedMachine):
         self.enter(request)
 
     @precondition(lambda self: self.alive)
-    @rule(data=st.data(), params=sampling_params())
+    @rule(data=st.data(), params=sampling_params(), cut=st.sampled_from((0, 0, 1, 2, 5)))
     @noted
-    def fork(self, data: st.DataObject, params: SamplingParams) -> None:
+    def fork(self, data: st.DataObject, params: SamplingParams, cut: int = 0) -> None:
+        """Fork what a request knows, or all but the last `cut` tokens."""
         parent = self.requests[data.draw(st.sampled_from(self.alive))]
         known = [*parent.prompt_token_ids.tolist(), *self.outputs[parent.request_id]]
+        known = known[: max(1, len(known) - cut)]
         if len(known) + 1 > self.limits.max_model_len:
             return
         request = self.make(known, params, eos=(0,), priority=0, salt=parent.cache_salt)

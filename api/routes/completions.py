@@ -50,7 +50,9 @@ async def completions(request: web.Request) -> web.StreamResponse:
         response_id=response_id,
         model=engine.model_name,
         created=int(state.clock()),
+        n=params.n,
         choices=CompletionChoices(
+            n=params.n,
             num_top=body.logprobs,
             echoes=_echoes(state, body, prompts) if body.echo else (),
             return_ids=bool(body.return_token_ids),
@@ -69,7 +71,7 @@ async def _token_prompts(state: ServerState, body: CompletionBody) -> list[Token
     engine = state.engine
     special = body.add_special_tokens is not False
     prompts = []
-    for prompt in split_prompts(body.prompt):
+    for prompt in split_prompts(body.prompt, body.n or 1):
         if isinstance(prompt, str):
             tokens = await encode(engine, prompt, add_special_tokens=special)
         else:

@@ -133,18 +133,19 @@ class Scheduler:
         self._enter(self._make(request))
 
     def fork(self, parent_id: str, request: Request) -> None:
-        """Queue a request that continues a living one from all its known tokens.
+        """Queue a request that continues a living one from known tokens: all, or the first.
 
         It shares the parent's blocks of these tokens; a partial last one is copied when it starts.
-        Raises ParamsError as add() does, if the parent is not alive, or if prompt or cache salt
-        are not the parent's.
+        Raises ParamsError as add() does, if the parent is not alive, if the prompt is not what the
+        parent begins with, or if the cache salt is not the parent's.
         """
         parent = self._alive.get(parent_id)
         if parent is None:
             raise ParamsError(f"The request to fork, {parent_id!r}, is not alive.", "request_id")
         child = self._make(request)
-        if not np.array_equal(child.token_ids, self._known_tokens(parent)):
-            raise ParamsError("A fork's prompt must be its parent's known tokens.", "prompt")
+        length = len(child.token_ids)
+        if not np.array_equal(child.token_ids, self._known_tokens(parent)[:length]):
+            raise ParamsError("A fork's prompt must be what its parent begins with.", "prompt")
         if child.root != parent.root:
             raise ParamsError("A fork must have its parent's cache salt.", "cache_salt")
         self._enter(child)
@@ -154,7 +155,7 @@ class Scheduler:
         self._memory.publish(parent.slot)
         # Steps in flight count: the device runs them before any step of the child.
         submitted = int(self._memory.table.submitted[parent.slot])
-        computed = min(submitted, len(child.token_ids) - 1)
+        computed = min(submitted, length - 1)
         full, rest = divmod(computed, self._limits.block_size)
         if computed:
             blocks = self._memory.blocks.row(parent.slot)

@@ -67,6 +67,7 @@ class OutputState:
         "_tokenizer",
         "error",
         "finish_reason",
+        "index",
         "num_cached_tokens",
         "request",
         "stop_reason",
@@ -74,8 +75,14 @@ class OutputState:
     )
 
     def __init__(
-        self, request: Request, prompt_text: str | None, tokenizer: Tokenizer | None
+        self,
+        request: Request,
+        prompt_text: str | None,
+        tokenizer: Tokenizer | None,
+        index: int = 0,
     ) -> None:
+        """index: of the answer among those of its request."""
+        self.index = index
         params = request.params
         self.request = request
         self.finish_reason: FinishReason | None = None
@@ -157,7 +164,7 @@ class OutputState:
             self._seen_tokens = len(self._token_ids)
             self._seen_texts = len(self._texts)
         answer = CompletionOutput(
-            index=0,
+            index=self.index,
             text="".join(texts),
             token_ids=tuple(token_ids),
             cumulative_logprob=None if logprobs is None else self._sum,

@@ -308,6 +308,42 @@ def test_harmless_parameters_of_clients_are_accepted(client: openai.OpenAI) -> N
     )
 
 
+def test_several_choices_are_those_of_their_seeds(client: openai.OpenAI) -> None:
+    def ask(**options: Any) -> Any:
+        return client.chat.completions.create(
+            model="tiny", messages=MESSAGES, max_tokens=5, temperature=1, **options
+        )
+
+    alone = [ask(seed=3 + i).choices[0].message.content for i in range(3)]
+    whole = ask(seed=3, n=3)
+    assert [choice.index for choice in whole.choices] == [0, 1, 2]
+    assert [choice.message.content for choice in whole.choices] == alone
+    assert whole.usage.prompt_tokens == ask(seed=3).usage.prompt_tokens
+    texts, roles, ends = ["", "", ""], [0, 0, 0], [0, 0, 0]
+    for chunk in ask(seed=3, n=3, stream=True):
+        (choice,) = chunk.choices
+        texts[choice.index] += choice.delta.content or ""
+        roles[choice.index] += choice.delta.role is not None
+        ends[choice.index] += choice.finish_reason is not None
+    assert texts == alone and roles == ends == [1, 1, 1]
+
+
+def test_choices_of_several_prompts_are_numbered_through(client: openai.OpenAI) -> None:
+    options: Any = {"model": "tiny", "max_tokens": 3, "temperature": 1, "seed": 5, "echo": True}
+    both = client.completions.create(prompt=["one", "two"], n=2, **options)
+    assert [choice.index for choice in both.choices] == [0, 1, 2, 3]
+    for place, prompt in enumerate(("one", "two")):
+        mine = [choice.text for choice in both.choices[2 * place : 2 * place + 2]]
+        single = client.completions.create(prompt=prompt, n=2, **options)
+        assert mine == [choice.text for choice in single.choices]
+        assert all(text.startswith(prompt) for text in mine)
+    texts = ["", "", "", ""]
+    for chunk in client.completions.create(prompt=["one", "two"], n=2, stream=True, **options):
+        for choice in chunk.choices:
+            texts[choice.index] += choice.text
+    assert texts == [choice.text for choice in both.choices]
+
+
 def test_biases_and_bans_decide_what_comes(client: openai.OpenAI) -> None:
     def ids(**options: Any) -> list[int]:
         extra = {"return_token_ids": True} | options.pop("extra", {})

@@ -150,13 +150,27 @@ def test_what_a_step_in_flight_writes_is_shared() -> None:
     }
 
 
+@pytest.mark.parametrize("length", [1, 3, 4, 5, 6])
+def test_a_fork_may_continue_a_part_of_its_parent(length: int) -> None:
+    """It shares the blocks of that part and computes one token, whatever came behind."""
+    rig = Rig(make_limits(caching=False))
+    known = make_parent(rig)
+    computed = rig.scheduler.stats.num_scheduled_tokens
+    rig.add(make_request("child", known[:length], seed=9), "parent")
+    plan = rig.step()
+    assert plan.num_tokens.tolist() == [1, 1]
+    assert rig.scheduler.stats.num_scheduled_tokens == computed + 2
+    rig.drain()
+
+
 def test_bad_forks_are_refused() -> None:
     rig = Rig(make_limits())
     known = make_parent(rig)
     with pytest.raises(ParamsError, match="not alive"):
         rig.scheduler.fork("nobody", make_request("child", known))
-    with pytest.raises(ParamsError, match="known tokens"):
-        rig.scheduler.fork("parent", make_request("child", known[:-1]))
+    for other in ([*known, 1], [*known[:-1], known[-1] + 1], known[1:]):
+        with pytest.raises(ParamsError, match="what its parent begins with"):
+            rig.scheduler.fork("parent", make_request("child", other))
     with pytest.raises(ParamsError, match="salt"):
         rig.scheduler.fork("parent", make_request("child", known, salt="a"))
     with pytest.raises(ParamsError, match="in use"):
