@@ -225,6 +225,19 @@ class AsyncEngine:
             if not state.finished:
                 front.abort(name, time.monotonic())
 
+    def fork(
+        self,
+        request_id: str,
+        params: SamplingParams | None = None,
+        new_request_id: str | None = None,
+    ) -> Prepared:
+        """Prepare a branch of a request that is being answered: give it to generate().
+
+        Its prompt is all that the other has so far, whose blocks it shares. params: None for the
+        other's, with a seed of its own. ParamsError if the other has ended.
+        """
+        return self.front.fork(request_id, params, new_request_id, now_s=time.monotonic())
+
     async def abort(self, request_id: str) -> None:
         """End a request; its stream gets what it has with finish_reason "abort"."""
         self._tell(self.front.abort(request_id, time.monotonic()))

@@ -15,6 +15,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from msgspec.structs import replace
+
 from .. import __version__
 from .branches import Branches, branches_of
 from .build import EngineParts
@@ -132,6 +134,33 @@ class Front:
             tenant=tenant,
         )
 
+    def fork(
+        self,
+        request_id: str,
+        params: SamplingParams | None = None,
+        new_request_id: str | None = None,
+        *,
+        now_s: float = 0.0,
+    ) -> Prepared:
+        """Prepare a request that continues all that an open one has so far, from its blocks.
+
+        params: None for the other's, with a seed of its own. ParamsError if it is not open.
+        """
+        entry = self._open.get(request_id)
+        if entry is None:
+            raise ParamsError(f"The request to fork, {request_id!r}, is not open.", "request_id")
+        parent = entry.state.request
+        prepared = self.prepare(
+            entry.state.known_token_ids,
+            replace(parent.params, seed=None) if params is None else params,
+            new_request_id,
+            priority=parent.priority,
+            cache_salt=parent.cache_salt,
+            tenant=parent.tenant,
+            now_s=now_s,
+        )
+        return prepared._replace(parent_id=request_id)
+
     def chat_prompt(self, messages: Sequence[Mapping[str, Any]], **options: Any) -> str:
         """Render a conversation by the checkpoint's template; tokenize it without special tokens.
 
@@ -165,7 +194,10 @@ class Front:
             OutputState(one, prepared.prompt_text, self._tokenizer, index)
             for index, one in enumerate(members)
         ]
-        self.core.add(members[0])
+        if prepared.parent_id in self._open:
+            self.core.fork(prepared.parent_id, members[0])
+        else:
+            self.core.add(members[0])
         for one, state in zip(members, states, strict=True):
             self._open[one.request_id] = Open(state, now_s, name)
         if len(members) == 1:

@@ -118,6 +118,11 @@ class OutputState:
         return self.finish_reason is not None
 
     @property
+    def known_token_ids(self) -> tuple[int, ...]:
+        """Prompt and answer so far."""
+        return (*self._prompt_token_ids, *self._token_ids)
+
+    @property
     def num_output_tokens(self) -> int:
         """Tokens of the answer so far."""
         return len(self._token_ids)

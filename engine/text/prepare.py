@@ -39,6 +39,8 @@ class Prepared(NamedTuple):
 
     request: Request
     prompt_text: str | None
+    parent_id: str | None = None
+    """The request that it forks, if that still lives then."""
 
 
 class RequestBuilder:

@@ -124,3 +124,29 @@ async def test_ids_of_answers_are_in_use(tiny: Path) -> None:
         with pytest.raises(ValueError, match="'x#1' is in use"):
             front.add(engine.prepare([1, 2], sampled(n=2), "x"), 0.0)
         assert front.abort("x#1", 0.0) == ["x#1"] and front.num_open == 0
+
+
+async def test_a_branch_continues_what_a_request_has(tiny: Path) -> None:
+    """A search over trees: as if its tokens had been the prompt, from the blocks of the other."""
+    engine: AsyncEngine
+    async with AsyncEngine(
+        model=str(tiny), **OPTIONS, num_kv_blocks=128, enable_prefix_caching=False
+    ) as engine:
+        stream = engine.generate(PROMPT, sampled(max_tokens=40), "root")
+        async for output in stream:
+            if len(output.outputs[0].token_ids) >= 6:
+                break
+        known = [*PROMPT, *output.outputs[0].token_ids]
+        stats = engine.front.core.scheduler.stats
+        branch = engine.fork("root", sampled(seed=3), "branch")
+        assert branch.request.prompt_token_ids.tolist() == known
+        (forked,) = [o async for o in engine.generate(branch, output_kind="final")]
+        now = engine.front.core.scheduler.stats
+        assert now.num_scheduled_tokens - stats.num_scheduled_tokens < len(known)
+        await stream.aclose()
+        (alone,) = [o async for o in engine.generate(known, sampled(seed=3), output_kind="final")]
+        assert answers(forked) == answers(alone)
+        with pytest.raises(ValueError, match="'root', is not open"):
+            engine.fork("root")
+        (late,) = [o async for o in engine.generate(branch, output_kind="final")]
+        assert answers(late) == answers(alone)
