@@ -80,8 +80,8 @@ FAULTS = tuple(
         (
             "device/logit_edits.py",
             "penalties count the prompt",
-            "(is_known & (position >= prompts)).int()",
-            "is_known.int()",
+            "(position < prompts) | (position >= lengths)",
+            "position >= lengths",
         ),
         ("sched/planner.py", "the oldest is preempted", "idle = slots[1:]", "idle = slots[0:]"),
         (

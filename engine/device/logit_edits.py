@@ -20,8 +20,9 @@ from ..plan import Admitted
 from ..request import IntArray
 from .link import Link
 
-MAX_ELEMENTS = 2**24
+MAX_ELEMENTS = 2**22
 """Of a temporary tensor: more rows are penalized in several turns."""
+NO_TOKEN = 2**31 - 1
 
 Ids = NDArray[np.int64]
 
@@ -96,30 +97,32 @@ class EditTable:
         rows = np.flatnonzero(flags)
         return StepEdits(rows.tolist(), slots[rows].tolist(), lengths[rows].tolist())
 
-    def apply(self, logits: Tensor, known: Tensor, step: StepEdits) -> Tensor:
-        """Return logits [rows, vocab] as float32 with a step's edits; known: [slots, width]."""
-        edited = logits.to(torch.float32, copy=True)
-        rows = self._send(step.rows)
-        x = edited[rows]
+    def apply(self, logits: Tensor, known: Tensor, step: StepEdits, *, keep: bool = True) -> Tensor:
+        """Return logits [rows, vocab] as float32 with a step's edits.
+
+        known: [slots, width], the tokens of each slot. keep: logits stay as they are.
+        """
+        x = logits.to(torch.float32, copy=keep)
         edits = [self._slots[slot] for slot in step.slots]
         denied = [i for i, slot in enumerate(step.slots) if slot in self._denied]
         if denied:
             masks = torch.stack([self._denied[step.slots[i]] for i in denied])
-            places = self._send(denied)
-            x[places] = x[places].masked_fill(masks, -torch.inf)
+            rows = self._send([step.rows[i] for i in denied])
+            x[rows] = x[rows].masked_fill(masks, -torch.inf)
         if any(one.bad_words for one in edits):
             self._ban_words(x, known, step, edits)
-        biases = [(i, token, v) for i, one in enumerate(edits) for token, v in one.bias]
+        biases = [
+            (row, *pair) for row, one in zip(step.rows, edits, strict=True) for pair in one.bias
+        ]
         if biases:
             biased, tokens, values = zip(*biases, strict=True)
             x[self._send(biased), self._send(tokens)] += self._send_floats(values)
         penalized = [i for i, one in enumerate(edits) if one.penalties != (1.0, 0.0, 0.0)]
         longest = max((step.lengths[i] for i in penalized), default=1)
-        at_once = max(1, MAX_ELEMENTS // max(longest, self._vocab_size))
+        at_once = max(1, MAX_ELEMENTS // longest)
         for first in range(0, len(penalized), at_once):
             self._penalize(x, known, step, edits, penalized[first : first + at_once])
-        edited[rows] = x
-        return edited
+        return x
 
     def _ban_words(self, x: Tensor, known: Tensor, step: StepEdits, edits: list[SlotEdits]) -> None:
         """Ban the last token of each word whose other tokens the outputs end with.
@@ -133,15 +136,16 @@ class EditTable:
                 if len(word) <= num_outputs + 1:
                     by_size.setdefault(len(word), []).append((i, word))
         for size, words in by_size.items():
-            places = [i for i, _ in words]
             tokens = self._send([token for _, word in words for token in word]).view(-1, size)
-            slots = self._send([step.slots[i] for i in places])
-            ends = self._send([step.lengths[i] for i in places])
+            rows, slots, ends = (
+                self._send([numbers[i] for i, _ in words])
+                for numbers in (step.rows, step.slots, step.lengths)
+            )
             before = torch.arange(1 - size, 0, device=x.device)
             tails = known[slots[:, None], ends[:, None] + before]
             comes = (tails == tokens[:, :-1]).all(1)
             bans = torch.where(comes, -torch.inf, torch.inf)
-            index = self._send(places) * x.shape[1] + tokens[:, -1]
+            index = rows * x.shape[1] + tokens[:, -1]
             x.view(-1).scatter_reduce_(0, index, bans, "amin")
 
     def _penalize(
@@ -152,24 +156,29 @@ class EditTable:
         edits: list[SlotEdits],
         penalized: list[int],
     ) -> None:
-        """Penalize some of the rows x [m, vocab] by what their histories have."""
-        places = self._send(penalized)
-        slots = self._send([step.slots[i] for i in penalized])
-        lengths = self._send([step.lengths[i] for i in penalized])[:, None]
+        """Penalize some of the rows of x [rows, vocab] by what their histories have.
+
+        Only the tokens of a history are touched. One that comes again is written again, the same.
+        """
+        rows, slots, lengths = (
+            self._send([numbers[i] for i in penalized])[:, None]
+            for numbers in (step.rows, step.slots, step.lengths)
+        )
         prompts = self._send([edits[i].num_prompt_tokens for i in penalized])[:, None]
         values = self._send_floats([v for i in penalized for v in edits[i].penalties])
         repetition, frequency, presence = values.view(-1, 3, 1).unbind(1)
-        history = known[slots, : max(step.lengths[i] for i in penalized)]
+        history = known[slots[:, 0], : max(step.lengths[i] for i in penalized)]
         position = torch.arange(history.shape[1], device=x.device)
-        is_known = position < lengths
-        tokens = history.long().masked_fill(~is_known, 0)
-        zeros = torch.zeros(len(penalized), x.shape[1], dtype=torch.int32, device=x.device)
-        seen = zeros.scatter_add(1, tokens, is_known.int()) > 0
-        counts = zeros.scatter_add_(1, tokens, (is_known & (position >= prompts)).int())
-        row = x[places]
-        row = torch.where(seen, torch.where(row > 0, row / repetition, row * repetition), row)
-        row = row - frequency * counts
-        x[places] = row - presence * (counts > 0)
+        # There is a prompt, so its first token stands for the places behind a history's end.
+        tokens = torch.where(position < lengths, history, history[:, :1])
+        drawn = history.masked_fill((position < prompts) | (position >= lengths), NO_TOKEN)
+        drawn = drawn.sort(1).values
+        counts = torch.searchsorted(drawn, tokens, right=True) - torch.searchsorted(drawn, tokens)
+        tokens = tokens.long()
+        old = x[rows, tokens]
+        new = torch.where(old > 0, old / repetition, old * repetition)
+        new = new - frequency * counts
+        x[rows, tokens] = new - presence * (counts > 0)
 
     def _send(self, numbers: list[int] | tuple[int, ...]) -> Tensor:
         return self._link.upload(np.array(numbers, np.int64))

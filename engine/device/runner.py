@@ -27,9 +27,8 @@ from . import warm_up
 from .graphs import CudaCapture, GraphKey, StepGraphs
 from .inputs import PackedStep, StepInputs, largest_buckets, make_buckets
 from .link import FaultedLanding, Landing, Link, make_link
-from .logit_edits import StepEdits
 from .sampler import Banned, Drawn, draw
-from .sampling_rows import PLAIN, Forbidden, SamplingTable
+from .sampling_rows import NO_LOGPROBS, PLAIN, Forbidden, SamplingTable, StepExtras
 from .state import DeviceTable
 
 logger = logging.getLogger("quire")
@@ -176,7 +175,7 @@ class ModelRunner:
             SamplingRows(*(part[:size] for part in tensors.sampling)),
             self._ban(step.extras.forbidden),
             step.extras.num_logprobs,
-            self._editor(step.extras.edits),
+            self._editor(step.extras),
         )
         self._store(tensors.sample_slots[:size], tensors.sample_positions[:size], drawn.tokens)
         return drawn
@@ -214,10 +213,12 @@ class ModelRunner:
     def _store(self, slots: Tensor, positions: Tensor, tokens: Tensor) -> None:
         self.ops.store_tokens(self._table.tokens, slots, positions, tokens)
 
-    def _editor(self, edits: StepEdits | None) -> Callable[[Tensor], Tensor] | None:
-        if edits is None:
+    def _editor(self, extras: StepExtras) -> Callable[[Tensor], Tensor] | None:
+        if extras.edits is None:
             return None
-        return partial(self._sampling.edits.apply, known=self._table.tokens, step=edits)
+        keep = extras.num_logprobs != NO_LOGPROBS
+        known, apply = self._table.tokens, self._sampling.edits.apply
+        return partial(apply, known=known, step=extras.edits, keep=keep)
 
     def _ban(self, forbidden: Forbidden | None) -> Banned | None:
         if forbidden is None:
