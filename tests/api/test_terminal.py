@@ -68,6 +68,9 @@ def test_turns_follow_each_other() -> None:
 def test_interrupt_stops_the_answer_and_keeps_what_was_said(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
+    """Also where the suite runs in the background of a shell, which has interrupts ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+
     async def interrupt() -> None:
         os.kill(os.getpid(), signal.SIGINT)
         await asyncio.Event().wait()
@@ -81,6 +84,7 @@ def test_interrupt_stops_the_answer_and_keeps_what_was_said(
     assert engine.num_open == 0
     assert engine.asked[1] == [("user", "one"), ("assistant", "hello"), ("user", "two")]
     assert capsys.readouterr().out == "hello\nhello\n"
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.mark.parametrize("error", [ParamsError("too long"), EngineError("broken")])
