@@ -21,11 +21,18 @@ from ..engine.params import SamplingParams
 from ..engine.request import RequestOutput
 from ..engine.sched.scheduler import SchedulerStats
 from ..reference.generate import Wish, generate
+from .step_plans import edits_of
 
 PROMPT_LENGTHS = (200, 7, 1, 16, 17, 33)
 """The longest first: with few blocks, the small ones beside it must grow and be preempted."""
 
 NUM_LOGPROBS = 3
+EDITS: dict[int, dict[str, Any]] = {
+    1: {"repetition_penalty": 1.4, "presence_penalty": 0.5},
+    3: {"frequency_penalty": -0.7, "logit_bias": {2: 2.5, 9: -100.0}},
+    5: {"allowed_token_ids": tuple(range(1, 90, 2)), "frequency_penalty": 1.1},
+}
+"""What some of the sampled requests change in their logits."""
 
 
 class Asked(NamedTuple):
@@ -67,6 +74,7 @@ def make_requests(
             ignore_eos=True,
             logprobs=NUM_LOGPROBS,
             detokenize=False,
+            **(EDITS.get(index, {}) if sampled else {}),
         )
         requests.append(Asked(prompt, params))
     return requests
@@ -130,6 +138,7 @@ def expect(
             min_p=params.min_p,
             seed=(params.seed or 0) % 2**64,
             num_logprobs=NUM_LOGPROBS,
+            edits=edits_of(params),
         )
         given = generate(config.decoder, weights, list(prompt), wish)
         top = tuple(

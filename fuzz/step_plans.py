@@ -20,6 +20,18 @@ from ..reference.edits import Edits
 from ..reference.generate import Generated, Wish
 
 
+def edits_of(params: SamplingParams, bad_words: Sequence[Sequence[int]] = ()) -> Edits:
+    """Say in the oracle's words what a request changes in its logits."""
+    return Edits(
+        repetition_penalty=params.repetition_penalty,
+        frequency_penalty=params.frequency_penalty,
+        presence_penalty=params.presence_penalty,
+        logit_bias=params.logit_bias or {},
+        allowed_token_ids=params.allowed_token_ids,
+        bad_words=bad_words,
+    )
+
+
 class Asked(NamedTuple):
     """One request."""
 
@@ -45,14 +57,7 @@ class Asked(NamedTuple):
             min_tokens=params.min_tokens,
             stop_token_ids=tuple(params.stop_token_ids or ()),
             num_logprobs=params.logprobs or 0,
-            edits=Edits(
-                repetition_penalty=params.repetition_penalty,
-                frequency_penalty=params.frequency_penalty,
-                presence_penalty=params.presence_penalty,
-                logit_bias=params.logit_bias or {},
-                allowed_token_ids=params.allowed_token_ids,
-                bad_words=self.bad_words,
-            ),
+            edits=edits_of(params, self.bad_words),
         )
 
 
