@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..engine.errors import ParamsError
@@ -38,7 +39,7 @@ PASSED = (
     ),
     *("ignore_eos", "include_stop_str_in_output", "skip_special_tokens", "logit_bias"),
     *("presence_penalty", "frequency_penalty", "repetition_penalty", "bad_words"),
-    "allowed_token_ids",
+    *("allowed_token_ids", "truncate_prompt_tokens"),
 )
 """Fields that SamplingParams takes as they are."""
 
@@ -127,11 +128,18 @@ def split_prompts(prompt: str | list[str | int | list[int]], n: int = 1) -> list
     return prompts
 
 
-async def encode(engine: Engine, text: str, *, add_special_tokens: bool) -> TokenPrompt:
-    """Tokenize a text without holding the loop; no more of it than can tell that it is too long."""
+async def encode(
+    engine: Engine, text: str, *, add_special_tokens: bool, last: int | None = None
+) -> TokenPrompt:
+    """Tokenize a text without holding the loop; no more of it than can tell that it is too long.
+
+    last: tokens to keep of all.
+    """
     tokenizer = engine.tokenizer
-    if len(text) < LONG_TEXT_CHARS:
-        return TokenPrompt(text, tokenizer.encode(text, add_special_tokens=add_special_tokens))
+    if len(text) < LONG_TEXT_CHARS or last is not None:
+        work = partial(tokenizer.encode, text, add_special_tokens=add_special_tokens)
+        ids = work() if len(text) < LONG_TEXT_CHARS else await asyncio.to_thread(work)
+        return TokenPrompt(text, ids if last is None else ids[-last:])
     beginning = text[: engine.max_model_len * CHARS_PER_TOKEN]
     ids = await asyncio.to_thread(
         tokenizer.encode, beginning, add_special_tokens=add_special_tokens

@@ -50,6 +50,7 @@ class GenerationBody(Struct, forbid_unknown_fields=True, kw_only=True):
     bad_words: str | list[str] | None = None
     allowed_token_ids: list[int] | None = None
     seed: int | None = None
+    truncate_prompt_tokens: int | None = None
     max_tokens: int | None = None
     min_tokens: int | None = None
     stop: str | list[str] | None = None
@@ -82,7 +83,6 @@ class GenerationBody(Struct, forbid_unknown_fields=True, kw_only=True):
     guided_grammar: Only = None
     prompt_logprobs: Only = None
     prompt_embeds: Only = None
-    truncate_prompt_tokens: Only = None
     logits_processors: Only = None
     spaces_between_special_tokens: Only = True
 

@@ -54,6 +54,8 @@ class SamplingParams(Struct, frozen=True, kw_only=True):
     """Texts that must not be generated."""
     seed: int | None = None
     """Any 64-bit integer; None draws one, and the output tells which."""
+    truncate_prompt_tokens: int | None = None
+    """Only so many of the prompt's last tokens are used; -1: as many as fit."""
     max_tokens: int | None = 16
     """None: up to the model length."""
     min_tokens: int = 0
@@ -87,6 +89,8 @@ class SamplingParams(Struct, frozen=True, kw_only=True):
                     "min_tokens must not be above max_tokens.",
                     "min_tokens",
                 )
+        if self.truncate_prompt_tokens is not None and self.truncate_prompt_tokens != -1:
+            _integer(self, "truncate_prompt_tokens", 1, 2**31 - 1, "or -1")
         if self.seed is not None:
             _integer(self, "seed", -(2**63), 2**64 - 1)
         if self.logprobs is not None:
@@ -96,6 +100,13 @@ class SamplingParams(Struct, frozen=True, kw_only=True):
             if not isinstance(getattr(self, name), bool):
                 raise _wrong(self, name, "true or false")
         _stops(self)
+
+
+def num_kept(params: SamplingParams, max_model_len: int) -> int | None:
+    """Tell how many of a prompt's last tokens are used at most; None: all."""
+    if params.truncate_prompt_tokens != -1:
+        return params.truncate_prompt_tokens
+    return max(1, max_model_len - (params.max_tokens or 1))
 
 
 def _wrong(params: SamplingParams, name: str, allowed: str) -> ParamsError:
@@ -119,11 +130,11 @@ def _real(params: SamplingParams, name: str, low: float, high: float, above: boo
     force_setattr(params, name, number)
 
 
-def _integer(params: SamplingParams, name: str, low: int, high: int) -> None:
+def _integer(params: SamplingParams, name: str, low: int, high: int, other: str = "") -> None:
     value: Any = getattr(params, name)
     good = isinstance(value, Integral) and not isinstance(value, bool)
     if not good or not low <= int(value) <= high:
-        raise _wrong(params, name, f"an integer from {low} to {high}")
+        raise _wrong(params, name, f"an integer from {low} to {high} {other}".rstrip())
     force_setattr(params, name, int(value))
 
 

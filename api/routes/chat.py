@@ -9,6 +9,7 @@ from typing import Any
 
 from aiohttp import web
 
+from ...engine.params import num_kept
 from ..answer import answer, check_accepting
 from ..auth import cache_salt, tenant_of
 from ..convert import (
@@ -43,7 +44,7 @@ async def chat_completions(request: web.Request) -> web.StreamResponse:
     check_accepting(state)
     check_model(body.model, engine.model_name)
     params = chat_params(body)
-    prompt = await _token_prompt(engine, body)
+    prompt = await _token_prompt(engine, body, num_kept(params, engine.max_model_len))
     check_length(("messages", len(prompt.token_ids)), chat_limit(body), engine.max_model_len)
     response_id = f"chatcmpl-{body.request_id or state.new_id()}"
     salt = cache_salt(request, body.cache_salt, isolate=state.isolate_keys)
@@ -72,7 +73,7 @@ async def chat_completions(request: web.Request) -> web.StreamResponse:
     return await answer(request, [prepared], reply, stream=bool(body.stream))
 
 
-async def _token_prompt(engine: Engine, body: ChatBody) -> TokenPrompt:
+async def _token_prompt(engine: Engine, body: ChatBody, last: int | None) -> TokenPrompt:
     text = engine.chat_prompt(
         template_messages(body.messages),
         tools=template_tools(body.tools, body.tool_choice),
@@ -82,7 +83,8 @@ async def _token_prompt(engine: Engine, body: ChatBody) -> TokenPrompt:
         **_template_options(body),
     )
     # The template writes the special tokens itself.
-    return await encode(engine, text, add_special_tokens=bool(body.add_special_tokens))
+    special = bool(body.add_special_tokens)
+    return await encode(engine, text, add_special_tokens=special, last=last)
 
 
 def _template_options(body: ChatBody) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from aiohttp import web
 
+from ...engine.params import SamplingParams, num_kept
 from ..answer import answer, check_accepting
 from ..auth import cache_salt, tenant_of
 from ..convert import (
@@ -29,7 +30,7 @@ async def completions(request: web.Request) -> web.StreamResponse:
     check_accepting(state)
     check_model(body.model, engine.model_name)
     params = completion_params(body)
-    prompts = await _token_prompts(state, body)
+    prompts = await _token_prompts(state, body, params)
     response_id = f"cmpl-{body.request_id or state.new_id()}"
     salt = cache_salt(request, body.cache_salt, isolate=state.isolate_keys)
     tenant = tenant_of(request, body.user, by_key=state.has_keys)
@@ -67,15 +68,18 @@ async def completions(request: web.Request) -> web.StreamResponse:
     return await answer(request, prepared, reply, stream=bool(body.stream))
 
 
-async def _token_prompts(state: ServerState, body: CompletionBody) -> list[TokenPrompt]:
+async def _token_prompts(
+    state: ServerState, body: CompletionBody, params: SamplingParams
+) -> list[TokenPrompt]:
     engine = state.engine
+    last = num_kept(params, engine.max_model_len)
     special = body.add_special_tokens is not False
     prompts = []
     for prompt in split_prompts(body.prompt, body.n or 1):
         if isinstance(prompt, str):
-            tokens = await encode(engine, prompt, add_special_tokens=special)
+            tokens = await encode(engine, prompt, add_special_tokens=special, last=last)
         else:
-            tokens = TokenPrompt(None, prompt)
+            tokens = TokenPrompt(None, prompt if last is None else prompt[-last:])
         limit = ("max_tokens", body.max_tokens)
         check_length(("prompt", len(tokens.token_ids)), limit, engine.max_model_len)
         prompts.append(tokens)

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, TypedDict
 import numpy as np
 
 from ..errors import ParamsError
-from ..params import SamplingParams
+from ..params import SamplingParams, num_kept
 from ..request import IntArray, Request
 from .chat import ChatTemplate
 from .tokenizer import Tokenizer
@@ -78,7 +78,7 @@ class RequestBuilder:
         bad_word_ids = self._bad_words(params)
         if not isinstance(tenant, str):
             raise _wrong("tenant", tenant, "a text")
-        token_ids, text = self._read(prompt)
+        token_ids, text = self._read(prompt, num_kept(params, self._max_model_len))
         if params.seed is None:
             seed = int(self._generator.integers(1 << SEED_BITS))
         else:
@@ -137,26 +137,26 @@ class RequestBuilder:
                 words.append(spaced)
         return tuple(words)
 
-    def _read(self, prompt: Any) -> tuple[IntArray, str | None]:
-        """Return the prompt's ids, [prompt] int32, and its text."""
+    def _read(self, prompt: Any, last: int | None) -> tuple[IntArray, str | None]:
+        """Return the prompt's ids, [prompt] int32, at most the last ones, and its text."""
         match prompt:
             case str():
-                return self._encode(prompt), prompt
+                return self._encode(prompt, last), prompt
             case {"prompt_token_ids": ids, **others} if others.keys() <= {"prompt"}:
                 text = others.get("prompt")
                 if text is not None and not isinstance(text, str):
                     raise _wrong("prompt", text, "a text beside prompt_token_ids")
-                return self._take(ids), text
+                return self._take(ids, last), text
             case {"prompt": str(text), **others} if not others:
-                return self._encode(text), text
+                return self._encode(text, last), text
             case Mapping():
                 raise _wrong(
                     "prompt", prompt, "an object with prompt (text) or prompt_token_ids, no more"
                 )
             case _:
-                return self._take(prompt), None
+                return self._take(prompt, last), None
 
-    def _encode(self, text: str) -> IntArray:
+    def _encode(self, text: str, last: int | None) -> IntArray:
         tokenizer = self._tokenizer
         if tokenizer is None:
             raise _wrong("prompt", text, "a list of token ids: there is no tokenizer")
@@ -166,15 +166,15 @@ class RequestBuilder:
             given = text[error.start : error.start + 1]
             raise _wrong("prompt", given, "Unicode text without lone surrogates") from None
         beginning = self._max_model_len * CHARS_PER_TOKEN
-        if len(text) > beginning:
+        if len(text) > beginning and last is None:
             # Refuses megabytes of text without tokenizing all of them.
             num_tokens = len(tokenizer.encode(text[:beginning]))
             if num_tokens > self._max_model_len + CHARS_PER_TOKEN:
                 raise self._too_long(f"more than {num_tokens - CHARS_PER_TOKEN}")
         # Tokenizers may have ids that the model has not: checked like a user's.
-        return self._take(tokenizer.encode(text))
+        return self._take(tokenizer.encode(text), last)
 
-    def _take(self, ids: Any) -> IntArray:
+    def _take(self, ids: Any, last: int | None) -> IntArray:
         """Check token ids and return them as an array."""
         if isinstance(ids, np.ndarray):
             if ids.ndim != 1 or ids.dtype.kind not in "iu":
@@ -194,6 +194,8 @@ class RequestBuilder:
         if outside.any():
             i = int(outside.argmax())
             raise _wrong(f"prompt[{i}]", int(array[i]), f"a token id, 0 to {self._vocab_size - 1}")
+        if last is not None:
+            array = array[-last:]
         if len(array) > self._max_model_len - 1:
             raise self._too_long(str(len(array)))
         return np.ascontiguousarray(array, dtype=np.int32)

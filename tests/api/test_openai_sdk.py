@@ -344,6 +344,20 @@ def test_choices_of_several_prompts_are_numbered_through(client: openai.OpenAI) 
     assert texts == [choice.text for choice in both.choices]
 
 
+def test_prompts_are_truncated_where_asked(client: openai.OpenAI) -> None:
+    long = "the cat " * 500
+    for extra, num in (({"truncate_prompt_tokens": 9}, 9), ({"truncate_prompt_tokens": -1}, 126)):
+        completion = client.completions.create(
+            model="tiny", prompt=long, max_tokens=2, extra_body=extra
+        )
+        assert completion.usage is not None and completion.usage.prompt_tokens == num
+        messages: Any = [{"role": "user", "content": long}]
+        chat = client.chat.completions.create(
+            model="tiny", messages=messages, max_tokens=2, extra_body=extra
+        )
+        assert chat.usage is not None and chat.usage.prompt_tokens == num
+
+
 def test_biases_and_bans_decide_what_comes(client: openai.OpenAI) -> None:
     def ids(**options: Any) -> list[int]:
         extra = {"return_token_ids": True} | options.pop("extra", {})

@@ -177,6 +177,24 @@ def test_a_long_text_of_few_tokens_is_taken() -> None:
     assert len(request.prompt_token_ids) == 50
 
 
+@pytest.mark.parametrize(("given", "kept"), [(3, 3), (1, 1), (1000, 50), (-1, 50), (None, 50)])
+def test_only_the_last_tokens_of_a_prompt_are_kept(given: int | None, kept: int) -> None:
+    """What the others were does not matter, not even that they were too many."""
+    params = SamplingParams(truncate_prompt_tokens=given, max_tokens=4)
+    prompt = [*range(2, 52)]
+    request = make_request(prompt, params).request
+    assert request.prompt_token_ids.tolist() == prompt[-kept:]
+
+
+def test_minus_one_keeps_what_leaves_room_for_the_answer() -> None:
+    params = SamplingParams(truncate_prompt_tokens=-1, max_tokens=8)
+    ids = [3] * 5000
+    request = make_request(ids, params).request
+    assert len(request.prompt_token_ids) == 64 - 8
+    with pytest.raises(ParamsError, match="model length"):
+        make_request(ids, SamplingParams(truncate_prompt_tokens=4000))
+
+
 def test_a_chat_is_tokenized_without_more_special_tokens() -> None:
     source = "{{ bos_token }}{{ messages[0].content }}"
     template = ChatTemplate.from_tokenizer(TOKENIZER)
