@@ -48,14 +48,14 @@ async def answer(
     engine = request.app[STATE].engine
     kind: Literal["delta", "final"] = "delta" if stream else "final"
     streams = [engine.generate(one, output_kind=kind) for one in prepared]
-    n = reply.n
     async with aclosing(merge(streams)) as batches:
         if stream:
             return await _respond_stream(request, batches, reply)
         outputs: dict[int, RequestOutput] = {}
         async for batch in batches:
-            outputs.update(one_by_one(batch, n))
-    ended = [outputs[index] for index in range(len(prepared) * n)]
+            best = [(place, reply.keep_best(output)) for place, output in batch]
+            outputs.update(one_by_one(best, reply.n))
+    ended = [outputs[index] for index in range(len(prepared) * reply.n)]
     for output in ended:
         check_output(output)
     return web.Response(

@@ -6,6 +6,8 @@ import asyncio
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from msgspec.structs import replace
+
 from ..engine.errors import ParamsError
 from ..engine.params import SamplingParams
 from .decode import show
@@ -67,7 +69,22 @@ def completion_params(body: CompletionBody) -> SamplingParams:
     if body.echo and body.logprobs is not None:
         raise ApiError("echo with logprobs is not supported yet: leave one out.", param="echo")
     max_tokens = DEFAULT_MAX_TOKENS if body.max_tokens is None else body.max_tokens
-    return _params(body, max_tokens, body.logprobs)
+    params = _params(body, max_tokens, body.logprobs)
+    if body.best_of is None or body.best_of == params.n:
+        return params
+    # The likeliest are told by their log probabilities.
+    logprobs = 0 if params.logprobs is None else params.logprobs
+    try:
+        many = replace(params, n=body.best_of, logprobs=logprobs)
+    except ParamsError as error:
+        raise ParamsError(str(error).replace("n is", "best_of is", 1), "best_of") from None
+    if body.best_of < params.n or body.stream:
+        raise ApiError(
+            f"best_of is {body.best_of} and n {params.n}: best_of must not be less, and in a "
+            "stream not more.",
+            param="best_of",
+        )
+    return many
 
 
 def chat_params(body: ChatBody) -> SamplingParams:

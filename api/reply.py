@@ -12,6 +12,7 @@ from typing import Protocol
 
 import msgspec
 from msgspec import UNSET, UnsetType
+from msgspec.structs import replace
 
 from ..engine.request import CompletionOutput, Logprob, RequestOutput, Timeline
 from .schema import (
@@ -225,6 +226,20 @@ class Reply:
     _prompt_tokens: dict[int, int] = field(default_factory=dict)
     _cached_tokens: dict[int, int] = field(default_factory=dict)
     _num_output_tokens: int = 0
+
+    def keep_best(self, output: RequestOutput) -> RequestOutput:
+        """Keep the n likeliest answers, by log probability a token; all of them count as usage."""
+        answers = output.outputs
+        if len(answers) <= self.n or any(one.finish_reason == "error" for one in answers):
+            return output
+
+        def likelihood(one: CompletionOutput) -> float:
+            return (one.cumulative_logprob or 0.0) / max(1, len(one.token_ids))
+
+        ranked = sorted(answers, key=likelihood, reverse=True)
+        self._num_output_tokens += sum(len(one.token_ids) for one in ranked[self.n :])
+        kept = [replace(one, index=index) for index, one in enumerate(ranked[: self.n])]
+        return replace(output, outputs=tuple(kept))
 
     def chunks(self, index: int, output: RequestOutput) -> list[Response]:
         """Chunks for an output of kind "delta" of the index-th choice."""

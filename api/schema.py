@@ -71,7 +71,6 @@ class GenerationBody(Struct, forbid_unknown_fields=True, kw_only=True):
     timeline: bool | None = None
     """Tell, with the end of each choice, what happened to it and when."""
 
-    best_of: Only = 1
     length_penalty: Only = 1
     use_beam_search: Only = False
     early_stopping: Only = False
@@ -101,6 +100,8 @@ class CompletionBody(GenerationBody, kw_only=True):
     prompt: str | list[str | int | list[int]]
     logprobs: int | None = None
     echo: bool | None = None
+    best_of: int | None = None
+    """Answers that are generated, of which the n likeliest are told."""
     suffix: Only = ""
 
 
@@ -121,6 +122,7 @@ class ChatBody(GenerationBody, kw_only=True):
     reasoning_effort: str | None = None
 
     echo: Only = False
+    best_of: Only = 1
     documents: Only = None
     audio: Only = None
     modalities: Only = None

@@ -51,9 +51,9 @@ async def completions(request: web.Request) -> web.StreamResponse:
         response_id=response_id,
         model=engine.model_name,
         created=int(state.clock()),
-        n=params.n,
+        n=body.n or 1,
         choices=CompletionChoices(
-            n=params.n,
+            n=body.n or 1,
             num_top=body.logprobs,
             echoes=_echoes(state, body, prompts) if body.echo else (),
             return_ids=bool(body.return_token_ids),
@@ -75,7 +75,7 @@ async def _token_prompts(
     last = num_kept(params, engine.max_model_len)
     special = body.add_special_tokens is not False
     prompts = []
-    for prompt in split_prompts(body.prompt, body.n or 1):
+    for prompt in split_prompts(body.prompt, params.n):
         if isinstance(prompt, str):
             tokens = await encode(engine, prompt, add_special_tokens=special, last=last)
         else:

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import openai
 import pytest
 from quire.engine.params import SamplingParams
@@ -356,6 +357,22 @@ def test_prompts_are_truncated_where_asked(client: openai.OpenAI) -> None:
             model="tiny", messages=messages, max_tokens=2, extra_body=extra
         )
         assert chat.usage is not None and chat.usage.prompt_tokens == num
+
+
+def test_the_best_of_several_are_told(client: openai.OpenAI) -> None:
+    """The likeliest by a token, of those that their seeds give alone; all are counted."""
+    options: Any = {"model": "tiny", "prompt": PROMPT, "max_tokens": 4, "temperature": 1, "seed": 7}
+    every = client.completions.create(n=5, logprobs=0, **options)
+
+    def likelihood(choice: Any) -> float:
+        return float(np.mean(choice.logprobs.token_logprobs))
+
+    ranked = sorted(every.choices, key=likelihood, reverse=True)
+    best = client.completions.create(n=2, best_of=5, **options)
+    assert [choice.text for choice in best.choices] == [choice.text for choice in ranked[:2]]
+    assert [choice.index for choice in best.choices] == [0, 1]
+    assert best.choices[0].logprobs is None
+    assert best.usage == every.usage
 
 
 def test_biases_and_bans_decide_what_comes(client: openai.OpenAI) -> None:
