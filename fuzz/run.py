@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import logging
 import subprocess
 import sys
 import time
@@ -28,6 +27,7 @@ from .allocator_machine import AllocatorMachine
 from .commands import Heading, read, repeat, write
 from .engine_machine import EngineMachine
 from .scheduler_machine import SchedulerMachine
+from .virtual import be_quiet
 
 ROUND_EXAMPLES = 40
 NUM_STEPS = 80
@@ -202,8 +202,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--report", action="store_true", help="write JSON, for a parent process")
     parser.add_argument("--repeat", type=Path, metavar="FILE", help="do saved commands again")
     options = parser.parse_args(arguments)
-    # Steps die on purpose: what the engine logs of them says nothing.
-    logging.getLogger("quire").setLevel(logging.CRITICAL)
+    be_quiet()
     if options.repeat:
         repeat_file(options.repeat)
         return 0

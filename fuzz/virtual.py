@@ -306,7 +306,6 @@ class Outcome(Struct):
 
 def live(seed: int) -> Outcome:
     """Run one episode; a failure is told, with the command that repeats it."""
-    logging.getLogger("quire").setLevel(logging.CRITICAL)  # steps that die are meant to
     outcome = Outcome()
     episode = Episode(seed, states=outcome.states)
     try:
@@ -321,10 +320,15 @@ def live(seed: int) -> Outcome:
     return outcome
 
 
+def be_quiet() -> None:
+    """Steps that die are meant to: what the engine logs of them says nothing."""
+    logging.getLogger("quire").setLevel(logging.CRITICAL)
+
+
 def explore(num_steps: int, seed: int, jobs: int) -> Iterator[Outcome]:
     """Run episodes from `seed` on, in processes, until they have made so many steps."""
     done, coming, seeds = 0, set[Future[Outcome]](), count(seed)
-    with ProcessPoolExecutor(jobs) as pool:
+    with ProcessPoolExecutor(jobs, initializer=be_quiet) as pool:
         while done < num_steps or coming:
             while done < num_steps and len(coming) < jobs:
                 coming.add(pool.submit(live, next(seeds)))
@@ -345,6 +349,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=None, help="of the first episode")
     parser.add_argument("--episode", type=int, default=None, help="only that of this seed")
     options = parser.parse_args(arguments)
+    be_quiet()
     begin_s = time.perf_counter()
     found = Outcome()
     if options.episode is not None:
