@@ -28,20 +28,10 @@ CHARS_PER_TOKEN = 64
 """A text that is longer than this for each token of the model length is tried by its beginning."""
 
 PASSED = (
-    *(
-        "n",
-        "temperature",
-        "top_p",
-        "top_k",
-        "min_p",
-        "seed",
-        "min_tokens",
-        "stop",
-        "stop_token_ids",
-    ),
-    *("ignore_eos", "include_stop_str_in_output", "skip_special_tokens", "logit_bias"),
-    *("presence_penalty", "frequency_penalty", "repetition_penalty", "bad_words"),
-    *("allowed_token_ids", "truncate_prompt_tokens"),
+    *("n", "temperature", "top_p", "top_k", "min_p", "seed", "min_tokens", "stop"),
+    *("stop_token_ids", "ignore_eos", "include_stop_str_in_output", "skip_special_tokens"),
+    *("presence_penalty", "frequency_penalty", "repetition_penalty", "logit_bias"),
+    *("allowed_token_ids", "bad_words", "truncate_prompt_tokens"),
 )
 """Fields that SamplingParams takes as they are."""
 

@@ -125,7 +125,7 @@ class AsyncEngine:
 
     @property
     def num_unfinished(self) -> int:
-        """Requests that have not ended."""
+        """Answers that have not ended."""
         return self.front.num_open if self._front else 0
 
     @property

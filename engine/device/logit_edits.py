@@ -12,7 +12,6 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from ..params import SamplingParams
@@ -23,8 +22,7 @@ from .link import Link
 MAX_ELEMENTS = 2**22
 """Of a temporary tensor: more rows are penalized in several turns."""
 NO_TOKEN = 2**31 - 1
-
-Ids = NDArray[np.int64]
+NO_PENALTIES = (1.0, 0.0, 0.0)
 
 
 class SlotEdits(NamedTuple):
@@ -48,20 +46,20 @@ class StepEdits(NamedTuple):
     """[m] and known tokens."""
 
 
+def penalties_of(params: SamplingParams) -> tuple[float, float, float]:
+    """Return the repetition, frequency and presence penalty."""
+    return params.repetition_penalty, params.frequency_penalty, params.presence_penalty
+
+
 def has_edits(admitted: Admitted) -> bool:
     """Whether a sequence changes its logits."""
     params = admitted.params
     return bool(
-        _has_penalties(params)
+        penalties_of(params) != NO_PENALTIES
         or params.logit_bias
         or params.allowed_token_ids is not None
         or admitted.bad_word_ids
     )
-
-
-def _has_penalties(params: SamplingParams) -> bool:
-    penalties = (params.repetition_penalty, params.frequency_penalty, params.presence_penalty)
-    return penalties != (1.0, 0.0, 0.0)
 
 
 class EditTable:
@@ -86,7 +84,7 @@ class EditTable:
             self._denied[slot] = denied
         self._slots[slot] = SlotEdits(
             admitted.num_prompt_tokens,
-            (params.repetition_penalty, params.frequency_penalty, params.presence_penalty),
+            penalties_of(params),
             tuple((params.logit_bias or {}).items()),
             admitted.bad_word_ids,
         )
@@ -117,7 +115,7 @@ class EditTable:
         if biases:
             biased, tokens, values = zip(*biases, strict=True)
             x[self._send(biased), self._send(tokens)] += self._send_floats(values)
-        penalized = [i for i, one in enumerate(edits) if one.penalties != (1.0, 0.0, 0.0)]
+        penalized = [i for i, one in enumerate(edits) if one.penalties != NO_PENALTIES]
         longest = max((step.lengths[i] for i in penalized), default=1)
         at_once = max(1, MAX_ELEMENTS // longest)
         for first in range(0, len(penalized), at_once):
