@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 import aiohttp
 import numpy as np
 import pytest
+import pytest_asyncio
 from quire.api.server import Server, ServerOptions, bind
 from quire.engine.async_engine import AsyncEngine
 from quire.engine.errors import ParamsError
@@ -309,3 +310,13 @@ async def serve_fake() -> AsyncIterator[ServeFake]:
         yield start
     for server in servers:
         await server.stop()
+
+
+@pytest_asyncio.fixture
+async def engine(model_folder: Path) -> AsyncIterator[AsyncEngine]:
+    """A real engine with random weights, in the loop of the test."""
+    options: dict[str, Any] = {"load_format": "dummy", "backend": "reference"}
+    async with AsyncEngine(
+        model=str(model_folder), num_kv_blocks=64, num_threads=1, **options
+    ) as made:
+        yield made

@@ -3,26 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import AsyncIterator
-from pathlib import Path
-from typing import Any
 
 import aiohttp
 import pytest
-import pytest_asyncio
 from quire import AsyncEngine
 from quire.api.server import Server, ServerOptions, bind
 
 IDS = list(range(100, 150))
-
-
-@pytest_asyncio.fixture
-async def engine(model_folder: Path) -> AsyncIterator[AsyncEngine]:
-    options: dict[str, Any] = {"load_format": "dummy", "backend": "reference"}
-    async with AsyncEngine(
-        model=str(model_folder), num_kv_blocks=64, num_threads=1, **options
-    ) as made:
-        yield made
 
 
 async def cached(

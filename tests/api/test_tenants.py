@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
 import aiohttp
 import pytest
-import pytest_asyncio
 from prometheus_client.parser import text_string_to_metric_families
 from quire import AsyncEngine
 from quire.api import cli
@@ -16,15 +14,6 @@ from quire.api.auth import name_of
 from quire.api.server import Server, ServerOptions, bind
 from quire.engine.config import EngineConfig
 from quire.engine.errors import ConfigError
-
-
-@pytest_asyncio.fixture
-async def engine(model_folder: Path) -> AsyncIterator[AsyncEngine]:
-    options: dict[str, Any] = {"load_format": "dummy", "backend": "reference"}
-    async with AsyncEngine(
-        model=str(model_folder), num_kv_blocks=64, num_threads=1, **options
-    ) as made:
-        yield made
 
 
 async def tenants(
