@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from quire.engine.device import logit_edits
-from quire.engine.device.link import HostLink
+from quire.engine.device.link import make_link
 from quire.engine.device.logit_edits import EditTable, StepEdits
 from quire.engine.params import SamplingParams
 from quire.engine.plan import Admitted
@@ -20,6 +20,9 @@ from torch import Tensor
 
 VOCAB = 40
 WIDTH = 24
+
+LINK = make_link(torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu"))
+"""A GPU where there is one: the same bits."""
 
 tokens = st.integers(0, VOCAB - 1)
 
@@ -52,6 +55,16 @@ def admit(table: EditTable, slot: int, given: Edits, num_prompt: int) -> bool:
     )
 
 
+def apply(table: EditTable, logits: Tensor, known: Tensor, step: StepEdits) -> Tensor:
+    """Edit on the link's device; logits stay as they are, which is asserted."""
+    there = logits.to(LINK.device)
+    LINK.settle()
+    with LINK.on_stream():
+        edited = table.apply(there, known.to(LINK.device), step).cpu()
+    assert_same_bits(there.cpu(), logits)
+    return edited
+
+
 def histories(seed: int, num_slots: int) -> Tensor:
     """[slots, WIDTH]: few tokens, so that words come; rubbish behind each history."""
     generator = torch.Generator().manual_seed(seed)
@@ -73,7 +86,7 @@ def test_all_rows_at_once_equal_the_definition(
     rows: list[tuple[Edits, int, int]], dtype: torch.dtype, seed: int, at_once: int
 ) -> None:
     """Bit for bit, whatever the other rows edit and in how many turns they are penalized."""
-    table, known = EditTable(HostLink(), VOCAB), histories(seed, 8)
+    table, known = EditTable(LINK, VOCAB), histories(seed, 8)
     slots = [7 - i for i in range(len(rows))]
     has = [
         admit(table, slot, asked, num_prompt)
@@ -82,13 +95,11 @@ def test_all_rows_at_once_equal_the_definition(
     generator = torch.Generator().manual_seed(seed)
     logits = (torch.randn(len(rows), VOCAB, generator=generator) * 8).to(dtype)
     logits[0, 3], logits[-1, 5] = -torch.inf, 0.0
-    before = logits.clone()
     lengths = [num_prompt + num_outputs for _, num_prompt, num_outputs in rows]
     step = table.of_step(np.array(slots), np.array(lengths), np.array(has))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(logit_edits, "MAX_ELEMENTS", at_once)
-        edited = table.apply(logits, known, step)
-    assert_same_bits(logits, before)
+        edited = apply(table, logits, known, step)
     for row, (asked, num_prompt, _) in enumerate(rows):
         history = known[slots[row], : lengths[row]].tolist()
         expected = edit(logits[row], asked, history[:num_prompt], history[num_prompt:])
@@ -97,12 +108,12 @@ def test_all_rows_at_once_equal_the_definition(
 
 
 def test_a_slot_forgets_the_edits_of_who_was_there() -> None:
-    table = EditTable(HostLink(), VOCAB)
+    table = EditTable(LINK, VOCAB)
     assert admit(table, 2, Edits(allowed_token_ids=[1], logit_bias={3: 1.0}), 2)
     assert not admit(table, 2, Edits(), 2)
     assert admit(table, 2, Edits(logit_bias={4: 2.0}), 2)
     x = torch.zeros(1, VOCAB)
-    edited = table.apply(x, histories(0, 8), StepEdits([0], [2], [3]))
+    edited = apply(table, x, histories(0, 8), StepEdits([0], [2], [3]))
     assert edited[0, 4] == 2.0 and edited.sum() == 2.0
 
 
@@ -137,8 +148,8 @@ def test_edits_are_those_of_transformers(what: str, seed: int) -> None:
         ),
     }
     given, processor = cases[what]
-    table = EditTable(HostLink(), VOCAB)
+    table = EditTable(LINK, VOCAB)
     num_prompt = 0 if what == "bad words" else 6
     admit(table, 0, given, num_prompt)
-    mine = table.apply(logits, history.int(), StepEdits([0], [0], [12]))
+    mine = apply(table, logits, history.int(), StepEdits([0], [0], [12]))
     assert_same_bits(mine, processor()(history, logits.clone()))
