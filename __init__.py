@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from .engine.llm import LLM
     from .engine.params import SamplingParams
     from .engine.request import CompletionOutput, RequestOutput
+    from .engine.structured import StructuredOutputsParams
 
 __version__ = "0.1.0"
 
@@ -26,6 +27,7 @@ _HOMES = {
     "QuireError": "errors",
     "RequestOutput": "request",
     "SamplingParams": "params",
+    "StructuredOutputsParams": "structured",
 }
 
 __all__ = [
@@ -36,6 +38,7 @@ __all__ = [
     "QuireError",
     "RequestOutput",
     "SamplingParams",
+    "StructuredOutputsParams",
     "__version__",
 ]
 

@@ -184,7 +184,7 @@ def check_length(
         )
 
 
-def prepare(
+async def prepare(
     engine: Engine,
     prompt: TokenPrompt,
     params: SamplingParams,
@@ -198,7 +198,7 @@ def prepare(
     given: Prompt = prompt.token_ids
     if prompt.text is not None:
         given = {"prompt": prompt.text, "prompt_token_ids": prompt.token_ids}
-    return engine.prepare(
+    return await engine.prepare(
         given,
         params,
         request_id,

@@ -47,7 +47,7 @@ class Engine(Protocol):
 
     def chat_prompt(self, messages: Sequence[dict[str, Any]], **options: Any) -> str: ...
 
-    def prepare(
+    async def prepare(
         self,
         prompt: Prompt | Prepared,
         params: SamplingParams | None = None,

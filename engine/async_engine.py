@@ -146,7 +146,7 @@ class AsyncEngine:
         """Render and tokenize a conversation: a prompt for generate."""
         return self.front.chat_input(messages, **options)
 
-    def prepare(
+    async def prepare(
         self,
         prompt: Prompt | Prepared,
         params: SamplingParams | None = None,
@@ -156,15 +156,26 @@ class AsyncEngine:
         cache_salt: str | None = None,
         tenant: str = "",
     ) -> Prepared:
-        """Check and tokenize; ParamsError now instead of in the stream. Give it to generate()."""
-        return self.front.prepare(
+        """Check and tokenize; ParamsError now instead of in the stream. Give it to generate().
+
+        What takes time (a long text, a grammar) is done in a thread.
+        """
+        front, now_s = self.front, time.monotonic()
+        if isinstance(prompt, str) and len(prompt) > LONG_PROMPT_CHARS:
+            ids = await asyncio.to_thread(front.tokenizer.encode, prompt)
+            prompt = {"prompt": prompt, "prompt_token_ids": ids}
+        grammar = None
+        if params is not None and params.structured_outputs is not None:
+            grammar = await asyncio.to_thread(front.find_grammar, params)
+        return front.prepare(
             prompt,
             params,
             request_id,
             priority=priority,
             cache_salt=cache_salt,
             tenant=tenant,
-            now_s=time.monotonic(),
+            grammar=grammar,
+            now_s=now_s,
         )
 
     async def generate(
@@ -185,19 +196,9 @@ class AsyncEngine:
         ParamsError for bad input, EngineError when the engine does not accept requests. A request
         that the engine could not finish ends with finish_reason "error" and `error` set.
         """
-        front = self.front
-        now_s = time.monotonic()
-        if isinstance(prompt, str) and len(prompt) > LONG_PROMPT_CHARS:
-            ids = await asyncio.to_thread(front.tokenizer.encode, prompt)
-            prompt = {"prompt": prompt, "prompt_token_ids": ids}
-        prepared = front.prepare(
-            prompt,
-            params,
-            request_id,
-            priority=priority,
-            cache_salt=cache_salt,
-            tenant=tenant,
-            now_s=now_s,
+        front, now_s = self.front, time.monotonic()
+        prepared = await self.prepare(
+            prompt, params, request_id, priority=priority, cache_salt=cache_salt, tenant=tenant
         )
         if not self.is_running:
             raise EngineError("the engine is shutting down or has failed: no new requests.")

@@ -24,6 +24,7 @@ from .device.runner import ModelRunner
 from .errors import CheckpointError, ConfigError
 from .executor.base import Executor
 from .executor.inline import InlineExecutor
+from .grammar.grammars import Grammars
 from .models.loader import load_model
 from .models.registry import ModelConfig, read_model_config
 from .opset import Device, choose_device, choose_ops, choose_sums, refuse_shape
@@ -46,6 +47,7 @@ class EngineParts:
     vocab_size: int
     max_model_len: int
     eos_token_ids: tuple[int, ...]
+    grammars: Grammars
 
 
 def build_engine(config: EngineConfig) -> EngineParts:
@@ -65,6 +67,7 @@ def build_engine(config: EngineConfig) -> EngineParts:
         vocab_size=loaded.model_config.vocab_size,
         max_model_len=limits.max_model_len,
         eos_token_ids=loaded.model_config.eos_token_ids,
+        grammars=loaded.grammars,
     )
 
 
@@ -76,6 +79,8 @@ class LoadedRunner(NamedTuple):
     """With a number or a name wherever the machine decided."""
     model_config: ModelConfig
     limits: SchedulerLimits
+    grammars: Grammars
+    """The runner's, without a vocabulary, which only text knows."""
 
 
 def load_runner(config: EngineConfig, wrap: Callable[[Ops], Ops] | None = None) -> LoadedRunner:
@@ -99,7 +104,9 @@ def load_runner(config: EngineConfig, wrap: Callable[[Ops], Ops] | None = None) 
         made = make_gpu_runner(config, model_config, ops, gpu)
     runner, num_blocks, max_model_len = made
     config = replace(config, num_kv_blocks=num_blocks, max_model_len=max_model_len)
-    return LoadedRunner(runner, config, model_config, make_limits(config))
+    grammars = Grammars()
+    runner.follow(grammars)
+    return LoadedRunner(runner, config, model_config, make_limits(config), grammars)
 
 
 def make_limits(config: EngineConfig) -> SchedulerLimits:

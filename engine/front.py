@@ -12,6 +12,7 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +22,23 @@ from .. import __version__
 from .branches import Branches, branches_of
 from .build import EngineParts
 from .errors import ConfigError, ParamsError
+from .grammar.grammars import Compiled
 from .metrics import EngineMetrics
 from .pacing import Pacer
 from .params import SamplingParams
 from .request import Finished, Request, TokenEvents
 from .text.chat import ChatTemplate
 from .text.output import OutputState, take_row
-from .text.prepare import Prepared, Prompt, PromptDict, RequestBuilder, chat_prompt
+from .text.prepare import (
+    FoundGrammar,
+    Prepared,
+    Prompt,
+    PromptDict,
+    RequestBuilder,
+    chat_prompt,
+)
 from .text.tokenizer import Tokenizer, load_tokenizer
+from .text.vocabulary import read_vocabulary
 from .timeline import Timelines
 from .trace import Recorder
 
@@ -46,6 +56,8 @@ class Open:
     later: list[Request] = field(default_factory=list)
     """Other answers' sequences, which fork this one as soon as its prompt is computed."""
     last_token_s: float | None = None
+    grammar: Compiled | None = None
+    """Held, so that nobody compiles it again."""
 
 
 class Front:
@@ -73,7 +85,12 @@ class Front:
             max_model_len=parts.max_model_len,
             eos_token_ids=parts.eos_token_ids,
             seed=config.seed,
+            grammars=parts.grammars,
         )
+        if self._tokenizer is not None:
+            parts.grammars.provide(
+                partial(read_vocabulary, self._tokenizer, parts.vocab_size, parts.eos_token_ids)
+            )
         self.timelines = Timelines(timer)
         self.core.watch(self.timelines)
         self.pacer: Pacer | None = None
@@ -118,9 +135,13 @@ class Front:
         priority: int = 0,
         cache_salt: str | None = None,
         tenant: str = "",
+        grammar: FoundGrammar | None = None,
         now_s: float = 0.0,
     ) -> Prepared:
-        """Check and tokenize a prompt. ParamsError says what is wrong with it."""
+        """Check and tokenize a prompt. ParamsError says what is wrong with it.
+
+        grammar: what find_grammar gave; None: it is compiled here, where there is one.
+        """
         if isinstance(prompt, Prepared):
             return prompt
         name = f"request-{next(self._ids)}" if request_id is None else request_id
@@ -132,6 +153,7 @@ class Front:
             arrival_s=now_s,
             cache_salt=cache_salt,
             tenant=tenant,
+            grammar=grammar,
         )
 
     def fork(
@@ -159,7 +181,16 @@ class Front:
             tenant=parent.tenant,
             now_s=now_s,
         )
-        return prepared._replace(parent_id=request_id)
+        request = prepared.request
+        own, theirs = request.grammar, parent.grammar
+        if own is not None and theirs is not None and own.source == theirs.source:
+            num_read = theirs.num_read + entry.state.num_output_tokens
+            request = replace(request, grammar=replace(own, num_read=num_read))
+        return prepared._replace(request=request, parent_id=request_id)
+
+    def find_grammar(self, params: SamplingParams) -> FoundGrammar:
+        """Compile the grammar of a request, which takes time: in any thread, for `prepare`."""
+        return self._builder.find_grammar(params)
 
     def chat_prompt(self, messages: Sequence[Mapping[str, Any]], **options: Any) -> str:
         """Render a conversation by the checkpoint's template; tokenize it without special tokens.
@@ -199,7 +230,7 @@ class Front:
         else:
             self.core.add(members[0])
         for one, state in zip(members, states, strict=True):
-            self._open[one.request_id] = Open(state, now_s, name)
+            self._open[one.request_id] = Open(state, now_s, name, grammar=prepared.grammar)
         if len(members) == 1:
             return states[0]
         self._open[name].later = members[1:]

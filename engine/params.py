@@ -14,6 +14,7 @@ from msgspec import Struct
 from msgspec.structs import force_setattr
 
 from .errors import ParamsError
+from .structured import StructuredOutputsParams
 
 MAX_LOGPROBS = 20
 MAX_STOPS = 64
@@ -67,6 +68,8 @@ class SamplingParams(Struct, frozen=True, kw_only=True):
     include_stop_str_in_output: bool = False
     skip_special_tokens: bool = True
     detokenize: bool = True
+    structured_outputs: StructuredOutputsParams | None = None
+    """The form that the output must have."""
 
     def __post_init__(self) -> None:
         _integer(self, "n", 1, MAX_N)
@@ -99,6 +102,9 @@ class SamplingParams(Struct, frozen=True, kw_only=True):
         for name in flags:
             if not isinstance(getattr(self, name), bool):
                 raise _wrong(self, name, "true or false")
+        form = self.structured_outputs
+        if form is not None and not isinstance(form, StructuredOutputsParams):
+            raise _wrong(self, "structured_outputs", "StructuredOutputsParams")
         _stops(self)
 
 

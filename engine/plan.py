@@ -13,7 +13,7 @@ from msgspec import Struct
 from numpy.typing import NDArray
 
 from .params import SamplingParams
-from .request import IntArray, LogprobRows
+from .request import GrammarUse, IntArray, LogprobRows
 
 
 class Admitted(Struct, frozen=True):
@@ -31,6 +31,8 @@ class Admitted(Struct, frozen=True):
     """Not drawn before params.min_tokens outputs (end-of-sequence ids included)."""
     bad_word_ids: tuple[tuple[int, ...], ...] = ()
     """Sequences of tokens that are not drawn."""
+    grammar: GrammarUse | None = None
+    """What its outputs follow."""
 
 
 class StepPlan(Struct, frozen=True):

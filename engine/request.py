@@ -17,6 +17,14 @@ IntArray = NDArray[np.int32]
 FinishReason = Literal["stop", "length", "abort", "error"]
 
 
+class GrammarUse(Struct, frozen=True):
+    """A grammar that a sequence follows."""
+
+    source: str
+    num_read: int = 0
+    """How many of the prompt's last tokens belong to what follows it: a fork goes on inside."""
+
+
 class Request(Struct, frozen=True, kw_only=True):
     """One sequence to be continued, complete: nothing is looked up later."""
 
@@ -28,6 +36,8 @@ class Request(Struct, frozen=True, kw_only=True):
     """params.seed modulo 2**64, or the one that was drawn for it."""
     bad_word_ids: tuple[tuple[int, ...], ...] = ()
     """params.bad_words in tokens."""
+    grammar: GrammarUse | None = None
+    """What params.structured_outputs says."""
     eos_token_ids: tuple[int, ...] = ()
     """End the sequence unless params.ignore_eos."""
     priority: int = 0

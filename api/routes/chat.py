@@ -49,7 +49,7 @@ async def chat_completions(request: web.Request) -> web.StreamResponse:
     response_id = f"chatcmpl-{body.request_id or state.new_id()}"
     salt = cache_salt(request, body.cache_salt, isolate=state.isolate_keys)
     tenant = tenant_of(request, body.user, by_key=state.has_keys)
-    prepared = prepare(
+    prepared = await prepare(
         engine, prompt, params, body, request_id=response_id, cache_salt=salt, tenant=tenant
     )
     options = body.stream_options

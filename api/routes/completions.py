@@ -35,7 +35,7 @@ async def completions(request: web.Request) -> web.StreamResponse:
     salt = cache_salt(request, body.cache_salt, isolate=state.isolate_keys)
     tenant = tenant_of(request, body.user, by_key=state.has_keys)
     prepared = [
-        prepare(
+        await prepare(
             engine,
             prompt,
             params,

@@ -7,6 +7,7 @@ no copy is overwritten before it was made, however many steps are on their way.
 
 from __future__ import annotations
 
+import threading
 from contextlib import AbstractContextManager
 from typing import Any, NamedTuple
 
@@ -136,6 +137,8 @@ class CudaLanding:
         self._logprobs = logprobs
         self._event = event
         self._memory = memory
+        self._lock = threading.Lock()
+        self._tokens: IntArray | None = None
 
     @property
     def is_ready(self) -> bool:
@@ -144,13 +147,21 @@ class CudaLanding:
 
     def result(self) -> StepResult:
         """See Landing."""
-        self._event.synchronize()
+        tokens = self.tokens()
         logprobs = None
         if self._logprobs is not None:
             # A copy, so that a result that is kept keeps no pinned memory.
             logprobs = to_rows(Logprobs(*(part.clone() for part in self._logprobs)))
-        result = StepResult(self._result.step, self._result.token_ids.copy(), logprobs)
+        result = StepResult(self._result.step, tokens, logprobs)
         pool, held = self._memory
         for pinned in held:
             pool.give_back(pinned)
         return result
+
+    def tokens(self) -> IntArray:
+        """See Landing: copied before pinned memory goes back."""
+        with self._lock:
+            if self._tokens is None:
+                self._event.synchronize()
+                self._tokens = self._result.token_ids.copy()
+            return self._tokens

@@ -34,6 +34,9 @@ class Landing(Protocol):
         Raises what the device raised.
         """
 
+    def tokens(self) -> IntArray:
+        """Wait for the drawn tokens, [samples]: from any thread, before and after result()."""
+
 
 class Link(Protocol):
     """The way to one device. One thread calls it, inside `on_stream`."""
@@ -100,6 +103,10 @@ class Landed:
         """See Landing."""
         return self._result
 
+    def tokens(self) -> IntArray:
+        """See Landing."""
+        return self._result.token_ids
+
 
 class FaultedLanding:
     """Landing of a step in which some sequences cannot be computed: their tokens become -1."""
@@ -114,6 +121,10 @@ class FaultedLanding:
     def is_ready(self) -> bool:
         """See Landing."""
         return self._landing.is_ready
+
+    def tokens(self) -> IntArray:
+        """See Landing."""
+        return self._landing.tokens()
 
     def result(self) -> StepResult:
         """See Landing."""

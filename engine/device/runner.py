@@ -19,11 +19,13 @@ from msgspec.structs import replace
 from torch import Tensor
 
 from ...reference.ops import Batch, Ops, SamplingRows, StepRows
+from ..grammar.grammars import Grammars
 from ..models.base import DecoderModel, Tail
 from ..opset import most_split_rows
 from ..params import SamplingParams
 from ..plan import Admitted, RowFault, StepPlan, StepResult
 from . import warm_up
+from .grammar_rows import Masks
 from .graphs import CudaCapture, GraphKey, StepGraphs
 from .inputs import PackedStep, StepInputs, largest_buckets, make_buckets
 from .link import FaultedLanding, Landing, Link, make_link
@@ -81,7 +83,13 @@ class ModelRunner:
 
     def renewed(self) -> ModelRunner:
         """Make another runner of the same model, with memory and a table of its own."""
-        return ModelRunner(self.model, self.ops, **self._options)
+        other = ModelRunner(self.model, self.ops, **self._options)
+        other.follow(self._sampling.grammars.compiled)
+        return other
+
+    def follow(self, grammars: Grammars) -> None:
+        """Say where the grammars of requests are compiled."""
+        self._sampling.grammars.compiled = grammars
 
     def execute(self, plan: StepPlan) -> StepResult:
         """Run one step to its end."""
@@ -97,8 +105,11 @@ class ModelRunner:
                 self._copy(plan)
             if not len(plan.slots):
                 return self._link.land(plan.step, self._nothing, None)
-            tokens, logprobs = self._compute(self._inputs.pack(plan, self._sampling))
+            step = self._inputs.pack(plan, self._sampling)
+            tokens, logprobs = self._compute(step)
             landing = self._link.land(plan.step, tokens, logprobs)
+            if step.extras.masked is not None:
+                self._sampling.grammars.launched(step.extras.masked, landing)
             return FaultedLanding(landing, plan, self._faults) if self._faults else landing
 
     def _admit(self, admitted: Admitted) -> None:
@@ -111,7 +122,13 @@ class ModelRunner:
             message = f"Its parameters failed: {type(error).__name__}: {error}"
             self._faults[admitted.slot] = RowFault(admitted.slot, message)
             self._sampling.admit(
-                replace(admitted, params=SamplingParams(), stop_token_ids=(), bad_word_ids=())
+                replace(
+                    admitted,
+                    params=SamplingParams(),
+                    stop_token_ids=(),
+                    bad_word_ids=(),
+                    grammar=None,
+                )
             )
 
     def warm_up(self) -> None:
@@ -167,6 +184,8 @@ class ModelRunner:
         if step.extras == PLAIN:
             tokens = self._run("tokens", step, partial(self._draw_plainly, step))
             return Drawn(tokens[:size], None)
+        masked, grammars = step.extras.masked, self._sampling.grammars
+        masks = None if masked is None else grammars.begin(masked)
         hidden = self._run("hidden", step, partial(self._hidden, step))
         tensors = step.tensors
         drawn = draw(
@@ -175,7 +194,7 @@ class ModelRunner:
             SamplingRows(*(part[:size] for part in tensors.sampling)),
             self._ban(step.extras.forbidden),
             step.extras.num_logprobs,
-            self._editor(step.extras),
+            self._editor(step.extras, None if masks is None else masks.result()),
         )
         self._store(tensors.sample_slots[:size], tensors.sample_positions[:size], drawn.tokens)
         return drawn
@@ -213,12 +232,23 @@ class ModelRunner:
     def _store(self, slots: Tensor, positions: Tensor, tokens: Tensor) -> None:
         self.ops.store_tokens(self._table.tokens, slots, positions, tokens)
 
-    def _editor(self, extras: StepExtras) -> Callable[[Tensor], Tensor] | None:
-        if extras.edits is None:
+    def _editor(self, extras: StepExtras, masks: Masks | None) -> Callable[[Tensor], Tensor] | None:
+        """Return what changes a step's logits; None where nobody does."""
+        edits, known, sampling = extras.edits, self._table.tokens, self._sampling
+        if edits is None and masks is None:
             return None
-        keep = extras.num_logprobs != NO_LOGPROBS
-        known, apply = self._table.tokens, self._sampling.edits.apply
-        return partial(apply, known=known, step=extras.edits, keep=keep)
+
+        def change(logits: Tensor) -> Tensor:
+            keep = extras.num_logprobs != NO_LOGPROBS
+            if masks is not None:
+                logits, keep = sampling.grammars.apply(logits, masks, keep=keep), False
+            return (
+                logits if edits is None else sampling.edits.apply(logits, known, edits, keep=keep)
+            )
+
+        for slot, message in () if masks is None else masks.faults.items():
+            self._faults[slot] = RowFault(slot, message)
+        return change
 
     def _ban(self, forbidden: Forbidden | None) -> Banned | None:
         if forbidden is None:

@@ -42,7 +42,7 @@ def draw(
 ) -> Drawn:
     """Draw a token for each row of logits [rows, vocab] dtype. Overwrites logits.
 
-    edit: makes edited logits of them, float32; None where no row edits.
+    edit: makes edited logits of them; None where no row edits.
     """
     edited = logits if edit is None else edit(logits)
     if banned is not None:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from ..plan import Admitted
 from ..request import IntArray
+from .grammar_rows import GrammarRows, MaskedRows
 from .link import Link
 from .logit_edits import EditTable, StepEdits
 
@@ -20,7 +21,9 @@ NO_LOGPROBS = -1
 NUM_PARAMETERS = 5
 """Words of a row: temperature, top_k, top_p, min_p (floats by their bits) and the index."""
 _NUM_COLUMNS = 8
-"""Words of a slot: the first four of a row, num_prompt_tokens, min_tokens, num_logprobs, edits."""
+"""Words of a slot: the first four of a row, num_prompt_tokens, min_tokens, num_logprobs, what else
+it has: HAS_EDITS and HAS_GRAMMAR."""
+HAS_EDITS, HAS_GRAMMAR = 1, 2
 PADDING = np.array([0.0, 0.0, 1.0, 0.0, 0.0], dtype=np.float32).view(np.int32)[:, None]
 """[NUM_PARAMETERS, 1] a row that is drawn greedily. A zero has no bits, of whatever type."""
 
@@ -39,6 +42,7 @@ class StepExtras(NamedTuple):
     num_logprobs: int
     """The most that any row asked for; NO_LOGPROBS where none asked at all."""
     edits: StepEdits | None = None
+    masked: MaskedRows | None = None
 
 
 PLAIN = StepExtras(None, NO_LOGPROBS)
@@ -51,6 +55,7 @@ class SamplingTable:
     def __init__(self, link: Link, num_slots: int, vocab_size: int) -> None:
         self._vocab_size = vocab_size
         self.edits = EditTable(link, vocab_size)
+        self.grammars = GrammarRows(link, vocab_size)
         # One array, so that a step gathers once; what each line is called, are views.
         self._words = np.zeros((_NUM_COLUMNS, num_slots), dtype=np.int32)
         self._temperature = self._words[0].view(np.float32)
@@ -60,7 +65,7 @@ class SamplingTable:
         self._num_prompt_tokens = self._words[4]
         self._min_tokens = self._words[5]
         self._num_logprobs = self._words[6]
-        self._has_edits = self._words[7]
+        self._features = self._words[7]
         self._seeds = np.zeros(num_slots, dtype=np.int64)
         self._top_p[:] = 1.0
         self._num_logprobs[:] = NO_LOGPROBS
@@ -77,7 +82,8 @@ class SamplingTable:
         self._num_prompt_tokens[slot] = admitted.num_prompt_tokens
         self._min_tokens[slot] = params.min_tokens
         self._num_logprobs[slot] = NO_LOGPROBS if params.logprobs is None else params.logprobs
-        self._has_edits[slot] = self.edits.admit(admitted)
+        edits, grammar = self.edits.admit(admitted), self.grammars.admit(admitted)
+        self._features[slot] = HAS_EDITS * edits | HAS_GRAMMAR * grammar
         self._stop_token_ids[slot] = tuple(
             token for token in admitted.stop_token_ids if token < self._vocab_size
         )
@@ -100,9 +106,16 @@ class SamplingTable:
         parameters[4, :size] = indices
         seeds[:size] = self._seeds[slots]
         early: NDArray[Any] = indices < words[5]
+        edits = masked = None
+        if words[7].any():
+            flags = words[7] & HAS_EDITS
+            edits = self.edits.of_step(slots, positions, flags) if flags.any() else None
+            rows = np.flatnonzero(words[7] & HAS_GRAMMAR)
+            if len(rows):
+                masked = MaskedRows(rows.tolist(), slots[rows].tolist(), early[rows].tolist())
+                early[rows] = False  # their masks say it
         forbidden = self._forbid(slots, np.flatnonzero(early)) if early.any() else None
-        edits = self.edits.of_step(slots, positions, words[7]) if words[7].any() else None
-        return StepExtras(forbidden, int(words[6].max()), edits)
+        return StepExtras(forbidden, int(words[6].max()), edits, masked)
 
     def _forbid(self, slots: IntArray, early: NDArray[np.int64]) -> Forbidden | None:
         """Collect the stop tokens of the rows in early."""

@@ -12,8 +12,10 @@ from typing import Any, NamedTuple, TypedDict
 import numpy as np
 
 from ..errors import ParamsError
+from ..grammar.grammars import Compiled, Grammars
+from ..grammar.source import grammar_source
 from ..params import SamplingParams, num_kept
-from ..request import IntArray, Request
+from ..request import GrammarUse, IntArray, Request
 from .chat import ChatTemplate
 from .tokenizer import Tokenizer
 
@@ -41,6 +43,15 @@ class Prepared(NamedTuple):
     prompt_text: str | None
     parent_id: str | None = None
     """The request that it forks, if that still lives then."""
+    grammar: Compiled | None = None
+    """The request's, kept while it lives."""
+
+
+class FoundGrammar(NamedTuple):
+    """A grammar and its text."""
+
+    source: str
+    compiled: Compiled
 
 
 class RequestBuilder:
@@ -54,11 +65,13 @@ class RequestBuilder:
         max_model_len: int,
         eos_token_ids: Sequence[int],
         seed: int,
+        grammars: Grammars | None = None,
     ) -> None:
         self._tokenizer = tokenizer
         self._vocab_size = vocab_size
         self._max_model_len = max_model_len
         self._eos_token_ids = tuple(eos_token_ids)
+        self._grammars = Grammars() if grammars is None else grammars
         self._generator = np.random.Generator(np.random.PCG64(seed))
 
     def build(
@@ -71,11 +84,14 @@ class RequestBuilder:
         arrival_s: float = 0.0,
         cache_salt: str | None = None,
         tenant: str = "",
+        grammar: FoundGrammar | None = None,
     ) -> Prepared:
         """Check and tokenize. Raises ParamsError that names the field."""
         params = SamplingParams() if params is None else params
         self._check(params, request_id, priority, cache_salt)
         bad_word_ids = self._bad_words(params)
+        if grammar is None and params.structured_outputs is not None:
+            grammar = self.find_grammar(params)
         if not isinstance(tenant, str):
             raise _wrong("tenant", tenant, "a text")
         token_ids, text = self._read(prompt, num_kept(params, self._max_model_len))
@@ -90,12 +106,23 @@ class RequestBuilder:
             seed=seed,
             eos_token_ids=self._eos_token_ids,
             bad_word_ids=bad_word_ids,
+            grammar=None if grammar is None else GrammarUse(grammar.source),
             priority=priority,
             arrival_s=arrival_s,
             cache_salt=cache_salt,
             tenant=tenant,
         )
-        return Prepared(request, text)
+        return Prepared(request, text, grammar=None if grammar is None else grammar.compiled)
+
+    def find_grammar(self, params: SamplingParams) -> FoundGrammar:
+        """Compile what params.structured_outputs asks, or find it; may take seconds, in any thread.
+
+        ParamsError if it cannot be followed.
+        """
+        assert params.structured_outputs is not None, params
+        special = self._grammars.vocabulary.special
+        source = grammar_source(params.structured_outputs, special)
+        return FoundGrammar(source, self._grammars.compile(source))
 
     def _check(
         self, params: SamplingParams, request_id: str, priority: int, cache_salt: str | None

@@ -201,7 +201,7 @@ class FakeEngine:
     def chat_prompt(self, messages: Sequence[dict[str, Any]], **options: Any) -> str:
         return "".join(message["content"] for message in messages)
 
-    def prepare(
+    async def prepare(
         self,
         prompt: Any,
         params: SamplingParams | None = None,

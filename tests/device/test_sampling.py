@@ -75,7 +75,7 @@ def test_rows_are_the_parameters_of_their_slots() -> None:
     table = SamplingTable(HostLink(), 4, VOCAB_SIZE)
     admit(table, 3, temperature=0.5, top_k=-1, top_p=0.9, min_p=0.1, seed=2**64 - 1)
     admit(table, 1, num_prompt=2, temperature=0.0, top_k=7, seed=2**63)
-    rows, (forbidden, num_logprobs, _) = fill(table, ints(1, 3), ints(2, 9))
+    rows, (forbidden, num_logprobs, *_) = fill(table, ints(1, 3), ints(2, 9))
     assert rows.temperature.tolist() == [0.0, 0.5]
     assert rows.top_k.tolist() == [7, 0]
     assert rows.top_p.tolist() == [1.0, torch.tensor(0.9).item()]
@@ -98,7 +98,7 @@ def test_a_slot_forgets_its_last_sequence() -> None:
     table = SamplingTable(HostLink(), 1, VOCAB_SIZE)
     admit(table, 0, logprobs=5, min_tokens=9, stops=(1,), top_k=3, seed=8)
     admit(table, 0)
-    rows, (forbidden, num_logprobs, _) = fill(table, ints(0), ints(4))
+    rows, (forbidden, num_logprobs, *_) = fill(table, ints(0), ints(4))
     assert (forbidden, num_logprobs) == (None, NO_LOGPROBS)
     assert (rows.top_k.item(), rows.seeds.item()) == (0, 0)
 

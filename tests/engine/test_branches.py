@@ -105,7 +105,7 @@ async def test_closing_a_stream_ends_all_answers(tiny: Path, after: int) -> None
         for _ in range(after):
             await anext(stream)
         if not after:
-            first = engine.front.add(engine.prepare(PROMPT, sampled(n=4), "y"), 0.0)
+            first = engine.front.add(await engine.prepare(PROMPT, sampled(n=4), "y"), 0.0)
             assert engine.front.abort("y", 0.0) == ["y"]
             assert [one.finish_reason for one in first.output().outputs] == ["abort"] * 4
         await stream.aclose()
@@ -120,9 +120,9 @@ async def test_ids_of_answers_are_in_use(tiny: Path) -> None:
     engine: AsyncEngine
     async with AsyncEngine(model=str(tiny), **OPTIONS, num_kv_blocks=128) as engine:
         front = engine.front
-        front.add(engine.prepare([1, 2], sampled(), "x#1"), 0.0)
+        front.add(await engine.prepare([1, 2], sampled(), "x#1"), 0.0)
         with pytest.raises(ValueError, match="'x#1' is in use"):
-            front.add(engine.prepare([1, 2], sampled(n=2), "x"), 0.0)
+            front.add(await engine.prepare([1, 2], sampled(n=2), "x"), 0.0)
         assert front.abort("x#1", 0.0) == ["x#1"] and front.num_open == 0
 
 

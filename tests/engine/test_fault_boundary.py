@@ -199,6 +199,6 @@ async def test_a_request_that_cannot_begin_is_not_queued(
 ) -> None:
     break_start_of_output(monkeypatch, engine)
     with pytest.raises(Broken):
-        engine.front.add(engine.prepare("Hello", None, VICTIM), 0.0)
+        engine.front.add(await engine.prepare("Hello", None, VICTIM), 0.0)
     assert not engine.front.core.has_unfinished
     assert engine.num_unfinished == 0
