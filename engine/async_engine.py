@@ -77,7 +77,7 @@ class AsyncEngine:
         self._task.cancel()
         await asyncio.gather(self._task, return_exceptions=True)
         self._task = None
-        await asyncio.to_thread(front.core.close)
+        await asyncio.to_thread(front.close)
 
     async def __aenter__(self) -> AsyncEngine:
         await self.start()

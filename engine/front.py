@@ -69,6 +69,7 @@ class Front:
         """clock tells chat templates the date; timer: seconds, as now_s everywhere here."""
         config = parts.config
         self.core = parts.core
+        self.grammars = parts.grammars
         self.renew_executor = parts.renew_executor
         self.config = config
         self.max_model_len = parts.max_model_len
@@ -262,6 +263,11 @@ class Front:
                 self.core.add(child)
             else:
                 self.core.fork(entry.state.request.request_id, child)
+
+    def close(self) -> None:
+        """Wait for what is in flight and release the device. Nothing more may be asked."""
+        self.core.close()
+        self.grammars.close()
 
     def fail_all(self, message: str, now_s: float) -> list[str]:
         """End every open request with an error: the engine is dead and is not asked."""

@@ -13,6 +13,7 @@ from .config import EngineConfig
 from .core import EngineCore
 from .errors import ParamsError
 from .front import Front
+from .grammar.grammars import Grammars
 from .params import SamplingParams
 from .request import RequestOutput
 from .sched.scheduler import Scheduler
@@ -134,6 +135,11 @@ class LLM:
             self._front.deliver(self._front.core.land(), now_s)
 
     @property
+    def grammars(self) -> Grammars:
+        """What compiles structured_outputs; `provide` gives it a vocabulary without a tokenizer."""
+        return self._front.grammars
+
+    @property
     def core(self) -> EngineCore:
         """Scheduler and executor, to drive by hand while no call of generate runs."""
         return self._front.core
@@ -149,7 +155,7 @@ class LLM:
 
     def close(self) -> None:
         """Release the executor's thread and the memory."""
-        self._front.core.close()
+        self._front.close()
 
     def __enter__(self) -> LLM:
         return self

@@ -33,6 +33,7 @@ from ..engine.sched.scheduler import Scheduler, SchedulerLimits
 from ..reference.generate import generate
 from .checkpoints import Kind, Tiny, make_tiny
 from .commands import NotedMachine, noted
+from .grammar_cases import FORMS, tiny_grammars, use_of
 from .states import Reached
 from .step_plans import Answer, Asked, LogprobRow, answer_of
 from .strategies import TENANTS, limits, make_request, prompts, sampling_params
@@ -50,6 +51,8 @@ EDITS: tuple[dict[str, Any], ...] = (
     {"repetition_penalty": 1.7, "presence_penalty": -0.5},
     {"frequency_penalty": 2.0, "logit_bias": {5: 3.5, 0: -100.0, 77: -1.25}},
     {"allowed_token_ids": list(range(0, 128, 5)), "frequency_penalty": -1.5},
+    *({"structured_outputs": form} for form in FORMS),
+    {"structured_outputs": FORMS[0], "repetition_penalty": 1.7},
 )
 BAD_WORDS = ((), (), ((3,), (5, 5), (40, 41, 42)), tuple((one,) for one in range(100)))
 """What requests change in their logits; bad words are those of requests in turn."""
@@ -197,6 +200,7 @@ class EngineMachine(NotedMachine):
             max_model_len=limits.max_model_len,
             decoding=decoding,
         )
+        runner.follow(tiny_grammars())
         self.limits, self.key = limits, key
         self.executor = HeldExecutor(runner)
         self.core = EngineCore(Scheduler(limits), self.executor, overlap=limits.overlap)
@@ -245,7 +249,17 @@ class EngineMachine(NotedMachine):
         known = known[: max(1, len(known) - cut)]
         if len(known) + 1 > self.limits.max_model_len:
             return
-        request = self.make(known, params, eos=(), priority=0, salt=parent.cache_salt)
+        num_read = len(known) - len(parent.prompt_token_ids)
+        if num_read > 0 and parent.grammar is not None:
+            # A branch goes on inside its parent's grammar.
+            form = parent.params.structured_outputs
+            params = msgspec.structs.replace(params, structured_outputs=form)
+            num_read += parent.grammar.num_read
+        else:
+            num_read = 0
+        request = self.make(
+            known, params, eos=(), priority=0, salt=parent.cache_salt, num_read=num_read
+        )
         self.core.fork(parent.request_id, request)
         self.totals["forks"] += 1
         self.enter(request)
@@ -365,6 +379,7 @@ class EngineMachine(NotedMachine):
         eos: tuple[int, ...],
         priority: int,
         salt: str | None,
+        num_read: int = 0,
     ) -> Request:
         """Make a request with an id of its own; seeds come again, so that answers do."""
         self.num_requests += 1
@@ -379,7 +394,9 @@ class EngineMachine(NotedMachine):
             tenant=TENANTS[self.num_requests % len(TENANTS)],
         )
         bad_words = BAD_WORDS[self.num_requests % len(BAD_WORDS)]
-        return msgspec.structs.replace(request, bad_word_ids=bad_words)
+        return msgspec.structs.replace(
+            request, bad_word_ids=bad_words, grammar=use_of(params, num_read)
+        )
 
     def enter(self, request: Request) -> None:
         """Note an accepted request."""
@@ -399,7 +416,8 @@ class EngineMachine(NotedMachine):
             min_tokens=min(params.min_tokens, most),
             stop_token_ids=[*(params.stop_token_ids or ()), *self.eos_of(request)],
         )
-        return oracle(self.key, Asked(prompt, params, request.seed, request.bad_word_ids))
+        num_read = request.grammar.num_read if request.grammar is not None else 0
+        return oracle(self.key, Asked(prompt, params, request.seed, request.bad_word_ids, num_read))
 
     def eos_of(self, request: Request) -> tuple[int, ...]:
         """The ends of sequences that count for a request."""

@@ -21,6 +21,7 @@ from ..engine.params import SamplingParams
 from ..engine.request import RequestOutput
 from ..engine.sched.scheduler import SchedulerStats
 from ..reference.generate import Wish, generate
+from .grammar_cases import FORMS, make_vocabulary, source_of
 from .step_plans import edits_of
 
 PROMPT_LENGTHS = (200, 7, 1, 16, 17, 33)
@@ -28,8 +29,11 @@ PROMPT_LENGTHS = (200, 7, 1, 16, 17, 33)
 
 NUM_LOGPROBS = 3
 EDITS: dict[int, dict[str, Any]] = {
+    0: {"structured_outputs": FORMS[1], "presence_penalty": 0.3},
     1: {"repetition_penalty": 1.4, "presence_penalty": 0.5},
+    2: {"structured_outputs": FORMS[4]},
     3: {"frequency_penalty": -0.7, "logit_bias": {2: 2.5, 9: -100.0}},
+    4: {"structured_outputs": FORMS[0], "min_tokens": 3},
     5: {"allowed_token_ids": tuple(range(1, 90, 2)), "frequency_penalty": 1.1},
 }
 """What some of the sampled requests change in their logits."""
@@ -107,6 +111,10 @@ def run(path: Path, requests: Sequence[Asked], *, alone: bool = False, **options
     Asserts that the engine is empty and whole afterwards.
     """
     with LLM(str(path), skip_tokenizer_init=True, **options) as llm:
+        llm.grammars.provide(make_vocabulary)
+        for one in requests:
+            if one.params.structured_outputs is not None:
+                llm.grammars.resume(source_of(one.params.structured_outputs))
         groups = [[one] for one in requests] if alone else [list(requests)]
         outputs = [
             output

@@ -18,10 +18,16 @@ from ..engine.params import SamplingParams
 from ..engine.plan import Admitted, StepPlan, StepResult
 from ..reference.edits import Edits
 from ..reference.generate import Generated, Wish
+from .grammar_cases import next_of
 
 
-def edits_of(params: SamplingParams, bad_words: Sequence[Sequence[int]] = ()) -> Edits:
-    """Say in the oracle's words what a request changes in its logits."""
+def edits_of(
+    params: SamplingParams, bad_words: Sequence[Sequence[int]] = (), read: Sequence[int] = ()
+) -> Edits:
+    """Say in the oracle's words what a request changes in its logits.
+
+    read: what its grammar has read before its outputs.
+    """
     return Edits(
         repetition_penalty=params.repetition_penalty,
         frequency_penalty=params.frequency_penalty,
@@ -29,6 +35,7 @@ def edits_of(params: SamplingParams, bad_words: Sequence[Sequence[int]] = ()) ->
         logit_bias=params.logit_bias or {},
         allowed_token_ids=params.allowed_token_ids,
         bad_words=bad_words,
+        next_token_ids=next_of(params, read),
     )
 
 
@@ -41,6 +48,8 @@ class Asked(NamedTuple):
     """64 bits, unsigned."""
     bad_words: tuple[tuple[int, ...], ...] = ()
     """params.bad_words in tokens."""
+    num_read: int = 0
+    """Of the prompt's last tokens, by the grammar."""
 
     @property
     def wish(self) -> Wish:
@@ -57,7 +66,7 @@ class Asked(NamedTuple):
             min_tokens=params.min_tokens,
             stop_token_ids=tuple(params.stop_token_ids or ()),
             num_logprobs=params.logprobs or 0,
-            edits=edits_of(params, self.bad_words),
+            edits=edits_of(params, self.bad_words, self.prompt[len(self.prompt) - self.num_read :]),
         )
 
 

@@ -4,7 +4,8 @@ Definition, for one row of logits widened to float32, the prompt and the outputs
 operation one float32 operation, in this order; the log probabilities of the answer are those of the
 logits before):
 
-* A token that is not among the allowed ones: -infinity.
+* A token that is not among the allowed ones, or that a grammar does not allow after the outputs:
+  -infinity.
 * A bad word, a sequence of tokens: where the outputs end with all of it but its last token, that
   one: -infinity.
 * Bias: l + bias.
@@ -18,7 +19,7 @@ meaning are vLLM's.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -35,14 +36,17 @@ class Edits:
     logit_bias: Mapping[int, float] = field(default_factory=dict)
     allowed_token_ids: Sequence[int] | None = None
     bad_words: Sequence[Sequence[int]] = ()
+    next_token_ids: Callable[[Sequence[int]], Sequence[int]] | None = None
+    """What a grammar allows after the outputs."""
 
 
 def edit(logits: Tensor, edits: Edits, prompt: Sequence[int], outputs: Sequence[int]) -> Tensor:
     """Return one row of logits, [vocab] dtype -> float32, edited."""
     x = logits.to(torch.float32, copy=True)
-    if edits.allowed_token_ids is not None:
-        allowed = set(edits.allowed_token_ids)
-        x[[token for token in range(len(x)) if token not in allowed]] = -torch.inf
+    for ids in (edits.allowed_token_ids, edits.next_token_ids and edits.next_token_ids(outputs)):
+        if ids is not None:
+            allowed = set(ids)
+            x[[token for token in range(len(x)) if token not in allowed]] = -torch.inf
     for *head, last in edits.bad_words:
         if list(outputs[len(outputs) - len(head) :]) == head:
             x[last] = -torch.inf

@@ -32,7 +32,8 @@ class Wish:
     """64 bits, unsigned."""
     min_tokens: int = 0
     stop_token_ids: tuple[int, ...] = ()
-    """End the sequence (the token is kept); not drawn before min_tokens outputs."""
+    """End the sequence (the token is kept); not drawn before min_tokens outputs, unless a grammar
+    allows nothing else."""
     num_logprobs: int = 0
     edits: Edits | None = None
 
@@ -59,7 +60,7 @@ def generate(
         edited = row
         if wish.edits is not None:
             edited = edit(row[0], wish.edits, prompt, tokens[len(prompt) :])[None]
-        drawn = sample(_masked(edited, wish, index), _rows(wish, index))
+        drawn = sample(_masked(edited, wish, tokens[len(prompt) :]), _rows(wish, index))
         answer.logprobs.append(logprobs(row, drawn.clamp(min=0), wish.num_logprobs))
         token = int(drawn)
         answer.token_ids.append(token)
@@ -69,10 +70,13 @@ def generate(
     return answer
 
 
-def _masked(row: Tensor, wish: Wish, index: int) -> Tensor:
+def _masked(row: Tensor, wish: Wish, outputs: list[int]) -> Tensor:
     """Take the stop ids away before min_tokens outputs. row: [1, vocab]."""
     stops = [token for token in wish.stop_token_ids if token < row.shape[1]]
-    if index >= wish.min_tokens or not stops:
+    if len(outputs) >= wish.min_tokens or not stops:
+        return row
+    allowed = wish.edits and wish.edits.next_token_ids
+    if allowed and set(allowed(outputs)) <= set(stops):
         return row
     masked = row.clone()
     masked[0, stops] = -torch.inf

@@ -117,6 +117,7 @@ def _read(stream: BinaryIO, size: int) -> bytes:
 
 def main() -> None:
     """Serve the parent until it closes the pipe."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent may have to finish something
     stdin, stdout = sys.stdin.buffer, sys.stdout.buffer
     head_size, data_size = HEADER.unpack(_read(stdin, HEADER.size))
     head = json.loads(_read(stdin, head_size))
