@@ -13,6 +13,7 @@ from ..engine.params import SamplingParams
 from .decode import show
 from .errors import ApiError
 from .schema import ChatBody, CompletionBody, GenerationBody
+from .structured import named_by_client, output_form
 
 if TYPE_CHECKING:
     from ..engine.text.prepare import Prepared, Prompt
@@ -101,6 +102,9 @@ def chat_limit(body: ChatBody) -> tuple[str, int | None]:
 
 def _params(body: GenerationBody, max_tokens: int | None, logprobs: int | None) -> SamplingParams:
     given = {name: value for name in PASSED if (value := getattr(body, name)) is not None}
+    form = output_form(body)
+    if form is not None:
+        given["structured_outputs"] = form
     return SamplingParams(max_tokens=max_tokens, logprobs=logprobs, **given)
 
 
@@ -198,11 +202,14 @@ async def prepare(
     given: Prompt = prompt.token_ids
     if prompt.text is not None:
         given = {"prompt": prompt.text, "prompt_token_ids": prompt.token_ids}
-    return await engine.prepare(
-        given,
-        params,
-        request_id,
-        priority=body.priority or 0,
-        cache_salt=cache_salt,
-        tenant=tenant,
-    )
+    try:
+        return await engine.prepare(
+            given,
+            params,
+            request_id,
+            priority=body.priority or 0,
+            cache_salt=cache_salt,
+            tenant=tenant,
+        )
+    except ParamsError as error:
+        raise named_by_client(error, body) from None

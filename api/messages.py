@@ -59,10 +59,25 @@ def template_tools(
                 '{"type": "function", "function": {"name": ...}}.',
                 param="tools",
             )
-    if tool_choice not in (None, "auto", "none"):
-        raise ApiError(
-            f"tool_choice is {show(tool_choice)}: only auto and none are supported.",
-            param="tool_choice",
-            code="unsupported_value",
-        )
+    _check_choice(tools, tool_choice)
     return tools if tools and tool_choice != "none" else None
+
+
+def _check_choice(tools: list[dict[str, Any]] | None, choice: Any) -> None:
+    """Refuse a tool_choice that is none or that asks for a tool that is not there."""
+    if choice in (None, "auto", "none"):
+        return
+    if choice != "required" and not _is_function(choice):
+        raise ApiError(
+            f"tool_choice is {show(choice)}: it must be none, auto, required or "
+            '{"type": "function", "function": {"name": ...}}.',
+            param="tool_choice",
+        )
+    names = [tool["function"]["name"] for tool in tools or ()]
+    if choice == "required" and not names:
+        raise ApiError("tool_choice is required, and there are no tools.", param="tool_choice")
+    if choice != "required" and choice["function"]["name"] not in names:
+        raise ApiError(
+            f"tool_choice names {show(choice['function']['name'])}: the tools are {show(names)}.",
+            param="tool_choice",
+        )

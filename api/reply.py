@@ -10,7 +10,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-import msgspec
 from msgspec import UNSET, UnsetType
 from msgspec.structs import replace
 
@@ -28,6 +27,7 @@ from .schema import (
     Usage,
 )
 from .state import FINGERPRINT
+from .tool_calls import CallTeller
 
 LEAST_LOGPROB = -9999.0
 """Written for minus infinity, which JSON cannot say (vLLM's number)."""
@@ -150,6 +150,8 @@ class ChatChoices:
     token_bytes: Callable[[int], bytes] | None = None
     """The bytes of a token, which may be part of a character."""
     timeline: bool = False
+    calls: CallTeller | None = None
+    """Where the answer is calls of tools."""
     _begun: set[int] = field(default_factory=set)
 
     def pieces(self, index: int, output: RequestOutput) -> list[ChatChoice]:
@@ -158,21 +160,27 @@ class ChatChoices:
         choices = []
         if index not in self._begun:
             self._begun.add(index)
-            role = ChatMessage(role="assistant", content="")
+            role = ChatMessage(role="assistant", content=None if self.calls else "")
             ids = tell_ids(output.prompt_token_ids, self.return_ids)
             choices.append(ChatChoice(index=index, delta=role, prompt_token_ids=ids))
         choice = self._choice(index, output)
+        if self.calls is not None:
+            told = self.calls.delta(index, given.text)
+            choice = replace(choice, delta=ChatMessage(tool_calls=told or UNSET))
         if given.text or choice.logprobs or given.finish_reason or self.return_ids:
             choices.append(choice)
         return choices
 
     def whole(self, index: int, output: RequestOutput) -> ChatChoice:
         """See Choices."""
-        given = output.outputs[0]
-        return msgspec.structs.replace(
+        text = output.outputs[0].text
+        message = ChatMessage(role="assistant", content=text)
+        if self.calls is not None:
+            message = replace(message, content=None, tool_calls=self.calls.whole(text))
+        return replace(
             self._choice(index, output),
             delta=UNSET,
-            message=ChatMessage(role="assistant", content=given.text),
+            message=message,
             prompt_token_ids=tell_ids(output.prompt_token_ids, self.return_ids),
         )
 
@@ -182,7 +190,9 @@ class ChatChoices:
             index=index,
             delta=ChatMessage(content=given.text),
             logprobs=self._logprobs(given.logprobs),
-            finish_reason=given.finish_reason,
+            finish_reason=(
+                self.calls.finish_reason(given.finish_reason) if self.calls else given.finish_reason
+            ),
             stop_reason=given.stop_reason,
             seed=given.seed if given.finish_reason else UNSET,
             token_ids=tell_ids(given.token_ids, self.return_ids),

@@ -20,7 +20,6 @@ Ignored = Annotated[Any, Meta(extra={"ignored": True})]
 """A field that asks nothing of the answer: accepted without effect."""
 
 ALSO: dict[str, tuple[Any, ...]] = {
-    "response_format": ({"type": "text"},),
     "modalities": (["text"],),
     "function_call": ("none", "auto"),
 }
@@ -68,18 +67,15 @@ class GenerationBody(Struct, forbid_unknown_fields=True, kw_only=True):
     user: str | None = None
     """Whose request it is where there are no API keys."""
     request_id: str | None = None
+    response_format: dict[str, Any] | None = None
+    structured_outputs: dict[str, Any] | None = None
+    """The form of the output: fields of StructuredOutputsParams."""
     timeline: bool | None = None
     """Tell, with the end of each choice, what happened to it and when."""
 
     length_penalty: Only = 1
     use_beam_search: Only = False
     early_stopping: Only = False
-    response_format: Only = None
-    structured_outputs: Only = None
-    guided_json: Only = None
-    guided_regex: Only = None
-    guided_choice: Only = None
-    guided_grammar: Only = None
     prompt_logprobs: Only = None
     prompt_embeds: Only = None
     logits_processors: Only = None
@@ -135,7 +131,8 @@ class ChatBody(GenerationBody, kw_only=True):
     mm_processor_kwargs: Only = None
     include_reasoning: Only = True
 
-    parallel_tool_calls: Ignored = None
+    parallel_tool_calls: bool | None = None
+    """false: a forced call is only one."""
 
 
 class PromptTokensDetails(Struct, frozen=True):
@@ -200,11 +197,28 @@ class ChatLogprobs(Struct, frozen=True):
     refusal: None = None
 
 
+class FunctionCall(Struct, frozen=True, kw_only=True):
+    """The name (with the first piece) and the arguments of a call, or a piece of them."""
+
+    name: str | UnsetType = UNSET
+    arguments: str
+
+
+class ToolCall(Struct, frozen=True, kw_only=True):
+    """One call, or (with its index) a piece of it."""
+
+    index: int | UnsetType = UNSET
+    id: str | UnsetType = UNSET
+    type: str | UnsetType = UNSET
+    function: FunctionCall
+
+
 class ChatMessage(Struct, frozen=True, kw_only=True):
     """An answer, or (without role) a piece of it."""
 
     role: str | UnsetType = UNSET
-    content: str
+    content: str | UnsetType | None = UNSET
+    tool_calls: list[ToolCall] | UnsetType = UNSET
 
 
 class ChatChoice(Struct, frozen=True, kw_only=True):

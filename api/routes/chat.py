@@ -1,6 +1,7 @@
 """POST /v1/chat/completions: one answer to a conversation.
 
-Tools are shown to the model by the chat template; what it calls comes as text.
+Tools are shown to the model by the chat template; what it calls comes as text, unless tool_choice
+forces a call.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from aiohttp import web
+from msgspec.structs import replace
 
 from ...engine.params import num_kept
 from ..answer import answer, check_accepting
@@ -27,6 +29,8 @@ from ..messages import template_messages, template_tools
 from ..reply import ChatChoices, Reply
 from ..schema import ChatBody
 from ..state import STATE, Engine
+from ..structured import forced_tools
+from ..tool_calls import CallTeller
 
 OWN_OPTIONS = frozenset(
     {
@@ -43,8 +47,12 @@ async def chat_completions(request: web.Request) -> web.StreamResponse:
     engine = state.engine
     check_accepting(state)
     check_model(body.model, engine.model_name)
+    tools = template_tools(body.tools, body.tool_choice)
+    forced = forced_tools(body)
     params = chat_params(body)
-    prompt = await _token_prompt(engine, body, num_kept(params, engine.max_model_len))
+    if forced is not None:
+        params = replace(params, structured_outputs=forced.form)
+    prompt = await _token_prompt(engine, body, tools, num_kept(params, engine.max_model_len))
     check_length(("messages", len(prompt.token_ids)), chat_limit(body), engine.max_model_len)
     response_id = f"chatcmpl-{body.request_id or state.new_id()}"
     salt = cache_salt(request, body.cache_salt, isolate=state.isolate_keys)
@@ -64,6 +72,7 @@ async def chat_completions(request: web.Request) -> web.StreamResponse:
             as_ids=bool(body.return_tokens_as_token_ids),
             timeline=bool(body.timeline),
             token_bytes=engine.tokenizer.token_bytes,
+            calls=None if forced is None else CallTeller(forced.name, state.new_id),
         ),
         object="chat.completion",
         chunk_object="chat.completion.chunk",
@@ -73,10 +82,12 @@ async def chat_completions(request: web.Request) -> web.StreamResponse:
     return await answer(request, [prepared], reply, stream=bool(body.stream))
 
 
-async def _token_prompt(engine: Engine, body: ChatBody, last: int | None) -> TokenPrompt:
+async def _token_prompt(
+    engine: Engine, body: ChatBody, tools: list[dict[str, Any]] | None, last: int | None
+) -> TokenPrompt:
     text = engine.chat_prompt(
         template_messages(body.messages),
-        tools=template_tools(body.tools, body.tool_choice),
+        tools=tools,
         add_generation_prompt=body.add_generation_prompt is not False,
         continue_final_message=bool(body.continue_final_message),
         chat_template=body.chat_template,

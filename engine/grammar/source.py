@@ -12,15 +12,11 @@ import msgspec
 
 from ..errors import ParamsError
 from ..structured import FIELD, StructuredOutputsParams
+from .literals import quote, regex_literal, with_space
 from .tags import tags_source
 
 MAX_SOURCE_BYTES = 2**20
 MAX_SCHEMA_NODES = 200_000
-WHITESPACE = r"[ ]|\r?\n[ \t]{0,64}"
-"""Between JSON's tokens: a space, or a new line with its indentation. Without a bound a model may
-write space until its tokens are used up."""
-PLAIN = {"\n": "n", "\r": "r", "/": "/"}
-"""What a regular expression in Lark has behind a backslash."""
 
 
 def grammar_source(asked: StructuredOutputsParams, special_tokens: Collection[str] = ()) -> str:
@@ -31,7 +27,7 @@ def grammar_source(asked: StructuredOutputsParams, special_tokens: Collection[st
     if asked.regex is not None:
         source = _top({"lark_grammar": f"start: {regex_literal(asked.regex)}"})
     elif asked.choice is not None:
-        source = "start: " + " | ".join(map(_quote, asked.choice))
+        source = "start: " + " | ".join(map(quote, asked.choice))
     elif asked.grammar is not None:
         source = _lark(asked.grammar)
     elif asked.structural_tag is not None:
@@ -50,23 +46,6 @@ def grammar_source(asked: StructuredOutputsParams, special_tokens: Collection[st
     except UnicodeEncodeError:
         raise ParamsError("structured_outputs has half of a surrogate pair.", FIELD) from None
     return source
-
-
-def regex_literal(pattern: str) -> str:
-    """Write a regular expression as Lark does, on one line."""
-    written: list[str] = []
-    escaped = False
-    for char in pattern:
-        if char in PLAIN:
-            written.append(PLAIN[char] if escaped else "\\" + PLAIN[char])
-        else:
-            written.append(char)
-        escaped = char == "\\" and not escaped
-    return "/" + "".join(written) + "/"
-
-
-def _quote(text: str) -> str:
-    return msgspec.json.encode(text).decode()
 
 
 def _top(grammar: dict[str, Any]) -> str:
@@ -89,17 +68,11 @@ def _schema(asked: StructuredOutputsParams) -> Any:
         schema = _object("json", asked.json)
     if asked.disable_additional_properties:
         schema = _closed(schema)
-    if not isinstance(schema, dict):
-        return schema
-    own = schema.get("x-guidance", {})
-    options: dict[str, Any] = {"whitespace_pattern": WHITESPACE}
     if asked.disable_any_whitespace:
-        options = {"whitespace_flexible": False}
-    elif asked.whitespace_pattern is not None:
-        options = {"whitespace_pattern": asked.whitespace_pattern}
-    elif isinstance(own, dict) and own.keys() & {"whitespace_flexible", "whitespace_pattern"}:
-        options = {}
-    return {**schema, "x-guidance": {**own, **options} if isinstance(own, dict) else own}
+        return with_space(schema, {"whitespace_flexible": False})
+    if asked.whitespace_pattern is not None:
+        return with_space(schema, {"whitespace_pattern": asked.whitespace_pattern})
+    return with_space(schema)
 
 
 def _object(name: str, value: Any) -> Any:

@@ -14,6 +14,7 @@ import msgspec
 
 from ..errors import ParamsError
 from ..structured import FIELD
+from .literals import quote, regex_literal, with_space
 
 MAX_PARTS = 4096
 MAX_DEPTH = 64
@@ -57,10 +58,8 @@ class _Writer:
             case "const_string":
                 return self._literal(_text(form, "value", where))
             case "json_schema":
-                return f"%json {_json(form.get('json_schema'))}"
+                return f"%json {_json(with_space(form.get('json_schema')))}"
             case "regex":
-                from .source import regex_literal
-
                 return self._rule(regex_literal(_text(form, "pattern", where)))
             case "any_text":
                 return self._rule(TEXT)
@@ -110,7 +109,7 @@ class _Writer:
             if trigger in self._special:
                 options.append(f"{self._rule(TEXT)} {trigger} {body}")
             else:
-                head = self._rule(f"{self._terminal(TEXT)} {_quote(trigger)}", lazy=True)
+                head = self._rule(f"{self._terminal(TEXT)} {quote(trigger)}", lazy=True)
                 options.append(f"{head} {body}")
         choice = self._rule(" | ".join(options))
         text = self._rule(self._terminal(TEXT))
@@ -137,7 +136,7 @@ class _Writer:
             if content["type"] == "any_text" and isinstance(tag.get("end"), str) and tag["end"]:
                 return ""  # the end's rule takes the text before it
             return self.write(content, f"{where}.content", depth + 1)
-        return f"%json {_json(content)}"
+        return f"%json {_json(with_space(content))}"
 
     def _end(self, tag: Mapping[str, Any], where: str) -> str:
         end = tag.get("end", "")
@@ -149,7 +148,7 @@ class _Writer:
             parts = [
                 f"{self._rule(TEXT)} {one}"
                 if one in self._special
-                else self._rule(f"{self._terminal(TEXT)} {_quote(one)}", lazy=True)
+                else self._rule(f"{self._terminal(TEXT)} {quote(one)}", lazy=True)
                 for one in ends
             ]
         else:
@@ -161,15 +160,15 @@ class _Writer:
         if not text:
             return ""
         if self._splitter is None:
-            return _quote(text)
+            return quote(text)
         parts, last = [], 0
         for found in self._splitter.finditer(text):
             if found.start() > last:
-                parts.append(_quote(text[last : found.start()]))
+                parts.append(quote(text[last : found.start()]))
             parts.append(found.group())
             last = found.end()
         if last < len(text):
-            parts.append(_quote(text[last:]))
+            parts.append(quote(text[last:]))
         return " ".join(parts)
 
     def _rule(self, body: str, *, lazy: bool = False) -> str:
@@ -201,10 +200,6 @@ def _is_format(content: Mapping[str, Any]) -> bool:
 def _is_name(text: str) -> bool:
     """Tell whether Lark takes a text as the name of a special token."""
     return bool(re.fullmatch(r"<[^<>\s\"/]+>", text))
-
-
-def _quote(text: str) -> str:
-    return _json(text)
 
 
 def _json(value: Any) -> str:

@@ -6,7 +6,7 @@ import asyncio
 import json
 import threading
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Sequence
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -127,7 +127,6 @@ def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def live(model_folder: Path) -> Iterator[Live]:
     """The real engine behind a real server."""
-    loop = asyncio.new_event_loop()
     engine = AsyncEngine(
         model=str(model_folder),
         load_format="dummy",
@@ -137,6 +136,14 @@ def live(model_folder: Path) -> Iterator[Live]:
         max_num_seqs=16,
         num_threads=1,
     )
+    with served(engine) as live:
+        yield live
+
+
+@contextmanager
+def served(engine: AsyncEngine) -> Iterator[Live]:
+    """Serve from a thread of its own."""
+    loop = asyncio.new_event_loop()
     server = Server(engine, ServerOptions(port=0))
 
     async def start() -> None:
@@ -157,6 +164,13 @@ def live(model_folder: Path) -> Iterator[Live]:
             asyncio.run_coroutine_threadsafe(stop(), loop).result(30)
             loop.call_soon_threadsafe(loop.stop)
             thread.join()
+
+
+@pytest.fixture(scope="module")
+def demo() -> Iterator[Live]:
+    """The bundled model, whose template knows tools."""
+    with served(AsyncEngine(served_model_name="demo", num_kv_blocks=256, num_threads=1)) as live:
+        yield live
 
 
 class FakeTokenizer:
