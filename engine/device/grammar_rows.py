@@ -7,6 +7,7 @@ the next one's layers. Nobody waits before the logits are there.
 
 from __future__ import annotations
 
+import logging
 from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -22,6 +23,8 @@ from ..grammar.follower import ALL, Follower
 from ..grammar.grammars import Grammars
 from ..plan import Admitted
 from .link import Landing, Link
+
+logger = logging.getLogger("quire")
 
 BITS = 32
 
@@ -116,11 +119,15 @@ class GrammarRows:
         faults: dict[int, str] = {}
         for mask, slot, is_early in zip(words, masked.slots, masked.early, strict=True):
             one = self._slots[slot]
-            one.read()
-            one.follower.fill(mask)
-            fault = one.follower.fault
+            try:
+                one.read()
+                one.follower.fill(mask)
+                fault = one.follower.fault
+            except Exception as error:  # of this row alone
+                logger.exception("the grammar of the sequence in slot %d failed", slot)
+                fault = f"Its grammar failed: {type(error).__name__}: {error}"
             if fault is not None:
-                faults[slot] = fault
+                mask[:], faults[slot] = ALL, fault
             elif is_early:
                 _withhold(mask, one.stop_token_ids)
         return Masks(masked.rows, words, faults)

@@ -24,28 +24,30 @@ def grammar_source(asked: StructuredOutputsParams, special_tokens: Collection[st
 
     ParamsError if what was asked is broken or too large.
     """
-    if asked.regex is not None:
-        source = _top({"lark_grammar": f"start: {regex_literal(asked.regex)}"})
-    elif asked.choice is not None:
-        source = "start: " + " | ".join(map(quote, asked.choice))
-    elif asked.grammar is not None:
-        source = _lark(asked.grammar)
-    elif asked.structural_tag is not None:
-        tag = _object("structural_tag", asked.structural_tag)
-        source = tags_source(tag, special_tokens)
-    else:
-        source = _top({"json_schema": _schema(asked)})
-    if len(source.encode("utf-8", "surrogatepass")) > MAX_SOURCE_BYTES:
-        raise ParamsError(
-            f"structured_outputs is too large: its grammar takes {len(source)} characters, at most "
-            f"{MAX_SOURCE_BYTES} bytes are allowed.",
-            FIELD,
-        )
     try:
-        source.encode()
+        source = _write(asked, special_tokens)
+        size = len(source.encode())
     except UnicodeEncodeError:
         raise ParamsError("structured_outputs has half of a surrogate pair.", FIELD) from None
+    if size > MAX_SOURCE_BYTES:
+        raise ParamsError(
+            f"structured_outputs is too large: its grammar takes {size} bytes, at most "
+            f"{MAX_SOURCE_BYTES} are allowed.",
+            FIELD,
+        )
     return source
+
+
+def _write(asked: StructuredOutputsParams, special_tokens: Collection[str]) -> str:
+    if asked.regex is not None:
+        return _top({"lark_grammar": f"start: {regex_literal(asked.regex)}"})
+    if asked.choice is not None:
+        return "start: " + " | ".join(map(quote, asked.choice))
+    if asked.grammar is not None:
+        return _lark(asked.grammar)
+    if asked.structural_tag is not None:
+        return tags_source(_object("structural_tag", asked.structural_tag), special_tokens)
+    return _top({"json_schema": _schema(asked)})
 
 
 def _top(grammar: dict[str, Any]) -> str:
