@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from .engine.config import EngineConfig
     from .engine.errors import QuireError
     from .engine.llm import LLM
-    from .engine.params import SamplingParams
+    from .engine.params import RequestOutputKind, SamplingParams
     from .engine.request import CompletionOutput, RequestOutput
 
 __version__ = "0.1.0"
@@ -25,6 +25,7 @@ _HOMES = {
     "LLM": "llm",
     "QuireError": "errors",
     "RequestOutput": "request",
+    "RequestOutputKind": "params",
     "SamplingParams": "params",
 }
 
@@ -35,6 +36,7 @@ __all__ = [
     "LLM",
     "QuireError",
     "RequestOutput",
+    "RequestOutputKind",
     "SamplingParams",
     "__version__",
 ]

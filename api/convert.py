@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from msgspec.structs import replace
 
 from ..engine.errors import ParamsError
-from ..engine.params import SamplingParams
+from ..engine.params import RequestOutputKind, SamplingParams
 from .decode import show
 from .errors import ApiError
 from .schema import ChatBody, CompletionBody, GenerationBody
@@ -101,7 +101,8 @@ def chat_limit(body: ChatBody) -> tuple[str, int | None]:
 
 def _params(body: GenerationBody, max_tokens: int | None, logprobs: int | None) -> SamplingParams:
     given = {name: value for name in PASSED if (value := getattr(body, name)) is not None}
-    return SamplingParams(max_tokens=max_tokens, logprobs=logprobs, **given)
+    kind = RequestOutputKind.DELTA if body.stream else RequestOutputKind.FINAL_ONLY
+    return SamplingParams(max_tokens=max_tokens, logprobs=logprobs, output_kind=kind, **given)
 
 
 def split_prompts(prompt: str | list[str | int | list[int]], n: int = 1) -> list[str | list[int]]:

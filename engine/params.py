@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from enum import Enum
 from numbers import Integral, Real
 from typing import Any
 
@@ -24,6 +25,17 @@ MAX_BAD_WORDS = 1024
 MOST_BIAS = 100.0
 MAX_SHOWN = 200
 """Characters of a wrong value."""
+
+
+class RequestOutputKind(Enum):
+    """What each output of a stream tells."""
+
+    CUMULATIVE = 0
+    """All so far."""
+    DELTA = 1
+    """What is new since the last one."""
+    FINAL_ONLY = 2
+    """All, once, at the end."""
 
 
 class SamplingParams(Struct, frozen=True, kw_only=True):
@@ -67,6 +79,8 @@ class SamplingParams(Struct, frozen=True, kw_only=True):
     include_stop_str_in_output: bool = False
     skip_special_tokens: bool = True
     detokenize: bool = True
+    output_kind: RequestOutputKind = RequestOutputKind.CUMULATIVE
+    """Of AsyncEngine's stream; LLM returns whole outputs whatever it says."""
 
     def __post_init__(self) -> None:
         _integer(self, "n", 1, MAX_N)
@@ -99,6 +113,8 @@ class SamplingParams(Struct, frozen=True, kw_only=True):
         for name in flags:
             if not isinstance(getattr(self, name), bool):
                 raise _wrong(self, name, "true or false")
+        if not isinstance(self.output_kind, RequestOutputKind):
+            raise _wrong(self, "output_kind", "a RequestOutputKind")
         _stops(self)
 
 

@@ -6,8 +6,9 @@ long the answer is, unless cumulative outputs are asked for after each.
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
+from ..params import RequestOutputKind
 from ..request import (
     CompletionOutput,
     Finished,
@@ -21,9 +22,6 @@ from ..request import (
 from .detokenizer import IncrementalDetokenizer, start_detokenizer
 from .stop import StopMatcher
 from .tokenizer import Tokenizer
-
-OutputKind = Literal["cumulative", "delta", "final"]
-"""cumulative: all so far. delta: what is new since the last output. final: all, at the end."""
 
 
 class TokenLogprobs(NamedTuple):
@@ -159,10 +157,10 @@ class OutputState:
         """End the answer with an error; what was shown stays."""
         self.finish_reason, self.error = "error", message
 
-    def output(self, kind: OutputKind = "cumulative") -> RequestOutput:
-        """Return the answer so far, or what is new since the last call with "delta"."""
+    def output(self, kind: RequestOutputKind = RequestOutputKind.CUMULATIVE) -> RequestOutput:
+        """Return the answer so far, or what is new since the last call with DELTA."""
         token_ids, texts, logprobs = self._token_ids, self._texts, self._logprobs
-        if kind == "delta":
+        if kind is RequestOutputKind.DELTA:
             token_ids = token_ids[self._seen_tokens :]
             texts = texts[self._seen_texts :]
             logprobs = None if logprobs is None else logprobs[self._seen_tokens :]
