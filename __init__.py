@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from .engine.config import EngineConfig
     from .engine.errors import QuireError
     from .engine.llm import LLM
-    from .engine.params import RequestOutputKind, SamplingParams
+    from .engine.params import RepetitionDetectionParams, RequestOutputKind, SamplingParams
     from .engine.request import CompletionOutput, RequestOutput
 
 __version__ = "0.1.0"
@@ -24,6 +24,7 @@ _HOMES = {
     "EngineConfig": "config",
     "LLM": "llm",
     "QuireError": "errors",
+    "RepetitionDetectionParams": "params",
     "RequestOutput": "request",
     "RequestOutputKind": "params",
     "SamplingParams": "params",
@@ -35,6 +36,7 @@ __all__ = [
     "EngineConfig",
     "LLM",
     "QuireError",
+    "RepetitionDetectionParams",
     "RequestOutput",
     "RequestOutputKind",
     "SamplingParams",

@@ -9,7 +9,8 @@ import math
 from collections.abc import Mapping, Sequence
 from enum import Enum
 from numbers import Integral, Real
-from typing import Any
+from types import UnionType
+from typing import Any, get_args
 
 from msgspec import Struct
 from msgspec.structs import force_setattr
@@ -23,6 +24,7 @@ MAX_BIASES = 1024
 MAX_ALLOWED = 2**20
 MAX_BAD_WORDS = 1024
 MOST_BIAS = 100.0
+MAX_PATTERN = 1024
 MAX_SHOWN = 200
 """Characters of a wrong value."""
 
@@ -36,6 +38,25 @@ class RequestOutputKind(Enum):
     """What is new since the last one."""
     FINAL_ONLY = 2
     """All, once, at the end."""
+
+
+class RepetitionDetectionParams(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Which repetitions end an answer: min_count copies of a pattern of tokens, at its end.
+
+    Raises ParamsError that names the field, on construction.
+    """
+
+    max_pattern_size: int = 0
+    """Tokens of the longest pattern; 0: nothing is looked for."""
+    min_pattern_size: int = 0
+    """Tokens of the shortest; 0 is 1."""
+    min_count: int = 0
+    """Copies, at least 2 where something is looked for."""
+
+    def __post_init__(self) -> None:
+        _integer(self, "max_pattern_size", 0, MAX_PATTERN)
+        _integer(self, "min_pattern_size", 0, self.max_pattern_size, "(max_pattern_size)")
+        _integer(self, "min_count", 2 if self.max_pattern_size else 0, 2**31 - 1)
 
 
 class SamplingParams(Struct, frozen=True, kw_only=True):
@@ -74,6 +95,8 @@ class SamplingParams(Struct, frozen=True, kw_only=True):
     stop: Sequence[str] | str | None = ()
     stop_token_ids: Sequence[int] | None = ()
     ignore_eos: bool = False
+    repetition_detection: RepetitionDetectionParams | None = None
+    """Ends an answer that repeats itself."""
     logprobs: int | None = None
     """Number of most likely tokens to report beside the drawn one, 0 to MAX_LOGPROBS."""
     include_stop_str_in_output: bool = False
@@ -113,8 +136,8 @@ class SamplingParams(Struct, frozen=True, kw_only=True):
         for name in flags:
             if not isinstance(getattr(self, name), bool):
                 raise _wrong(self, name, "true or false")
-        if not isinstance(self.output_kind, RequestOutputKind):
-            raise _wrong(self, "output_kind", "a RequestOutputKind")
+        _kind(self, "repetition_detection", RepetitionDetectionParams | None)
+        _kind(self, "output_kind", RequestOutputKind)
         _stops(self)
 
 
@@ -125,7 +148,10 @@ def num_kept(params: SamplingParams, max_model_len: int) -> int | None:
     return max(1, max_model_len - (params.max_tokens or 1))
 
 
-def _wrong(params: SamplingParams, name: str, allowed: str) -> ParamsError:
+Params = SamplingParams | RepetitionDetectionParams
+
+
+def _wrong(params: Params, name: str, allowed: str) -> ParamsError:
     shown = repr(getattr(params, name))
     if len(shown) > MAX_SHOWN:
         shown = shown[:MAX_SHOWN] + "..."
@@ -146,7 +172,14 @@ def _real(params: SamplingParams, name: str, low: float, high: float, above: boo
     force_setattr(params, name, number)
 
 
-def _integer(params: SamplingParams, name: str, low: int, high: int, other: str = "") -> None:
+def _kind(params: Params, name: str, kind: type | UnionType) -> None:
+    if not isinstance(getattr(params, name), kind):
+        types = get_args(kind) or (kind,)
+        named = ["None" if one is type(None) else one.__name__ for one in types]
+        raise _wrong(params, name, f"a {' or '.join(named)}")
+
+
+def _integer(params: Params, name: str, low: int, high: int, other: str = "") -> None:
     value: Any = getattr(params, name)
     good = isinstance(value, Integral) and not isinstance(value, bool)
     if not good or not low <= int(value) <= high:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from .params import SamplingParams
 
 IntArray = NDArray[np.int32]
-FinishReason = Literal["stop", "length", "abort", "error"]
+FinishReason = Literal["stop", "length", "repetition", "abort", "error"]
 
 
 class Request(Struct, frozen=True, kw_only=True):
@@ -58,8 +58,9 @@ class Finished(Struct, frozen=True):
     index: int
     """Index into TokenEvents.request_ids."""
     reason: FinishReason
-    stop_reason: int | None = None
-    """The stop token id, where one of the request's own stop_token_ids ended it."""
+    stop_reason: int | str | None = None
+    """The stop token id, where one of the request's own stop_token_ids ended it, or
+    "repetition_detected"."""
     message: str | None = None
     """For reason "error"."""
 

@@ -208,7 +208,7 @@ class OutputState:
     def _finish(self, finished: Finished) -> None:
         if self._detokenizer is not None and self.finish_reason is None:
             self._release(self._detokenizer.flush())
-        if self.finish_reason is not None and finished.reason in ("stop", "length"):
+        if self.finish_reason is not None and finished.reason in ("stop", "length", "repetition"):
             return  # a stop string came first
         if self._matcher is not None and (text := self._matcher.flush()):
             self._texts.append(text)

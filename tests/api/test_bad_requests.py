@@ -111,6 +111,12 @@ BAD_FIELDS: list[tuple[dict[str, Any], str, str]] = [
     ({"allowed_token_ids": []}, "allowed_token_ids", "1 to"),
     ({"allowed_token_ids": [999999999]}, "allowed_token_ids", "of tokens from 0 to"),
     ({"bad_words": [""]}, "bad_words", "non-empty"),
+    (
+        {"repetition_detection": {"max_pattern_size": 3}},
+        "repetition_detection",
+        "min_count is 0: it must be an integer from 2",
+    ),
+    ({"repetition_detection": {"size": 3}}, "repetition_detection.size", "known"),
     ({"response_format": {"type": "json_object"}}, "response_format", "json_object"),
     ({"suffix": "end"}, "suffix", "end"),
     ({"prompt_logprobs": 1}, "prompt_logprobs", "not supported"),

@@ -257,6 +257,15 @@ def test_logprobs_name_the_drawn_token_first() -> None:
     assert state.output(RequestOutputKind.DELTA).outputs[0].logprobs == ()
 
 
+def test_the_token_that_completes_a_repetition_is_shown() -> None:
+    state = make_state(SamplingParams(stop=["never there"]))
+    state.push(DOOR[0])
+    state.push(DOOR[0], Finished(0, "repetition", "repetition_detected"))
+    answer = state.output().outputs[0]
+    assert answer.text == 2 * TOKENIZER.token_text(DOOR[0])
+    assert (answer.finish_reason, answer.stop_reason) == ("repetition", "repetition_detected")
+
+
 def test_a_drawn_token_keeps_its_rank_among_equals() -> None:
     state = make_state(SamplingParams(logprobs=2))
     state.push(5, finish(), TokenLogprobs(-1.0, 1, (4, 5), (-1.0, -1.0)))
