@@ -57,6 +57,7 @@ class GenerationBody(Struct, forbid_unknown_fields=True, kw_only=True):
     stop: str | list[str] | None = None
     stop_token_ids: list[int] | None = None
     ignore_eos: bool | None = None
+    thinking_token_budget: int | None = None
     repetition_detection: RepetitionDetectionParams | None = None
     include_stop_str_in_output: bool | None = None
     skip_special_tokens: bool | None = None

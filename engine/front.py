@@ -28,6 +28,7 @@ from .request import Finished, Request, TokenEvents
 from .text.chat import ChatTemplate
 from .text.output import OutputState, take_row
 from .text.prepare import Prepared, Prompt, PromptDict, RequestBuilder, chat_prompt
+from .text.reasoning import find_markers
 from .text.tokenizer import Tokenizer, load_tokenizer
 from .timeline import Timelines
 from .trace import Recorder
@@ -73,6 +74,9 @@ class Front:
             max_model_len=parts.max_model_len,
             eos_token_ids=parts.eos_token_ids,
             seed=config.seed,
+            markers=None
+            if config.reasoning_config is None
+            else find_markers(config.reasoning_config, self._tokenizer, parts.vocab_size),
         )
         self.timelines = Timelines(timer)
         self.core.watch(self.timelines)

@@ -85,6 +85,9 @@ class SamplingParams(Struct, frozen=True, kw_only=True):
     """None: all."""
     bad_words: Sequence[str] | None = ()
     """Texts that must not be generated."""
+    thinking_token_budget: int | None = None
+    """Most tokens between the engine's markers of a thought, whose end is then written for the
+    model; -1 is None: any number."""
     seed: int | None = None
     """Any 64-bit integer; None draws one, and the output tells which."""
     truncate_prompt_tokens: int | None = None
@@ -128,6 +131,10 @@ class SamplingParams(Struct, frozen=True, kw_only=True):
                 )
         if self.truncate_prompt_tokens is not None and self.truncate_prompt_tokens != -1:
             _integer(self, "truncate_prompt_tokens", 1, 2**31 - 1, "or -1")
+        if self.thinking_token_budget is not None:
+            _integer(self, "thinking_token_budget", -1, 2**31 - 1)
+            if self.thinking_token_budget == -1:
+                force_setattr(self, "thinking_token_budget", None)
         if self.seed is not None:
             _integer(self, "seed", -(2**63), 2**64 - 1)
         if self.logprobs is not None:

@@ -13,7 +13,7 @@ from msgspec import Struct
 from numpy.typing import NDArray
 
 from .params import SamplingParams
-from .request import IntArray, LogprobRows
+from .request import IntArray, LogprobRows, ThinkingBudget
 
 
 class Admitted(Struct, frozen=True):
@@ -31,6 +31,7 @@ class Admitted(Struct, frozen=True):
     """Not drawn before params.min_tokens outputs (end-of-sequence ids included)."""
     bad_word_ids: tuple[tuple[int, ...], ...] = ()
     """Sequences of tokens that are not drawn."""
+    thinking: ThinkingBudget | None = None
 
 
 class StepPlan(Struct, frozen=True):

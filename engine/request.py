@@ -17,6 +17,14 @@ IntArray = NDArray[np.int32]
 FinishReason = Literal["stop", "length", "repetition", "abort", "error"]
 
 
+class ThinkingBudget(Struct, frozen=True):
+    """params.thinking_token_budget, and the engine's markers in tokens."""
+
+    budget: int
+    start: tuple[int, ...]
+    end: tuple[int, ...]
+
+
 class Request(Struct, frozen=True, kw_only=True):
     """One sequence to be continued, complete: nothing is looked up later."""
 
@@ -28,6 +36,7 @@ class Request(Struct, frozen=True, kw_only=True):
     """params.seed modulo 2**64, or the one that was drawn for it."""
     bad_word_ids: tuple[tuple[int, ...], ...] = ()
     """params.bad_words in tokens."""
+    thinking: ThinkingBudget | None = None
     eos_token_ids: tuple[int, ...] = ()
     """End the sequence unless params.ignore_eos."""
     priority: int = 0

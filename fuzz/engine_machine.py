@@ -28,7 +28,7 @@ from ..engine.device.runner import Decoding, ModelRunner
 from ..engine.errors import ParamsError
 from ..engine.params import SamplingParams
 from ..engine.plan import StepPlan, StepResult
-from ..engine.request import Finished, Request, TokenEvents
+from ..engine.request import Finished, Request, ThinkingBudget, TokenEvents
 from ..engine.sched.scheduler import Scheduler, SchedulerLimits
 from ..reference.generate import generate
 from .checkpoints import Kind, Tiny, make_tiny
@@ -53,6 +53,14 @@ EDITS: tuple[dict[str, Any], ...] = (
 )
 BAD_WORDS = ((), (), ((3,), (5, 5), (40, 41, 42)), tuple((one,) for one in range(100)))
 """What requests change in their logits; bad words are those of requests in turn."""
+THINKING = (
+    None,
+    ThinkingBudget(1, (5,), (9, 9)),
+    None,
+    ThinkingBudget(0, (42,), (3, 4, 3, 7)),
+    None,
+)
+"""Budgets of requests in turn."""
 MANY = tuple(range(0, 128, 3))
 """A third of the vocabulary ends a sequence, so that it matters when it must not."""
 DECODINGS: tuple[Decoding, ...] = ("exact", "padded")
@@ -379,7 +387,8 @@ class EngineMachine(NotedMachine):
             tenant=TENANTS[self.num_requests % len(TENANTS)],
         )
         bad_words = BAD_WORDS[self.num_requests % len(BAD_WORDS)]
-        return msgspec.structs.replace(request, bad_word_ids=bad_words)
+        thinking = THINKING[self.num_requests % len(THINKING)]
+        return msgspec.structs.replace(request, bad_word_ids=bad_words, thinking=thinking)
 
     def enter(self, request: Request) -> None:
         """Note an accepted request."""
@@ -399,7 +408,8 @@ class EngineMachine(NotedMachine):
             min_tokens=min(params.min_tokens, most),
             stop_token_ids=[*(params.stop_token_ids or ()), *self.eos_of(request)],
         )
-        return oracle(self.key, Asked(prompt, params, request.seed, request.bad_word_ids))
+        asked = Asked(prompt, params, request.seed, request.bad_word_ids, request.thinking)
+        return oracle(self.key, asked)
 
     def eos_of(self, request: Request) -> tuple[int, ...]:
         """The ends of sequences that count for a request."""

@@ -18,7 +18,7 @@ from ..engine.models.loader import load_weights
 from ..engine.models.registry import read_model_config
 from ..engine.opset import choose_ops, choose_sums
 from ..engine.params import SamplingParams
-from ..engine.request import RequestOutput
+from ..engine.request import RequestOutput, ThinkingBudget
 from ..engine.sched.scheduler import SchedulerStats
 from ..reference.generate import Wish, generate
 from .step_plans import edits_of
@@ -27,8 +27,13 @@ PROMPT_LENGTHS = (200, 7, 1, 16, 17, 33)
 """The longest first: with few blocks, the small ones beside it must grow and be preempted."""
 
 NUM_LOGPROBS = 3
+START, END = (7,), (11, 13)
+"""What begins and ends a thought."""
+REASONING = {"reasoning_start_token_ids": START, "reasoning_end_token_ids": END}
 EDITS: dict[int, dict[str, Any]] = {
+    0: {"thinking_token_budget": 1, "logit_bias": {START[0]: 12.0}},
     1: {"repetition_penalty": 1.4, "presence_penalty": 0.5},
+    2: {"thinking_token_budget": 0, "logit_bias": {START[0]: 100.0}},
     3: {"frequency_penalty": -0.7, "logit_bias": {2: 2.5, 9: -100.0}},
     5: {"allowed_token_ids": tuple(range(1, 90, 2)), "frequency_penalty": 1.1},
 }
@@ -106,7 +111,7 @@ def run(path: Path, requests: Sequence[Asked], *, alone: bool = False, **options
 
     Asserts that the engine is empty and whole afterwards.
     """
-    with LLM(str(path), skip_tokenizer_init=True, **options) as llm:
+    with LLM(str(path), skip_tokenizer_init=True, reasoning_config=REASONING, **options) as llm:
         groups = [[one] for one in requests] if alone else [list(requests)]
         outputs = [
             output
@@ -130,6 +135,8 @@ def expect(
     answers = []
     for prompt, params in requests:
         assert params.max_tokens is not None, params
+        budget = params.thinking_token_budget
+        thinking = None if budget is None else ThinkingBudget(budget, START, END)
         wish = Wish(
             max_tokens=params.max_tokens,
             temperature=params.temperature,
@@ -138,7 +145,7 @@ def expect(
             min_p=params.min_p,
             seed=(params.seed or 0) % 2**64,
             num_logprobs=NUM_LOGPROBS,
-            edits=edits_of(params),
+            edits=edits_of(params, thinking=thinking),
         )
         given = generate(config.decoder, weights, list(prompt), wish)
         top = tuple(

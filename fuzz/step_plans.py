@@ -16,12 +16,20 @@ import numpy as np
 
 from ..engine.params import SamplingParams
 from ..engine.plan import Admitted, StepPlan, StepResult
-from ..reference.edits import Edits
+from ..engine.request import ThinkingBudget
+from ..reference.edits import Edits, Thinking
 from ..reference.generate import Generated, Wish
 
 
-def edits_of(params: SamplingParams, bad_words: Sequence[Sequence[int]] = ()) -> Edits:
+def edits_of(
+    params: SamplingParams,
+    bad_words: Sequence[Sequence[int]] = (),
+    thinking: ThinkingBudget | None = None,
+) -> Edits:
     """Say in the oracle's words what a request changes in its logits."""
+    thought = None
+    if thinking is not None:
+        thought = Thinking(budget=thinking.budget, start=thinking.start, end=thinking.end)
     return Edits(
         repetition_penalty=params.repetition_penalty,
         frequency_penalty=params.frequency_penalty,
@@ -29,6 +37,7 @@ def edits_of(params: SamplingParams, bad_words: Sequence[Sequence[int]] = ()) ->
         logit_bias=params.logit_bias or {},
         allowed_token_ids=params.allowed_token_ids,
         bad_words=bad_words,
+        thinking=thought,
     )
 
 
@@ -41,6 +50,7 @@ class Asked(NamedTuple):
     """64 bits, unsigned."""
     bad_words: tuple[tuple[int, ...], ...] = ()
     """params.bad_words in tokens."""
+    thinking: ThinkingBudget | None = None
 
     @property
     def wish(self) -> Wish:
@@ -57,7 +67,7 @@ class Asked(NamedTuple):
             min_tokens=params.min_tokens,
             stop_token_ids=tuple(params.stop_token_ids or ()),
             num_logprobs=params.logprobs or 0,
-            edits=edits_of(params, self.bad_words),
+            edits=edits_of(params, self.bad_words, self.thinking),
         )
 
 

@@ -8,6 +8,7 @@ newest one even where the host does not. So preemption, forks and steps in fligh
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -16,8 +17,9 @@ from torch import Tensor
 
 from ..params import SamplingParams
 from ..plan import Admitted
-from ..request import IntArray
+from ..request import IntArray, ThinkingBudget
 from .link import Link
+from .thinking import ThinkingRow, end_thoughts
 
 MAX_ELEMENTS = 2**22
 """Of a temporary tensor: more rows are penalized in several turns."""
@@ -33,6 +35,7 @@ class SlotEdits(NamedTuple):
     """Repetition, frequency, presence."""
     bias: tuple[tuple[int, float], ...]
     bad_words: tuple[tuple[int, ...], ...]
+    thinking: ThinkingBudget | None
 
 
 class StepEdits(NamedTuple):
@@ -59,6 +62,7 @@ def has_edits(admitted: Admitted) -> bool:
         or params.logit_bias
         or params.allowed_token_ids is not None
         or admitted.bad_word_ids
+        or admitted.thinking
     )
 
 
@@ -87,6 +91,7 @@ class EditTable:
             penalties_of(params),
             tuple((params.logit_bias or {}).items()),
             admitted.bad_word_ids,
+            admitted.thinking,
         )
         return True
 
@@ -120,6 +125,13 @@ class EditTable:
         at_once = max(1, MAX_ELEMENTS // longest)
         for first in range(0, len(penalized), at_once):
             self._penalize(x, known, step, edits, penalized[first : first + at_once])
+        thinking = [
+            ThinkingRow(row, slot, length, one.num_prompt_tokens, one.thinking)
+            for row, slot, length, one in zip(*step, edits, strict=True)
+            if one.thinking is not None
+        ]
+        if thinking:
+            end_thoughts(x, known, thinking, self._send, max_elements=MAX_ELEMENTS)
         return x
 
     def _ban_words(self, x: Tensor, known: Tensor, step: StepEdits, edits: list[SlotEdits]) -> None:
@@ -178,7 +190,7 @@ class EditTable:
         new = new - frequency * counts
         x[rows, tokens] = new - presence * (counts > 0)
 
-    def _send(self, numbers: list[int] | tuple[int, ...]) -> Tensor:
+    def _send(self, numbers: Sequence[int]) -> Tensor:
         return self._link.upload(np.array(numbers, np.int64))
 
     def _send_floats(self, numbers: list[float] | tuple[float, ...]) -> Tensor:

@@ -111,7 +111,13 @@ class ModelRunner:
             message = f"Its parameters failed: {type(error).__name__}: {error}"
             self._faults[admitted.slot] = RowFault(admitted.slot, message)
             self._sampling.admit(
-                replace(admitted, params=SamplingParams(), stop_token_ids=(), bad_word_ids=())
+                replace(
+                    admitted,
+                    params=SamplingParams(),
+                    stop_token_ids=(),
+                    bad_word_ids=(),
+                    thinking=None,
+                )
             )
 
     def warm_up(self) -> None:

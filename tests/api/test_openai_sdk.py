@@ -407,20 +407,6 @@ def test_bad_words_do_not_come(client: openai.OpenAI) -> None:
     assert word not in tokens(bad_words=[word])
 
 
-def test_an_answer_that_repeats_itself_ends(client: openai.OpenAI) -> None:
-    extra = {
-        "repetition_detection": {"max_pattern_size": 2, "min_count": 3},
-        "allowed_token_ids": [7],
-        "ignore_eos": True,
-        "return_token_ids": True,
-    }
-    choice: Any = client.completions.create(
-        model="tiny", prompt=PROMPT, max_tokens=9, extra_body=extra
-    ).choices[0]
-    assert (choice.token_ids, choice.finish_reason) == ([7, 7, 7], "repetition")
-    assert choice.stop_reason == "repetition_detected" and choice.text
-
-
 def test_tools_and_developer_messages_reach_the_template(client: openai.OpenAI) -> None:
     tool: Any = {"type": "function", "function": {"name": "look", "parameters": {}}}
 
