@@ -26,6 +26,11 @@ ALSO: dict[str, tuple[Any, ...]] = {
     "function_call": ("none", "auto"),
 }
 
+NEVER: dict[str, str] = {
+    "logits_processors": "Python callables are taken by LLM and AsyncEngine, not over HTTP",
+}
+"""Why some Only fields have no other value."""
+
 
 class StreamOptions(Struct, forbid_unknown_fields=True, kw_only=True):
     """What a stream tells beside the answer."""

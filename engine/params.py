@@ -5,8 +5,9 @@ Pure: validation happens once, on construction; nothing here changes afterwards.
 
 from __future__ import annotations
 
+import inspect
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from enum import Enum
 from numbers import Integral, Real
 from types import UnionType
@@ -25,8 +26,15 @@ MAX_ALLOWED = 2**20
 MAX_BAD_WORDS = 1024
 MOST_BIAS = 100.0
 MAX_PATTERN = 1024
+MAX_PROCESSORS = 64
 MAX_SHOWN = 200
 """Characters of a wrong value."""
+
+
+LogitsProcessor = Callable[..., Any]
+"""(output ids, logits) or (prompt ids, output ids, logits) -> logits: lists of the tokens so far,
+and a tensor [vocab] float32 on the model's device, which it may change. It must be a function of
+these alone, or the answer is not one of the request alone. It is called in the engine's thread."""
 
 
 class RequestOutputKind(Enum):
@@ -85,6 +93,8 @@ class SamplingParams(Struct, frozen=True, kw_only=True):
     """None: all."""
     bad_words: Sequence[str] | None = ()
     """Texts that must not be generated."""
+    logits_processors: Sequence[Any] | None = None
+    """Callables (see LogitsProcessor) that have the last word on the logits but for min_tokens."""
     thinking_token_budget: int | None = None
     """Most tokens between the engine's markers of a thought, whose end is then written for the
     model; -1 is None: any number."""
@@ -131,6 +141,7 @@ class SamplingParams(Struct, frozen=True, kw_only=True):
                 )
         if self.truncate_prompt_tokens is not None and self.truncate_prompt_tokens != -1:
             _integer(self, "truncate_prompt_tokens", 1, 2**31 - 1, "or -1")
+        _processors(self)
         if self.thinking_token_budget is not None:
             _integer(self, "thinking_token_budget", -1, 2**31 - 1)
             if self.thinking_token_budget == -1:
@@ -146,6 +157,11 @@ class SamplingParams(Struct, frozen=True, kw_only=True):
         _kind(self, "repetition_detection", RepetitionDetectionParams | None)
         _kind(self, "output_kind", RequestOutputKind)
         _stops(self)
+
+
+def takes_prompt(processor: LogitsProcessor) -> bool:
+    """Tell whether a logits processor has the prompt's tokens as its first argument."""
+    return len(inspect.signature(processor).parameters) == 3
 
 
 def num_kept(params: SamplingParams, max_model_len: int) -> int | None:
@@ -232,6 +248,22 @@ def _bias(params: SamplingParams) -> None:
             raise _wrong(params, "logit_bias", allowed)
         biases[int(token)] = float(max(-MOST_BIAS, min(MOST_BIAS, bias)))
     force_setattr(params, "logit_bias", biases)
+
+
+def _processors(params: SamplingParams) -> None:
+    """Bring logits processors into a tuple; none are None."""
+    value: Any = params.logits_processors
+    if value is None:
+        return
+    try:
+        given = tuple(value)
+        counts = [len(inspect.signature(one).parameters) for one in given]
+    except (TypeError, ValueError):  # no sequence, no callable, one without a signature
+        counts = [0]
+    if len(counts) > MAX_PROCESSORS or not set(counts) <= {2, 3}:
+        allowed = f"at most {MAX_PROCESSORS} callables of (output ids, logits) or "
+        raise _wrong(params, "logits_processors", allowed + "(prompt ids, output ids, logits)")
+    force_setattr(params, "logits_processors", given or None)
 
 
 def _is_id(value: Any) -> bool:

@@ -12,6 +12,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
+from torch import Tensor
+
 from ..engine.config import DTypeName, SumsName
 from ..engine.llm import LLM
 from ..engine.models.loader import load_weights
@@ -30,11 +33,26 @@ NUM_LOGPROBS = 3
 START, END = (7,), (11, 13)
 """What begins and ends a thought."""
 REASONING = {"reasoning_start_token_ids": START, "reasoning_end_token_ids": END}
+
+
+def go_on(outputs: list[int], logits: Tensor) -> Tensor:
+    """Make the token behind the newest likely, in place."""
+    logits[(outputs[-1] + 1 if outputs else 5) % len(logits)] += 6.0
+    return logits
+
+
+def leave_prompt(prompt: list[int], outputs: list[int], logits: Tensor) -> Tensor:
+    """Ban a token of the prompt after the other, in a tensor of its own."""
+    banned = torch.tensor(prompt[len(outputs) % len(prompt)], device=logits.device)
+    return logits.index_fill(0, banned, -torch.inf)
+
+
 EDITS: dict[int, dict[str, Any]] = {
     0: {"thinking_token_budget": 1, "logit_bias": {START[0]: 12.0}},
     1: {"repetition_penalty": 1.4, "presence_penalty": 0.5},
     2: {"thinking_token_budget": 0, "logit_bias": {START[0]: 100.0}},
     3: {"frequency_penalty": -0.7, "logit_bias": {2: 2.5, 9: -100.0}},
+    4: {"logits_processors": (go_on, leave_prompt), "presence_penalty": 0.5},
     5: {"allowed_token_ids": tuple(range(1, 90, 2)), "frequency_penalty": 1.1},
 }
 """What some of the sampled requests change in their logits."""

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..engine.params import SamplingParams
+from ..engine.params import LogitsProcessor, SamplingParams, takes_prompt
 from ..engine.plan import Admitted, StepPlan, StepResult
 from ..engine.request import ThinkingBudget
 from ..reference.edits import Edits, Thinking
@@ -38,7 +38,15 @@ def edits_of(
         allowed_token_ids=params.allowed_token_ids,
         bad_words=bad_words,
         thinking=thought,
+        processors=tuple(map(_with_prompt, params.logits_processors or ())),
     )
+
+
+def _with_prompt(processor: LogitsProcessor) -> LogitsProcessor:
+    """Let a processor take the prompt, whether it asks for it or not."""
+    if takes_prompt(processor):
+        return processor
+    return lambda prompt, outputs, logits: processor(outputs, logits)
 
 
 class Asked(NamedTuple):

@@ -14,6 +14,7 @@ logits before):
 * Thinking: where its budget is spent, 0 for the token that is due, -infinity for all others. A
   thought begins behind the first start marker that no end marker follows (of those in the prompt
   the last); due is what continues the end marker from where the thought's last tokens leave it.
+* Processors: what each of some functions of (prompt, outputs, l) makes of them, in order.
 
 Spelled out for one row; the engine's device plane computes it for all rows at once. Order and
 meaning are vLLM's (whose thoughts end with the whole end marker, whatever they ended with before).
@@ -21,7 +22,7 @@ meaning are vLLM's (whose thoughts end with the whole end marker, whatever they 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -48,6 +49,7 @@ class Edits:
     allowed_token_ids: Sequence[int] | None = None
     bad_words: Sequence[Sequence[int]] = ()
     thinking: Thinking | None = None
+    processors: Sequence[Callable[[list[int], list[int], Tensor], Tensor]] = ()
 
 
 def edit(logits: Tensor, edits: Edits, prompt: Sequence[int], outputs: Sequence[int]) -> Tensor:
@@ -72,6 +74,8 @@ def edit(logits: Tensor, edits: Edits, prompt: Sequence[int], outputs: Sequence[
         if due is not None:
             x[:] = -torch.inf
             x[due] = 0.0
+    for processor in edits.processors:
+        x = processor(list(prompt), list(outputs), x)
     return x
 
 

@@ -8,17 +8,18 @@ newest one even where the host does not. So preemption, forks and steps in fligh
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ..params import SamplingParams
+from ..params import LogitsProcessor, SamplingParams
 from ..plan import Admitted
 from ..request import IntArray, ThinkingBudget
 from .link import Link
+from .processors import Failed, ProcessedRow, process
 from .thinking import ThinkingRow, end_thoughts
 
 MAX_ELEMENTS = 2**22
@@ -36,6 +37,7 @@ class SlotEdits(NamedTuple):
     bias: tuple[tuple[int, float], ...]
     bad_words: tuple[tuple[int, ...], ...]
     thinking: ThinkingBudget | None
+    processors: tuple[LogitsProcessor, ...]
 
 
 class StepEdits(NamedTuple):
@@ -63,6 +65,7 @@ def has_edits(admitted: Admitted) -> bool:
         or params.allowed_token_ids is not None
         or admitted.bad_word_ids
         or admitted.thinking
+        or params.logits_processors
     )
 
 
@@ -92,6 +95,7 @@ class EditTable:
             tuple((params.logit_bias or {}).items()),
             admitted.bad_word_ids,
             admitted.thinking,
+            tuple(params.logits_processors or ()),
         )
         return True
 
@@ -133,6 +137,20 @@ class EditTable:
         if thinking:
             end_thoughts(x, known, thinking, self._send, max_elements=MAX_ELEMENTS)
         return x
+
+    def process(
+        self, x: Tensor, known: Tensor, step: StepEdits, faulty: Container[int]
+    ) -> list[Failed]:
+        """Run the processors of a step's rows on edited logits; see processors.process.
+
+        faulty: slots whose processors are not asked any more.
+        """
+        rows = [
+            ProcessedRow(row, slot, length, edits.num_prompt_tokens, edits.processors)
+            for row, slot, length in zip(*step, strict=True)
+            if (edits := self._slots[slot]).processors and slot not in faulty
+        ]
+        return process(x, known, rows)
 
     def _ban_words(self, x: Tensor, known: Tensor, step: StepEdits, edits: list[SlotEdits]) -> None:
         """Ban the last token of each word whose other tokens the outputs end with.

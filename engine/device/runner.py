@@ -27,6 +27,7 @@ from . import warm_up
 from .graphs import CudaCapture, GraphKey, StepGraphs
 from .inputs import PackedStep, StepInputs, largest_buckets, make_buckets
 from .link import FaultedLanding, Landing, Link, make_link
+from .logit_edits import StepEdits
 from .sampler import Banned, Drawn, draw
 from .sampling_rows import NO_LOGPROBS, PLAIN, Forbidden, SamplingTable, StepExtras
 from .state import DeviceTable
@@ -74,7 +75,7 @@ class ModelRunner:
         self._inputs = StepInputs(self._link, max_num_seqs, max_model_len, self._buckets)
         self._graphs = StepGraphs(CudaCapture()) if decoding == "graphs" else None
         self._faults: dict[int, RowFault] = {}
-        """By slot: sequences that cannot be computed; each ends with its first token."""
+        """By slot: sequences that cannot be computed; each ends with its next token."""
         self._nothing = torch.empty(0, dtype=torch.int32, device=model.device)
         # What was made here was made on another stream than steps run on.
         self._link.settle()
@@ -90,6 +91,9 @@ class ModelRunner:
     def launch(self, plan: StepPlan) -> Landing:
         """Queue one step: admitted, new blocks, copies, forward, sample."""
         with torch.inference_mode(), self._link.on_stream():
+            if self._faults:
+                for slot in plan.released.tolist():
+                    self._faults.pop(slot, None)
             for admitted in plan.admitted:
                 self._admit(admitted)
             self._table.apply(plan)
@@ -223,8 +227,19 @@ class ModelRunner:
         if extras.edits is None:
             return None
         keep = extras.num_logprobs != NO_LOGPROBS
-        known, apply = self._table.tokens, self._sampling.edits.apply
-        return partial(apply, known=known, step=extras.edits, keep=keep)
+        return partial(self._edit, step=extras.edits, keep=keep)
+
+    def _edit(self, logits: Tensor, *, step: StepEdits, keep: bool) -> Tensor:
+        """Edit a step's logits; a row whose logits processors fail is void from now on."""
+        known, edits = self._table.tokens, self._sampling.edits
+        edited = edits.apply(logits, known, step, keep=keep)
+        for slot, error in edits.process(edited, known, step, self._faults):
+            logger.error(
+                "logits processors of the sequence in slot %d failed", slot, exc_info=error
+            )
+            message = f"Its logits processors failed: {type(error).__name__}: {error}"
+            self._faults[slot] = RowFault(slot, message)
+        return edited
 
     def _ban(self, forbidden: Forbidden | None) -> Banned | None:
         if forbidden is None:

@@ -136,7 +136,7 @@ def live(model_folder: Path) -> Iterator[Live]:
         num_kv_blocks=64,
         max_num_seqs=16,
         num_threads=1,
-        reasoning_config={"reasoning_start_str": "sat", "reasoning_end_str": " cat ate."},  # type: ignore[arg-type]
+        reasoning_config={"reasoning_start_str": "sat", "reasoning_end_str": " cat ate."},
     )
     server = Server(engine, ServerOptions(port=0))
 

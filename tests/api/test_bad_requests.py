@@ -116,6 +116,7 @@ BAD_FIELDS: list[tuple[dict[str, Any], str, str]] = [
         "repetition_detection",
         "min_count is 0: it must be an integer from 2",
     ),
+    ({"logits_processors": ["f"]}, "logits_processors", "by LLM and AsyncEngine, not over HTTP"),
     ({"repetition_detection": {"size": 3}}, "repetition_detection.size", "known"),
     ({"response_format": {"type": "json_object"}}, "response_format", "json_object"),
     ({"suffix": "end"}, "suffix", "end"),
