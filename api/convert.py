@@ -32,7 +32,7 @@ PASSED = (
     *("stop_token_ids", "ignore_eos", "include_stop_str_in_output", "skip_special_tokens"),
     *("presence_penalty", "frequency_penalty", "repetition_penalty", "logit_bias"),
     *("allowed_token_ids", "bad_words", "truncate_prompt_tokens"),
-    *("repetition_detection", "thinking_token_budget"),
+    *("repetition_detection", "thinking_token_budget", "spaces_between_special_tokens"),
 )
 """Fields that SamplingParams takes as they are."""
 

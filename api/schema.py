@@ -66,6 +66,7 @@ class GenerationBody(Struct, forbid_unknown_fields=True, kw_only=True):
     repetition_detection: RepetitionDetectionParams | None = None
     include_stop_str_in_output: bool | None = None
     skip_special_tokens: bool | None = None
+    spaces_between_special_tokens: bool | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     add_special_tokens: bool | None = None
@@ -91,7 +92,6 @@ class GenerationBody(Struct, forbid_unknown_fields=True, kw_only=True):
     prompt_logprobs: Only = None
     prompt_embeds: Only = None
     logits_processors: Only = None
-    spaces_between_special_tokens: Only = True
 
     metadata: Ignored = None
     store: Ignored = None

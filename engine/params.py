@@ -27,6 +27,10 @@ MAX_BAD_WORDS = 1024
 MOST_BIAS = 100.0
 MAX_PATTERN = 1024
 MAX_PROCESSORS = 64
+FLAGS = (
+    *("ignore_eos", "include_stop_str_in_output", "skip_special_tokens"),
+    *("spaces_between_special_tokens", "detokenize"),
+)
 MAX_SHOWN = 200
 """Characters of a wrong value."""
 
@@ -114,6 +118,9 @@ class SamplingParams(Struct, frozen=True, kw_only=True):
     """Number of most likely tokens to report beside the drawn one, 0 to MAX_LOGPROBS."""
     include_stop_str_in_output: bool = False
     skip_special_tokens: bool = True
+    spaces_between_special_tokens: bool = True
+    """False: no spaces beside added tokens but those that they have. Matters to tokenizers that
+    write spaces of their own."""
     detokenize: bool = True
     output_kind: RequestOutputKind = RequestOutputKind.CUMULATIVE
     """Of AsyncEngine's stream; LLM returns whole outputs whatever it says."""
@@ -150,8 +157,7 @@ class SamplingParams(Struct, frozen=True, kw_only=True):
             _integer(self, "seed", -(2**63), 2**64 - 1)
         if self.logprobs is not None:
             _integer(self, "logprobs", 0, MAX_LOGPROBS)
-        flags = ("ignore_eos", "include_stop_str_in_output", "skip_special_tokens", "detokenize")
-        for name in flags:
+        for name in FLAGS:
             if not isinstance(getattr(self, name), bool):
                 raise _wrong(self, name, "true or false")
         _kind(self, "repetition_detection", RepetitionDetectionParams | None)

@@ -103,7 +103,10 @@ class OutputState:
         self._matcher: StopMatcher | None = None
         if tokenizer is not None and params.detokenize:
             self._detokenizer = start_detokenizer(
-                tokenizer, self._prompt_token_ids, skip_special_tokens=params.skip_special_tokens
+                tokenizer,
+                self._prompt_token_ids,
+                skip_special_tokens=params.skip_special_tokens,
+                spaces_between_special_tokens=params.spaces_between_special_tokens,
             )
         if params.stop:
             assert self._detokenizer is not None, params.stop

@@ -48,3 +48,15 @@ def test_thoughts_end_where_their_budget_is_spent(client: openai.OpenAI, live: A
         client.completions.create(
             model="tiny", prompt="a", extra_body={"thinking_token_budget": -3}
         )
+
+
+@pytest.mark.parametrize("spaces", [True, False])
+def test_special_tokens_are_shown_side_by_side(client: openai.OpenAI, spaces: bool) -> None:
+    """Byte-level tokenizers write no spaces, whatever is asked."""
+    extra = {
+        "allowed_token_ids": [1],
+        "skip_special_tokens": False,
+        "spaces_between_special_tokens": spaces,
+    }
+    answer = client.completions.create(model="tiny", prompt=PROMPT, max_tokens=3, extra_body=extra)
+    assert answer.choices[0].text == "<|im_start|>" * 3
