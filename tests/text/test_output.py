@@ -264,6 +264,9 @@ def test_the_token_that_completes_a_repetition_is_shown() -> None:
     answer = state.output().outputs[0]
     assert answer.text == 2 * TOKENIZER.token_text(DOOR[0])
     assert (answer.finish_reason, answer.stop_reason) == ("repetition", "repetition_detected")
+    stopped = make_state(SamplingParams(stop=[TOKENIZER.token_text(DOOR[0])]))
+    stopped.push(DOOR[0], Finished(0, "repetition", "repetition_detected"))
+    assert stopped.finish_reason == "stop", "a stop string comes first"
 
 
 def test_a_drawn_token_keeps_its_rank_among_equals() -> None:
