@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from .engine.config import EngineConfig
     from .engine.errors import QuireError
     from .engine.llm import LLM
-    from .engine.params import SamplingParams
+    from .engine.params import RepetitionDetectionParams, RequestOutputKind, SamplingParams
     from .engine.request import CompletionOutput, RequestOutput
     from .engine.structured import StructuredOutputsParams
 
@@ -25,7 +25,9 @@ _HOMES = {
     "EngineConfig": "config",
     "LLM": "llm",
     "QuireError": "errors",
+    "RepetitionDetectionParams": "params",
     "RequestOutput": "request",
+    "RequestOutputKind": "params",
     "SamplingParams": "params",
     "StructuredOutputsParams": "structured",
 }
@@ -36,7 +38,9 @@ __all__ = [
     "EngineConfig",
     "LLM",
     "QuireError",
+    "RepetitionDetectionParams",
     "RequestOutput",
+    "RequestOutputKind",
     "SamplingParams",
     "StructuredOutputsParams",
     "__version__",

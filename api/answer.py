@@ -10,7 +10,7 @@ import asyncio
 import logging
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import msgspec
 from aiohttp import web
@@ -44,10 +44,12 @@ def check_accepting(state: ServerState) -> None:
 async def answer(
     request: web.Request, prepared: Sequence[Prepared], reply: Reply, *, stream: bool
 ) -> web.StreamResponse:
-    """Generate for all prompts at once and respond."""
+    """Generate for all prompts at once and respond.
+
+    stream: as the output_kind of what is prepared.
+    """
     engine = request.app[STATE].engine
-    kind: Literal["delta", "final"] = "delta" if stream else "final"
-    streams = [engine.generate(one, output_kind=kind) for one in prepared]
+    streams = [engine.generate(one) for one in prepared]
     async with aclosing(merge(streams)) as batches:
         if stream:
             return await _respond_stream(request, batches, reply)

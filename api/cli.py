@@ -15,6 +15,7 @@ import math
 import signal
 import sys
 from collections.abc import Sequence
+from functools import partial
 from types import UnionType
 from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin
 
@@ -53,6 +54,8 @@ HELP = {
     "linear_segments": "segments in which row-parallel matmuls sum",
     "bfloat16_sums": "order in which products of bfloat16 are added (auto: the processor's)",
     "num_threads": "CPU threads that compute",
+    "reasoning_config": "what the model writes before and behind its thoughts, as JSON: "
+    '{"reasoning_start_str": "<think>", "reasoning_end_str": "</think>"}',
     "seed": "draws the seeds of requests that bring none",
     "step_timeout_s": "seconds after which a step that does not end is given up",
     "served_model_name": "name of the model in the API",
@@ -181,6 +184,8 @@ def _add_field_options(parser: argparse.ArgumentParser) -> None:
             settings["choices"] = get_args(kind)
         elif get_origin(kind) is dict:
             settings.update(type=_weights, metavar="JSON")
+        elif isinstance(kind, type) and issubclass(kind, msgspec.Struct):
+            settings.update(type=partial(_object, kind), metavar="JSON")
         else:
             settings["type"] = _bytes if field.name.endswith("_bytes") else kind
             settings["metavar"] = "NAME" if kind is str else "N"
@@ -233,6 +238,13 @@ def _weights(text: str) -> dict[str, float]:
     except msgspec.MsgspecError as error:
         message = f'{text} is not an object of numbers, as {{"name": 2}}: {error}'
         raise argparse.ArgumentTypeError(message) from None
+
+
+def _object(kind: type[msgspec.Struct], text: str) -> msgspec.Struct:
+    try:
+        return msgspec.json.decode(text, type=kind)
+    except msgspec.MsgspecError as error:
+        raise argparse.ArgumentTypeError(f"{text}: {error}") from None
 
 
 def _set_up_logging() -> None:

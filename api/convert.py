@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from msgspec.structs import replace
 
 from ..engine.errors import ParamsError
-from ..engine.params import SamplingParams
+from ..engine.params import RequestOutputKind, SamplingParams
 from .decode import show
 from .errors import ApiError
 from .schema import ChatBody, CompletionBody, GenerationBody
@@ -33,6 +33,7 @@ PASSED = (
     *("stop_token_ids", "ignore_eos", "include_stop_str_in_output", "skip_special_tokens"),
     *("presence_penalty", "frequency_penalty", "repetition_penalty", "logit_bias"),
     *("allowed_token_ids", "bad_words", "truncate_prompt_tokens"),
+    *("repetition_detection", "thinking_token_budget", "spaces_between_special_tokens"),
 )
 """Fields that SamplingParams takes as they are."""
 
@@ -105,7 +106,8 @@ def _params(body: GenerationBody, max_tokens: int | None, logprobs: int | None) 
     form = output_form(body)
     if form is not None:
         given["structured_outputs"] = form
-    return SamplingParams(max_tokens=max_tokens, logprobs=logprobs, **given)
+    kind = RequestOutputKind.DELTA if body.stream else RequestOutputKind.FINAL_ONLY
+    return SamplingParams(max_tokens=max_tokens, logprobs=logprobs, output_kind=kind, **given)
 
 
 def split_prompts(prompt: str | list[str | int | list[int]], n: int = 1) -> list[str | list[int]]:

@@ -17,7 +17,7 @@ from aiohttp.http_exceptions import HttpProcessingError
 from msgspec import Struct
 
 from .errors import ApiError
-from .schema import ALSO, GenerationBody, Only
+from .schema import ALSO, NEVER, GenerationBody, Only
 
 Body = TypeVar("Body", bound=GenerationBody)
 
@@ -74,6 +74,7 @@ def check_only(body: Struct, prefix: str = "") -> None:
             continue
         named = [show(one) for one in allowed if one is not None]
         only = f"only {' or '.join(named)} is supported" if named else "this is not supported yet"
+        only = NEVER.get(field, only)
         name = prefix + field
         raise ApiError(f"{name} is {show(value)}: {only}.", param=name, code="unsupported_value")
 

@@ -31,8 +31,9 @@ def replay_file(file: str, options: Mapping[str, Any], request_id: str | None = 
             if isinstance(entry, Added) and entry.request.request_id == request_id and entry.text:
                 print(f"Its prompt: {entry.text!r}")
         return _tell(replay_requests(log, options, request_id), f"Request {request_id}, alone")
-    if not log.is_whole:
-        print("Its beginning is gone, so plans cannot be compared, but tokens can.", flush=True)
+    if not log.is_foldable:
+        gone = "Logits processors are" if log.is_whole else "Its beginning is"
+        print(f"{gone} gone, so plans cannot be compared, but tokens can.", flush=True)
         return _tell(replay_requests(log, options), "Requests that it tells whole")
     verdict = replay(log, options)
     status = _tell(verdict, "The whole log")
@@ -46,6 +47,12 @@ def _tell(verdict: Verdict, what: str) -> int:
     print(f"{what}: {verdict.num_requests} requests, {steps}{verdict.num_tokens} tokens compared.")
     if verdict.unknown:
         print(f"{len(verdict.unknown)} requests began before the log and were left out.")
+    if verdict.unrecorded:
+        names = ", ".join(verdict.unrecorded[:5])
+        print(
+            f"{len(verdict.unrecorded)} requests have logits processors, which are not recorded: "
+            f"they cannot be run again and were left out ({names})."
+        )
     if verdict.mismatch is None:
         print("All are equal, bit for bit.")
         return 0

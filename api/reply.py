@@ -41,7 +41,7 @@ class Choices(Protocol):
     def pieces(
         self, index: int, output: RequestOutput
     ) -> list[CompletionChoice] | list[ChatChoice]:
-        """What is new in an output of kind "delta"."""
+        """What is new in an output of kind DELTA."""
         ...
 
     def whole(self, index: int, output: RequestOutput) -> CompletionChoice | ChatChoice:
@@ -252,7 +252,7 @@ class Reply:
         return replace(output, outputs=tuple(kept))
 
     def chunks(self, index: int, output: RequestOutput) -> list[Response]:
-        """Chunks for an output of kind "delta" of the index-th choice."""
+        """Chunks for an output of kind DELTA of the index-th choice."""
         self._count(index, output)
         usage: Usage | UnsetType | None = None if self.include_usage else UNSET
         if self.running_usage:

@@ -12,6 +12,7 @@ from typing import Annotated, Any
 
 from msgspec import UNSET, Meta, Struct, UnsetType
 
+from ..engine.params import RepetitionDetectionParams
 from ..engine.request import Timeline
 
 Only = Annotated[Any, Meta(extra={"only": True})]
@@ -23,6 +24,11 @@ ALSO: dict[str, tuple[Any, ...]] = {
     "modalities": (["text"],),
     "function_call": ("none", "auto"),
 }
+
+NEVER: dict[str, str] = {
+    "logits_processors": "Python callables are taken by LLM and AsyncEngine, not over HTTP",
+}
+"""Why some Only fields have no other value."""
 
 
 class StreamOptions(Struct, forbid_unknown_fields=True, kw_only=True):
@@ -55,8 +61,11 @@ class GenerationBody(Struct, forbid_unknown_fields=True, kw_only=True):
     stop: str | list[str] | None = None
     stop_token_ids: list[int] | None = None
     ignore_eos: bool | None = None
+    thinking_token_budget: int | None = None
+    repetition_detection: RepetitionDetectionParams | None = None
     include_stop_str_in_output: bool | None = None
     skip_special_tokens: bool | None = None
+    spaces_between_special_tokens: bool | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     add_special_tokens: bool | None = None
@@ -79,7 +88,6 @@ class GenerationBody(Struct, forbid_unknown_fields=True, kw_only=True):
     prompt_logprobs: Only = None
     prompt_embeds: Only = None
     logits_processors: Only = None
-    spaces_between_special_tokens: Only = True
 
     metadata: Ignored = None
     store: Ignored = None

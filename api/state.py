@@ -10,7 +10,7 @@ import time
 import uuid
 from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from aiohttp import web
 
@@ -63,8 +63,6 @@ class Engine(Protocol):
         prompt: Prompt | Prepared,
         params: SamplingParams | None = None,
         request_id: str | None = None,
-        *,
-        output_kind: Literal["cumulative", "delta", "final"] = "cumulative",
     ) -> AsyncGenerator[RequestOutput, None]: ...
 
 

@@ -11,9 +11,11 @@ import sys
 from contextlib import aclosing, suppress
 from typing import TYPE_CHECKING, Any, TextIO
 
+from msgspec.structs import replace
+
 from ..engine.config import EngineConfig
 from ..engine.errors import EngineError, ParamsError
-from ..engine.params import SamplingParams
+from ..engine.params import RequestOutputKind, SamplingParams
 
 if TYPE_CHECKING:
     from ..engine.async_engine import AsyncEngine
@@ -27,7 +29,7 @@ class Conversation:
 
     def __init__(self, engine: AsyncEngine, params: SamplingParams, system: str | None) -> None:
         self._engine = engine
-        self._params = params
+        self._params = replace(params, output_kind=RequestOutputKind.DELTA)
         self._system = system
         self._messages: list[dict[str, Any]] = []
         self.reset()
@@ -43,9 +45,7 @@ class Conversation:
         prompt = engine.chat_input(messages)
         pieces: list[str] = []
         try:
-            async with aclosing(
-                engine.generate(prompt, self._params, output_kind="delta")
-            ) as outputs:
+            async with aclosing(engine.generate(prompt, self._params)) as outputs:
                 async for output in outputs:
                     if output.error is not None:
                         raise EngineError(output.error)

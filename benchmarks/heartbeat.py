@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ..engine.async_engine import AsyncEngine
-from ..engine.params import SamplingParams
+from ..engine.params import RequestOutputKind, SamplingParams
 from .offline import make_transformers
 
 BEAT_S = 0.005
@@ -52,11 +52,12 @@ async def measure(folder: str | None, num_requests: int, num_prompt: int, num_ou
             max_tokens=num_output,
             ignore_eos=True,
             detokenize=not folder,
+            output_kind=RequestOutputKind.DELTA,
         )
 
         async def ask(index: int) -> None:
             prompt = [(7 * index + place * place) % 1000 + 1 for place in range(num_prompt)]
-            async for _ in engine.generate(prompt, params, output_kind="delta"):
+            async for _ in engine.generate(prompt, params):
                 pass
 
         for name, count in (("idle loop", 0), (f"{num_requests} requests", num_requests)):

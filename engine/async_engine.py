@@ -24,10 +24,9 @@ from .config import EngineConfig
 from .errors import EngineError
 from .front import Front
 from .metrics import EngineMetrics
-from .params import SamplingParams
+from .params import RequestOutputKind, SamplingParams
 from .plan import StepPlan
 from .request import RequestOutput
-from .text.output import OutputKind
 from .text.prepare import Prepared, Prompt, PromptDict
 from .text.tokenizer import Tokenizer
 from .timeline import Timelines
@@ -187,11 +186,10 @@ class AsyncEngine:
         priority: int = 0,
         cache_salt: str | None = None,
         tenant: str = "",
-        output_kind: OutputKind = "cumulative",
     ) -> AsyncGenerator[RequestOutput, None]:
         """Stream a request's output; the last one has `finished`. Closing the stream aborts it.
 
-        output_kind: "cumulative" (all so far), "delta" (what is new), "final" (the end only).
+        What each output tells is params.output_kind.
         tenant: whose request it is; tenants wait in turn.
         ParamsError for bad input, EngineError when the engine does not accept requests. A request
         that the engine could not finish ends with finish_reason "error" and `error` set.
@@ -203,7 +201,7 @@ class AsyncEngine:
         if not self.is_running:
             raise EngineError("the engine is shutting down or has failed: no new requests.")
         state = front.add(prepared, now_s)
-        name = prepared.request.request_id
+        name, kind = prepared.request.request_id, prepared.request.params.output_kind
         event = self._events[name] = asyncio.Event()
         self._idle.clear()
         self._wake.set()
@@ -211,9 +209,9 @@ class AsyncEngine:
             while True:
                 await event.wait()
                 event.clear()
-                if output_kind == "final" and not state.finished:
+                if kind is RequestOutputKind.FINAL_ONLY and not state.finished:
                     continue
-                output = state.output(output_kind)
+                output = state.output(kind)
                 if not output.outputs:
                     continue
                 yield output

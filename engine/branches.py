@@ -10,8 +10,9 @@ from collections.abc import Sequence
 
 from msgspec.structs import replace
 
+from .params import RequestOutputKind
 from .request import Request, RequestOutput
-from .text.output import OutputKind, OutputState
+from .text.output import OutputState
 
 
 def branches_of(request: Request) -> list[Request]:
@@ -44,11 +45,11 @@ class Branches:
         """Whether all have ended."""
         return all(state.finished for state in self._states)
 
-    def output(self, kind: OutputKind = "cumulative") -> RequestOutput:
-        """Return all answers so far; with "delta" what is new, of those that have something new."""
+    def output(self, kind: RequestOutputKind = RequestOutputKind.CUMULATIVE) -> RequestOutput:
+        """Return all answers so far; with DELTA what is new, of those that have something new."""
         whole = [state.output(kind) for state in self._states]
         answers = [output.outputs[0] for output in whole]
-        if kind == "delta":
+        if kind is RequestOutputKind.DELTA:
             answers = [
                 one
                 for one in answers

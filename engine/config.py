@@ -10,6 +10,7 @@ import os
 from pathlib import Path
 from typing import Literal, get_args
 
+import msgspec
 from msgspec import Struct
 from msgspec.structs import force_setattr
 
@@ -23,6 +24,24 @@ SumsName = Literal["auto", "pairs", "tiles"]
 Policy = Literal["fcfs", "priority"]
 
 DEMO_MODEL = Path(__file__).resolve().parent.parent / "demo" / "model"
+
+
+class ReasoningConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What a model writes before and behind its thoughts: as texts, or as token ids."""
+
+    reasoning_start_str: str = ""
+    reasoning_end_str: str = ""
+    reasoning_start_token_ids: tuple[int, ...] = ()
+    reasoning_end_token_ids: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        texts = bool(self.reasoning_start_str), bool(self.reasoning_end_str)
+        ids = bool(self.reasoning_start_token_ids), bool(self.reasoning_end_token_ids)
+        if (texts, ids) not in (((True, True), (False, False)), ((False, False), (True, True))):
+            raise ConfigError(
+                "reasoning_config must give reasoning_start_str and reasoning_end_str, or "
+                "reasoning_start_token_ids and reasoning_end_token_ids."
+            )
 
 
 class EngineConfig(Struct, frozen=True, kw_only=True):
@@ -72,6 +91,9 @@ class EngineConfig(Struct, frozen=True, kw_only=True):
     in an order of its own: auto only."""
     num_threads: int | None = None
     """CPU threads for computing; None: torch's choice."""
+    reasoning_config: ReasoningConfig | None = None
+    """The markers of a model that thinks (a dict of its fields will do): thinking_token_budget
+    needs them."""
     seed: int = 0
     """Draws the seeds of requests that bring none, and dummy weights."""
     step_timeout_s: float = 600.0
@@ -121,6 +143,12 @@ class EngineConfig(Struct, frozen=True, kw_only=True):
                 raise ConfigError(
                     f"tenant_weights says {weight!r} for {name!r}: it must be a number above 0."
                 )
+        if isinstance(self.reasoning_config, dict):
+            try:
+                markers = msgspec.convert(self.reasoning_config, ReasoningConfig)
+            except msgspec.ValidationError as error:
+                raise ConfigError(f"reasoning_config: {error}.") from None
+            force_setattr(self, "reasoning_config", markers)
         if self.record_text and (self.record is None or self.skip_tokenizer_init):
             raise ConfigError("record_text needs record, and a tokenizer.")
         part = self.gpu_memory_utilization

@@ -37,6 +37,7 @@ from .text.prepare import (
     RequestBuilder,
     chat_prompt,
 )
+from .text.reasoning import find_markers
 from .text.tokenizer import Tokenizer, load_tokenizer
 from .text.vocabulary import read_vocabulary
 from .timeline import Timelines
@@ -87,6 +88,9 @@ class Front:
             eos_token_ids=parts.eos_token_ids,
             seed=config.seed,
             grammars=parts.grammars,
+            markers=None
+            if config.reasoning_config is None
+            else find_markers(config.reasoning_config, self._tokenizer, parts.vocab_size),
         )
         if self._tokenizer is not None:
             parts.grammars.provide(

@@ -78,7 +78,7 @@ class LLM:
         except BaseException:
             self._abandon()
             raise
-        return [state.output("cumulative") for state in states]
+        return [state.output() for state in states]
 
     def chat(
         self,

@@ -5,10 +5,13 @@ Pure: validation happens once, on construction; nothing here changes afterwards.
 
 from __future__ import annotations
 
+import inspect
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from enum import Enum
 from numbers import Integral, Real
-from typing import Any
+from types import UnionType
+from typing import Any, get_args
 
 from msgspec import Struct
 from msgspec.structs import force_setattr
@@ -23,8 +26,50 @@ MAX_BIASES = 1024
 MAX_ALLOWED = 2**20
 MAX_BAD_WORDS = 1024
 MOST_BIAS = 100.0
+MAX_PATTERN = 1024
+MAX_PROCESSORS = 64
+FLAGS = (
+    *("ignore_eos", "include_stop_str_in_output", "skip_special_tokens"),
+    *("spaces_between_special_tokens", "detokenize"),
+)
 MAX_SHOWN = 200
 """Characters of a wrong value."""
+
+
+LogitsProcessor = Callable[..., Any]
+"""(output ids, logits) or (prompt ids, output ids, logits) -> logits: lists of the tokens so far,
+and a tensor [vocab] float32 on the model's device, which it may change. It must be a function of
+these alone, or the answer is not one of the request alone. It is called in the engine's thread."""
+
+
+class RequestOutputKind(Enum):
+    """What each output of a stream tells."""
+
+    CUMULATIVE = 0
+    """All so far."""
+    DELTA = 1
+    """What is new since the last one."""
+    FINAL_ONLY = 2
+    """All, once, at the end."""
+
+
+class RepetitionDetectionParams(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Which repetitions end an answer: min_count copies of a pattern of tokens, at its end.
+
+    Raises ParamsError that names the field, on construction.
+    """
+
+    max_pattern_size: int = 0
+    """Tokens of the longest pattern; 0: nothing is looked for."""
+    min_pattern_size: int = 0
+    """Tokens of the shortest; 0 is 1."""
+    min_count: int = 0
+    """Copies, at least 2 where something is looked for."""
+
+    def __post_init__(self) -> None:
+        _integer(self, "max_pattern_size", 0, MAX_PATTERN)
+        _integer(self, "min_pattern_size", 0, self.max_pattern_size, "(max_pattern_size)")
+        _integer(self, "min_count", 2 if self.max_pattern_size else 0, 2**31 - 1)
 
 
 class SamplingParams(Struct, frozen=True, kw_only=True):
@@ -53,6 +98,11 @@ class SamplingParams(Struct, frozen=True, kw_only=True):
     """None: all."""
     bad_words: Sequence[str] | None = ()
     """Texts that must not be generated."""
+    logits_processors: Sequence[Any] | None = None
+    """Callables (see LogitsProcessor) that have the last word on the logits but for min_tokens."""
+    thinking_token_budget: int | None = None
+    """Most tokens between the engine's markers of a thought, whose end is then written for the
+    model; -1 is None: any number."""
     seed: int | None = None
     """Any 64-bit integer; None draws one, and the output tells which."""
     truncate_prompt_tokens: int | None = None
@@ -63,13 +113,20 @@ class SamplingParams(Struct, frozen=True, kw_only=True):
     stop: Sequence[str] | str | None = ()
     stop_token_ids: Sequence[int] | None = ()
     ignore_eos: bool = False
+    repetition_detection: RepetitionDetectionParams | None = None
+    """Ends an answer that repeats itself."""
     logprobs: int | None = None
     """Number of most likely tokens to report beside the drawn one, 0 to MAX_LOGPROBS."""
     include_stop_str_in_output: bool = False
     skip_special_tokens: bool = True
+    spaces_between_special_tokens: bool = True
+    """False: no spaces beside added tokens but those that they have. Matters to tokenizers that
+    write spaces of their own."""
     detokenize: bool = True
     structured_outputs: StructuredOutputsParams | None = None
     """The form that the output must have."""
+    output_kind: RequestOutputKind = RequestOutputKind.CUMULATIVE
+    """Of AsyncEngine's stream; LLM returns whole outputs whatever it says."""
 
     def __post_init__(self) -> None:
         _integer(self, "n", 1, MAX_N)
@@ -94,18 +151,32 @@ class SamplingParams(Struct, frozen=True, kw_only=True):
                 )
         if self.truncate_prompt_tokens is not None and self.truncate_prompt_tokens != -1:
             _integer(self, "truncate_prompt_tokens", 1, 2**31 - 1, "or -1")
+        _processors(self)
+        if self.thinking_token_budget is not None:
+            _integer(self, "thinking_token_budget", -1, 2**31 - 1)
+            if self.thinking_token_budget == -1:
+                force_setattr(self, "thinking_token_budget", None)
         if self.seed is not None:
             _integer(self, "seed", -(2**63), 2**64 - 1)
         if self.logprobs is not None:
             _integer(self, "logprobs", 0, MAX_LOGPROBS)
-        flags = ("ignore_eos", "include_stop_str_in_output", "skip_special_tokens", "detokenize")
-        for name in flags:
+        for name in FLAGS:
             if not isinstance(getattr(self, name), bool):
                 raise _wrong(self, name, "true or false")
         form = self.structured_outputs
         if form is not None and not isinstance(form, StructuredOutputsParams):
             raise _wrong(self, "structured_outputs", "StructuredOutputsParams")
+        if form is not None and self.thinking_token_budget is not None:
+            allowed = "left out with structured_outputs, whose form has no thoughts"
+            raise _wrong(self, "thinking_token_budget", allowed)
+        _kind(self, "repetition_detection", RepetitionDetectionParams | None)
+        _kind(self, "output_kind", RequestOutputKind)
         _stops(self)
+
+
+def takes_prompt(processor: LogitsProcessor) -> bool:
+    """Tell whether a logits processor has the prompt's tokens as its first argument."""
+    return len(inspect.signature(processor).parameters) == 3
 
 
 def num_kept(params: SamplingParams, max_model_len: int) -> int | None:
@@ -115,7 +186,10 @@ def num_kept(params: SamplingParams, max_model_len: int) -> int | None:
     return max(1, max_model_len - (params.max_tokens or 1))
 
 
-def _wrong(params: SamplingParams, name: str, allowed: str) -> ParamsError:
+Params = SamplingParams | RepetitionDetectionParams
+
+
+def _wrong(params: Params, name: str, allowed: str) -> ParamsError:
     shown = repr(getattr(params, name))
     if len(shown) > MAX_SHOWN:
         shown = shown[:MAX_SHOWN] + "..."
@@ -136,7 +210,14 @@ def _real(params: SamplingParams, name: str, low: float, high: float, above: boo
     force_setattr(params, name, number)
 
 
-def _integer(params: SamplingParams, name: str, low: int, high: int, other: str = "") -> None:
+def _kind(params: Params, name: str, kind: type | UnionType) -> None:
+    if not isinstance(getattr(params, name), kind):
+        types = get_args(kind) or (kind,)
+        named = ["None" if one is type(None) else one.__name__ for one in types]
+        raise _wrong(params, name, f"a {' or '.join(named)}")
+
+
+def _integer(params: Params, name: str, low: int, high: int, other: str = "") -> None:
     value: Any = getattr(params, name)
     good = isinstance(value, Integral) and not isinstance(value, bool)
     if not good or not low <= int(value) <= high:
@@ -182,6 +263,22 @@ def _bias(params: SamplingParams) -> None:
             raise _wrong(params, "logit_bias", allowed)
         biases[int(token)] = float(max(-MOST_BIAS, min(MOST_BIAS, bias)))
     force_setattr(params, "logit_bias", biases)
+
+
+def _processors(params: SamplingParams) -> None:
+    """Bring logits processors into a tuple; none are None."""
+    value: Any = params.logits_processors
+    if value is None:
+        return
+    try:
+        given = tuple(value)
+        counts = [len(inspect.signature(one).parameters) for one in given]
+    except (TypeError, ValueError):  # no sequence, no callable, one without a signature
+        counts = [0]
+    if len(counts) > MAX_PROCESSORS or not set(counts) <= {2, 3}:
+        allowed = f"at most {MAX_PROCESSORS} callables of (output ids, logits) or "
+        raise _wrong(params, "logits_processors", allowed + "(prompt ids, output ids, logits)")
+    force_setattr(params, "logits_processors", given or None)
 
 
 def _is_id(value: Any) -> bool:

@@ -13,7 +13,7 @@ from msgspec import Struct
 from numpy.typing import NDArray
 
 from .params import SamplingParams
-from .request import GrammarUse, IntArray, LogprobRows
+from .request import GrammarUse, IntArray, LogprobRows, ThinkingBudget
 
 
 class Admitted(Struct, frozen=True):
@@ -33,6 +33,7 @@ class Admitted(Struct, frozen=True):
     """Sequences of tokens that are not drawn."""
     grammar: GrammarUse | None = None
     """What its outputs follow."""
+    thinking: ThinkingBudget | None = None
 
 
 class StepPlan(Struct, frozen=True):

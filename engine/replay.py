@@ -57,7 +57,9 @@ class Verdict:
     """Tokens that were drawn, and compared."""
     mismatch: Mismatch | None = None
     unknown: list[str] = field(default_factory=list)
-    """Requests of which the log does not hold enough to run them."""
+    """Requests that began before the log,"""
+    unrecorded: list[str] = field(default_factory=list)
+    """and those with logits processors, which it does not hold."""
 
 
 class Fold:
@@ -112,7 +114,7 @@ def replay(log: Log, options: Mapping[str, Any]) -> Verdict:
 
     Stops at the first mismatch. ConfigError or CheckpointError if the engine cannot be built.
     """
-    assert log.is_whole, log.header
+    assert log.is_foldable, log.header
     loaded = load_runner(replay_config(log.header, options))
     fold, verdict = Fold(loaded.config), Verdict()
     results: deque[StepResult] = deque()
@@ -269,9 +271,10 @@ def _end(found: dict[str, Recorded], names: Iterable[str]) -> None:
 def replay_requests(log: Log, options: Mapping[str, Any], request_id: str | None = None) -> Verdict:
     """Run one request of a log alone, or all that it tells, whatever they were planned beside.
 
-    ParamsError if the log has no such request.
+    ParamsError if the log has no such request, or not all that it needs.
     """
     found, unknown = recorded_requests(log)
+    unrecorded = log.unrecorded
     if request_id is not None:
         if request_id not in found:
             some = ", ".join(list(found)[:5]) or "none"
@@ -279,9 +282,17 @@ def replay_requests(log: Log, options: Mapping[str, Any], request_id: str | None
                 f"The log has no request {request_id!r}: it has {len(found)}, as {some}.",
                 "request_id",
             )
-        found, unknown = {request_id: found[request_id]}, []
+        if request_id in unrecorded:
+            raise ParamsError(
+                f"Request {request_id!r} cannot be run again: it has logits processors, which are "
+                "Python and not in the log.",
+                "request_id",
+            )
+        found, unknown, unrecorded = {request_id: found[request_id]}, [], []
+    for name in unrecorded:
+        found.pop(name, None)
     loaded = load_runner(replay_config(log.header, options))
-    verdict = Verdict(num_requests=len(found), unknown=unknown)
+    verdict = Verdict(num_requests=len(found), unknown=unknown, unrecorded=unrecorded)
     answers = _answer(loaded, [one.request for one in found.values()])
     for name, recorded in found.items():
         mine, theirs = answers[name], recorded.token_ids

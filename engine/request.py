@@ -14,7 +14,15 @@ from numpy.typing import NDArray
 from .params import SamplingParams
 
 IntArray = NDArray[np.int32]
-FinishReason = Literal["stop", "length", "abort", "error"]
+FinishReason = Literal["stop", "length", "repetition", "abort", "error"]
+
+
+class ThinkingBudget(Struct, frozen=True):
+    """params.thinking_token_budget, and the engine's markers in tokens."""
+
+    budget: int
+    start: tuple[int, ...]
+    end: tuple[int, ...]
 
 
 class GrammarUse(Struct, frozen=True):
@@ -38,6 +46,7 @@ class Request(Struct, frozen=True, kw_only=True):
     """params.bad_words in tokens."""
     grammar: GrammarUse | None = None
     """What params.structured_outputs says."""
+    thinking: ThinkingBudget | None = None
     eos_token_ids: tuple[int, ...] = ()
     """End the sequence unless params.ignore_eos."""
     priority: int = 0
@@ -68,8 +77,9 @@ class Finished(Struct, frozen=True):
     index: int
     """Index into TokenEvents.request_ids."""
     reason: FinishReason
-    stop_reason: int | None = None
-    """The stop token id, where one of the request's own stop_token_ids ended it."""
+    stop_reason: int | str | None = None
+    """The stop token id, where one of the request's own stop_token_ids ended it, or
+    "repetition_detected"."""
     message: str | None = None
     """For reason "error"."""
 

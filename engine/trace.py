@@ -2,10 +2,11 @@
 
 Recorder hears a core and writes; `read_log` gives the entries back. A log holds token ids and,
 unless that is asked for, no text of a prompt; stop strings are left out (the abort that they cause
-is an entry), cache salts and names of tenants are replaced by digests of them. The file is a row of
-frames, a length of four bytes and one msgpack object each. It is bounded: a full part FILE becomes
-FILE.1, that FILE.2, and the part after FILE.3 is dropped. What cannot be written ends the recording
-and nothing else.
+is an entry), cache salts and names of tenants are replaced by digests of them. Logits processors
+are Python and left out too: requests with some cannot be run again. The file is a row of frames, a
+length of four bytes and one msgpack object each. It is bounded: a full part FILE becomes FILE.1,
+that FILE.2, and the part after FILE.3 is dropped. What cannot be written ends the recording and
+nothing else.
 """
 
 from __future__ import annotations
@@ -60,6 +61,8 @@ class Added(Struct, frozen=True, tag="add"):
     parent_id: str | None
     text: str | None = None
     """The prompt's, where texts are recorded."""
+    unrecorded: tuple[str, ...] = ()
+    """Parameters that decide its tokens and are not in the log: Python is not recorded."""
 
 
 class Aborted(Struct, frozen=True, tag="abort"):
@@ -119,7 +122,18 @@ class Log(NamedTuple):
     entries: list[Entry]
     """Without headers."""
     is_whole: bool
-    """Whether it begins with the engine and no part is missing, so that it can be folded."""
+    """Whether it begins with the engine and no part is missing."""
+
+    @property
+    def unrecorded(self) -> list[str]:
+        """Ids of requests that cannot be run again: parameters of theirs are not in the log."""
+        added = [one for one in self.entries if isinstance(one, Added)]
+        return [one.request.request_id for one in added if one.unrecorded]
+
+    @property
+    def is_foldable(self) -> bool:
+        """Whether all that it tells can be repeated."""
+        return self.is_whole and not self.unrecorded
 
 
 def plan_digest(plan: StepPlan) -> int:
@@ -247,6 +261,8 @@ class Recorder:
     def added(self, request: Request, parent_id: str | None) -> None:
         """See Observer."""
         text, params = None, request.params
+        unrecorded = ("logits_processors",) if params.logits_processors else ()
+        params = replace(params, logits_processors=None)
         if self._decode is None:
             params = replace(params, stop=(), bad_words=())
         else:
@@ -257,7 +273,7 @@ class Recorder:
             cache_salt=None if request.cache_salt is None else self._hide(request.cache_salt),
             tenant=self._hide(request.tenant),
         )
-        self._write(Added(bare, parent_id, text))
+        self._write(Added(bare, parent_id, text, unrecorded))
 
     def aborted(self, request_id: str) -> None:
         """See Observer."""

@@ -100,8 +100,8 @@ FAULTS = tuple(
         (
             "sched/stopping.py",
             "one token too many",
-            "num_tokens >= sequence.max",
-            "num_tokens > sequence.max",
+            "len(tokens) >= sequence.max",
+            "len(tokens) > sequence.max",
         ),
         (
             "core.py",

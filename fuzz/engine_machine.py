@@ -28,7 +28,7 @@ from ..engine.device.runner import Decoding, ModelRunner
 from ..engine.errors import ParamsError
 from ..engine.params import SamplingParams
 from ..engine.plan import StepPlan, StepResult
-from ..engine.request import Finished, Request, TokenEvents
+from ..engine.request import Finished, Request, ThinkingBudget, TokenEvents
 from ..engine.sched.scheduler import Scheduler, SchedulerLimits
 from ..reference.generate import generate
 from .checkpoints import Kind, Tiny, make_tiny
@@ -56,6 +56,14 @@ EDITS: tuple[dict[str, Any], ...] = (
 )
 BAD_WORDS = ((), (), ((3,), (5, 5), (40, 41, 42)), tuple((one,) for one in range(100)))
 """What requests change in their logits; bad words are those of requests in turn."""
+THINKING = (
+    None,
+    ThinkingBudget(1, (5,), (9, 9)),
+    None,
+    ThinkingBudget(0, (42,), (3, 4, 3, 7)),
+    None,
+)
+"""Budgets of requests in turn."""
 MANY = tuple(range(0, 128, 3))
 """A third of the vocabulary ends a sequence, so that it matters when it must not."""
 DECODINGS: tuple[Decoding, ...] = ("exact", "padded")
@@ -394,8 +402,12 @@ class EngineMachine(NotedMachine):
             tenant=TENANTS[self.num_requests % len(TENANTS)],
         )
         bad_words = BAD_WORDS[self.num_requests % len(BAD_WORDS)]
+        thinking = THINKING[self.num_requests % len(THINKING)]
+        if params.structured_outputs is not None:
+            thinking = None  # refused beside it
+        grammar = use_of(params, num_read)
         return msgspec.structs.replace(
-            request, bad_word_ids=bad_words, grammar=use_of(params, num_read)
+            request, bad_word_ids=bad_words, thinking=thinking, grammar=grammar
         )
 
     def enter(self, request: Request) -> None:
@@ -417,7 +429,10 @@ class EngineMachine(NotedMachine):
             stop_token_ids=[*(params.stop_token_ids or ()), *self.eos_of(request)],
         )
         num_read = request.grammar.num_read if request.grammar is not None else 0
-        return oracle(self.key, Asked(prompt, params, request.seed, request.bad_word_ids, num_read))
+        asked = Asked(
+            prompt, params, request.seed, request.bad_word_ids, request.thinking, num_read
+        )
+        return oracle(self.key, asked)
 
     def eos_of(self, request: Request) -> tuple[int, ...]:
         """The ends of sequences that count for a request."""

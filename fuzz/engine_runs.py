@@ -12,13 +12,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
+from torch import Tensor
+
 from ..engine.config import DTypeName, SumsName
 from ..engine.llm import LLM
 from ..engine.models.loader import load_weights
 from ..engine.models.registry import read_model_config
 from ..engine.opset import choose_ops, choose_sums
 from ..engine.params import SamplingParams
-from ..engine.request import RequestOutput
+from ..engine.request import RequestOutput, ThinkingBudget
 from ..engine.sched.scheduler import SchedulerStats
 from ..reference.generate import Wish, generate
 from .grammar_cases import FORMS, make_vocabulary, source_of
@@ -28,13 +31,44 @@ PROMPT_LENGTHS = (200, 7, 1, 16, 17, 33)
 """The longest first: with few blocks, the small ones beside it must grow and be preempted."""
 
 NUM_LOGPROBS = 3
+START, END = (7,), (11, 13)
+"""What begins and ends a thought."""
+REASONING = {"reasoning_start_token_ids": START, "reasoning_end_token_ids": END}
+
+
+def go_on(outputs: list[int], logits: Tensor) -> Tensor:
+    """Make the token behind the newest likely, in place."""
+    logits[(outputs[-1] + 1 if outputs else 5) % len(logits)] += 6.0
+    return logits
+
+
+def leave_prompt(prompt: list[int], outputs: list[int], logits: Tensor) -> Tensor:
+    """Ban a token of the prompt after the other, in a tensor of its own."""
+    banned = torch.tensor(prompt[len(outputs) % len(prompt)], device=logits.device)
+    return logits.index_fill(0, banned, -torch.inf)
+
+
 EDITS: dict[int, dict[str, Any]] = {
     0: {"structured_outputs": FORMS[1], "presence_penalty": 0.3},
-    1: {"repetition_penalty": 1.4, "presence_penalty": 0.5},
+    1: {
+        "repetition_penalty": 1.4,
+        "presence_penalty": 0.5,
+        "thinking_token_budget": 1,
+        "logit_bias": {START[0]: 12.0},
+    },
     2: {"structured_outputs": FORMS[4]},
-    3: {"frequency_penalty": -0.7, "logit_bias": {2: 2.5, 9: -100.0}},
-    4: {"structured_outputs": FORMS[0], "min_tokens": 3},
-    5: {"allowed_token_ids": tuple(range(1, 90, 2)), "frequency_penalty": 1.1},
+    3: {
+        "frequency_penalty": -0.7,
+        "logit_bias": {2: 2.5, 9: -100.0},
+        "logits_processors": (go_on, leave_prompt),
+    },
+    4: {"structured_outputs": FORMS[0], "min_tokens": 3, "logits_processors": (go_on,)},
+    5: {
+        "allowed_token_ids": tuple(range(1, 90, 2)),
+        "frequency_penalty": 1.1,
+        "thinking_token_budget": 0,
+        "logit_bias": {START[0]: 12.0},
+    },
 }
 """What some of the sampled requests change in their logits."""
 
@@ -110,7 +144,7 @@ def run(path: Path, requests: Sequence[Asked], *, alone: bool = False, **options
 
     Asserts that the engine is empty and whole afterwards.
     """
-    with LLM(str(path), skip_tokenizer_init=True, **options) as llm:
+    with LLM(str(path), skip_tokenizer_init=True, reasoning_config=REASONING, **options) as llm:
         llm.grammars.provide(make_vocabulary)
         for one in requests:
             if one.params.structured_outputs is not None:
@@ -138,6 +172,8 @@ def expect(
     answers = []
     for prompt, params in requests:
         assert params.max_tokens is not None, params
+        budget = params.thinking_token_budget
+        thinking = None if budget is None else ThinkingBudget(budget, START, END)
         wish = Wish(
             max_tokens=params.max_tokens,
             temperature=params.temperature,
@@ -146,7 +182,7 @@ def expect(
             min_p=params.min_p,
             seed=(params.seed or 0) % 2**64,
             num_logprobs=NUM_LOGPROBS,
-            edits=edits_of(params),
+            edits=edits_of(params, thinking=thinking),
         )
         given = generate(config.decoder, weights, list(prompt), wish)
         top = tuple(

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from ..engine.params import RepetitionDetectionParams
 from ..engine.plan import Admitted, StepPlan, StepResult
 from ..engine.request import Finished, FinishReason, Request, TokenEvents
 from ..engine.sched.scheduler import Scheduler, SchedulerLimits
@@ -54,7 +55,17 @@ class Alone:
 
     token_ids: list[int]
     reason: FinishReason
-    stop_reason: int | None
+    stop_reason: int | str | None
+
+
+def repeats(outputs: list[int], rule: RepetitionDetectionParams | None) -> bool:
+    """Compare the end of the outputs with every pattern, written out as often as it must come."""
+    if rule is None:
+        return False
+    return any(
+        outputs[-size:] * rule.min_count == outputs[-size * rule.min_count :]
+        for size in range(max(1, rule.min_pattern_size), rule.max_pattern_size + 1)
+    )
 
 
 def run_alone(request: Request, root: int, limits: SchedulerLimits) -> Alone:
@@ -79,6 +90,8 @@ def run_alone(request: Request, root: int, limits: SchedulerLimits) -> Alone:
                 return Alone(outputs, "stop", token)
         if len(outputs) == params.max_tokens or num_prompt + len(outputs) == limits.max_model_len:
             return Alone(outputs, "length", None)
+        if len(outputs) >= params.min_tokens and repeats(outputs, params.repetition_detection):
+            return Alone(outputs, "repetition", "repetition_detected")
         history = extend_history(history, token)
 
 

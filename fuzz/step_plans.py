@@ -14,20 +14,27 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..engine.params import SamplingParams
+from ..engine.params import LogitsProcessor, SamplingParams, takes_prompt
 from ..engine.plan import Admitted, StepPlan, StepResult
-from ..reference.edits import Edits
+from ..engine.request import ThinkingBudget
+from ..reference.edits import Edits, Thinking
 from ..reference.generate import Generated, Wish
 from .grammar_cases import next_of
 
 
 def edits_of(
-    params: SamplingParams, bad_words: Sequence[Sequence[int]] = (), read: Sequence[int] = ()
+    params: SamplingParams,
+    bad_words: Sequence[Sequence[int]] = (),
+    thinking: ThinkingBudget | None = None,
+    read: Sequence[int] = (),
 ) -> Edits:
     """Say in the oracle's words what a request changes in its logits.
 
     read: what its grammar has read before its outputs.
     """
+    thought = None
+    if thinking is not None:
+        thought = Thinking(budget=thinking.budget, start=thinking.start, end=thinking.end)
     return Edits(
         repetition_penalty=params.repetition_penalty,
         frequency_penalty=params.frequency_penalty,
@@ -36,7 +43,16 @@ def edits_of(
         allowed_token_ids=params.allowed_token_ids,
         bad_words=bad_words,
         next_token_ids=next_of(params, read),
+        thinking=thought,
+        processors=tuple(map(_with_prompt, params.logits_processors or ())),
     )
+
+
+def _with_prompt(processor: LogitsProcessor) -> LogitsProcessor:
+    """Let a processor take the prompt, whether it asks for it or not."""
+    if takes_prompt(processor):
+        return processor
+    return lambda prompt, outputs, logits: processor(outputs, logits)
 
 
 class Asked(NamedTuple):
@@ -48,6 +64,7 @@ class Asked(NamedTuple):
     """64 bits, unsigned."""
     bad_words: tuple[tuple[int, ...], ...] = ()
     """params.bad_words in tokens."""
+    thinking: ThinkingBudget | None = None
     num_read: int = 0
     """Of the prompt's last tokens, by the grammar."""
 
@@ -66,7 +83,12 @@ class Asked(NamedTuple):
             min_tokens=params.min_tokens,
             stop_token_ids=tuple(params.stop_token_ids or ()),
             num_logprobs=params.logprobs or 0,
-            edits=edits_of(params, self.bad_words, self.prompt[len(self.prompt) - self.num_read :]),
+            edits=edits_of(
+                params,
+                self.bad_words,
+                self.thinking,
+                self.prompt[len(self.prompt) - self.num_read :],
+            ),
         )
 
 

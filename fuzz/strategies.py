@@ -8,7 +8,7 @@ import numpy as np
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from ..engine.params import SamplingParams
+from ..engine.params import RepetitionDetectionParams, SamplingParams
 from ..engine.request import Request
 from ..engine.sched.scheduler import SchedulerLimits
 from .oracles import VOCAB
@@ -105,4 +105,16 @@ def sampling_params(draw: st.DrawFn) -> SamplingParams:
         min_tokens=least if max_tokens is None else min(least, max_tokens),
         stop_token_ids=draw(st.lists(st.integers(0, VOCAB - 1), max_size=2)),
         ignore_eos=draw(st.booleans()),
+        repetition_detection=draw(st.one_of(st.none(), repetition_rules())),
+    )
+
+
+@st.composite
+def repetition_rules(draw: st.DrawFn) -> RepetitionDetectionParams:
+    """Draw rules that short answers of few tokens meet."""
+    longest = draw(st.integers(0, 4))
+    return RepetitionDetectionParams(
+        max_pattern_size=longest,
+        min_pattern_size=draw(st.integers(0, longest)),
+        min_count=draw(st.integers(2, 4)),
     )

@@ -14,7 +14,7 @@ from typing import Literal, NamedTuple, TypeVar
 import numpy as np
 from msgspec import Struct
 
-from ..engine.params import SamplingParams
+from ..engine.params import RepetitionDetectionParams, SamplingParams
 from ..engine.request import Request
 from ..engine.sched.limits import SchedulerLimits
 from .oracles import FLAKY, VOCAB
@@ -26,6 +26,7 @@ SALTS = (None, None, None, "a", "b")
 EOS = ((), (), (0,), (0, 1))
 MEAN_GAP_S = 0.004
 NUM_STEMS = 6
+REPETITION = RepetitionDetectionParams(max_pattern_size=3, min_count=3)
 Item = TypeVar("Item")
 
 
@@ -187,6 +188,7 @@ class Traffic:
             min_tokens=least if max_tokens is None else min(least, max_tokens),
             stop_token_ids=dice.tokens(dice.pick((0, 0, 0, 1, 2))),
             ignore_eos=dice.chance(0.5),
+            repetition_detection=dice.pick((None, None, REPETITION)),
         )
 
 

@@ -12,9 +12,13 @@ logits before):
 * Repetition: for each token of prompt or outputs, l / penalty if l > 0, else l * penalty.
 * Frequency: l - penalty * (how often the token is among the outputs).
 * Presence: l - penalty * (1 where it is among them, else 0).
+* Thinking: where its budget is spent, 0 for the token that is due, -infinity for all others. A
+  thought begins behind the first start marker that no end marker follows (of those in the prompt
+  the last); due is what continues the end marker from where the thought's last tokens leave it.
+* Processors: what each of some functions of (prompt, outputs, l) makes of them, in order.
 
 Spelled out for one row; the engine's device plane computes it for all rows at once. Order and
-meaning are vLLM's.
+meaning are vLLM's (whose thoughts end with the whole end marker, whatever they ended with before).
 """
 
 from __future__ import annotations
@@ -24,6 +28,15 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Thinking:
+    """Most tokens of a thought, and the tokens that begin and end one."""
+
+    budget: int
+    start: Sequence[int]
+    end: Sequence[int]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,6 +51,8 @@ class Edits:
     bad_words: Sequence[Sequence[int]] = ()
     next_token_ids: Callable[[Sequence[int]], Sequence[int]] | None = None
     """What a grammar allows after the outputs."""
+    thinking: Thinking | None = None
+    processors: Sequence[Callable[[list[int], list[int], Tensor], Tensor]] = ()
 
 
 def edit(logits: Tensor, edits: Edits, prompt: Sequence[int], outputs: Sequence[int]) -> Tensor:
@@ -58,7 +73,35 @@ def edit(logits: Tensor, edits: Edits, prompt: Sequence[int], outputs: Sequence[
     for token in set(outputs):
         x[token] = x[token] - frequency * _number(outputs.count(token))
         x[token] = x[token] - _number(edits.presence_penalty)
+    if edits.thinking is not None:
+        due = due_token(edits.thinking, prompt, outputs)
+        if due is not None:
+            x[:] = -torch.inf
+            x[due] = 0.0
+    for processor in edits.processors:
+        x = processor(list(prompt), list(outputs), x)
     return x
+
+
+def due_token(thinking: Thinking, prompt: Sequence[int], outputs: Sequence[int]) -> int | None:
+    """Return the token that must come because a thought's budget is spent, or None."""
+    known, end = [*prompt, *outputs], list(thinking.end)
+    closed = max(_ends(known, end), default=0)
+    opened = [place for place in _ends(known, list(thinking.start)) if place > closed]
+    if not opened:
+        return None
+    begun = max((place for place in opened if place <= len(prompt)), default=opened[0])
+    thought = known[begun:]
+    if len(thought) < thinking.budget:
+        return None
+    said = [n for n in range(len(end)) if thought[max(0, len(thought) - n) :] == end[:n]]
+    return end[max(said)]
+
+
+def _ends(known: list[int], marker: list[int]) -> list[int]:
+    """Return the places in known behind which a marker has just ended."""
+    size = len(marker)
+    return [i for i in range(size, len(known) + 1) if known[i - size : i] == marker]
 
 
 def _number(value: float) -> Tensor:

@@ -8,16 +8,19 @@ newest one even where the host does not. So preemption, forks and steps in fligh
 
 from __future__ import annotations
 
+from collections.abc import Container, Sequence
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ..params import SamplingParams
+from ..params import LogitsProcessor, SamplingParams
 from ..plan import Admitted
-from ..request import IntArray
+from ..request import IntArray, ThinkingBudget
 from .link import Link
+from .processors import Failed, ProcessedRow, process
+from .thinking import ThinkingRow, end_thoughts
 
 MAX_ELEMENTS = 2**22
 """Of a temporary tensor: more rows are penalized in several turns."""
@@ -33,6 +36,8 @@ class SlotEdits(NamedTuple):
     """Repetition, frequency, presence."""
     bias: tuple[tuple[int, float], ...]
     bad_words: tuple[tuple[int, ...], ...]
+    thinking: ThinkingBudget | None
+    processors: tuple[LogitsProcessor, ...]
 
 
 class StepEdits(NamedTuple):
@@ -59,6 +64,8 @@ def has_edits(admitted: Admitted) -> bool:
         or params.logit_bias
         or params.allowed_token_ids is not None
         or admitted.bad_word_ids
+        or admitted.thinking
+        or params.logits_processors
     )
 
 
@@ -87,6 +94,8 @@ class EditTable:
             penalties_of(params),
             tuple((params.logit_bias or {}).items()),
             admitted.bad_word_ids,
+            admitted.thinking,
+            tuple(params.logits_processors or ()),
         )
         return True
 
@@ -120,7 +129,28 @@ class EditTable:
         at_once = max(1, MAX_ELEMENTS // longest)
         for first in range(0, len(penalized), at_once):
             self._penalize(x, known, step, edits, penalized[first : first + at_once])
+        thinking = [
+            ThinkingRow(row, slot, length, one.num_prompt_tokens, one.thinking)
+            for row, slot, length, one in zip(*step, edits, strict=True)
+            if one.thinking is not None
+        ]
+        if thinking:
+            end_thoughts(x, known, thinking, self._send, max_elements=MAX_ELEMENTS)
         return x
+
+    def process(
+        self, x: Tensor, known: Tensor, step: StepEdits, faulty: Container[int]
+    ) -> list[Failed]:
+        """Run the processors of a step's rows on edited logits; see processors.process.
+
+        faulty: slots whose processors are not asked any more.
+        """
+        rows = [
+            ProcessedRow(row, slot, length, edits.num_prompt_tokens, edits.processors)
+            for row, slot, length in zip(*step, strict=True)
+            if (edits := self._slots[slot]).processors and slot not in faulty
+        ]
+        return process(x, known, rows)
 
     def _ban_words(self, x: Tensor, known: Tensor, step: StepEdits, edits: list[SlotEdits]) -> None:
         """Ban the last token of each word whose other tokens the outputs end with.
@@ -178,7 +208,7 @@ class EditTable:
         new = new - frequency * counts
         x[rows, tokens] = new - presence * (counts > 0)
 
-    def _send(self, numbers: list[int] | tuple[int, ...]) -> Tensor:
+    def _send(self, numbers: Sequence[int]) -> Tensor:
         return self._link.upload(np.array(numbers, np.int64))
 
     def _send_floats(self, numbers: list[float] | tuple[float, ...]) -> Tensor:

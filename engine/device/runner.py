@@ -29,6 +29,7 @@ from .grammar_rows import Masks
 from .graphs import CudaCapture, GraphKey, StepGraphs
 from .inputs import PackedStep, StepInputs, largest_buckets, make_buckets
 from .link import FaultedLanding, Landing, Link, make_link
+from .logit_edits import StepEdits
 from .sampler import Banned, Drawn, draw
 from .sampling_rows import NO_LOGPROBS, PLAIN, Forbidden, SamplingTable, StepExtras
 from .state import DeviceTable
@@ -76,7 +77,7 @@ class ModelRunner:
         self._inputs = StepInputs(self._link, max_num_seqs, max_model_len, self._buckets)
         self._graphs = StepGraphs(CudaCapture()) if decoding == "graphs" else None
         self._faults: dict[int, RowFault] = {}
-        """By slot: sequences that cannot be computed; each ends with its first token."""
+        """By slot: sequences that cannot be computed; each ends with its next token."""
         self._nothing = torch.empty(0, dtype=torch.int32, device=model.device)
         # What was made here was made on another stream than steps run on.
         self._link.settle()
@@ -98,6 +99,9 @@ class ModelRunner:
     def launch(self, plan: StepPlan) -> Landing:
         """Queue one step: admitted, new blocks, copies, forward, sample."""
         with torch.inference_mode(), self._link.on_stream():
+            if self._faults:
+                for slot in plan.released.tolist():
+                    self._faults.pop(slot, None)
             for admitted in plan.admitted:
                 self._admit(admitted)
             self._table.apply(plan)
@@ -128,6 +132,7 @@ class ModelRunner:
                     stop_token_ids=(),
                     bad_word_ids=(),
                     grammar=None,
+                    thinking=None,
                 )
             )
 
@@ -234,21 +239,31 @@ class ModelRunner:
 
     def _editor(self, extras: StepExtras, masks: Masks | None) -> Callable[[Tensor], Tensor] | None:
         """Return what changes a step's logits; None where nobody does."""
-        edits, known, sampling = extras.edits, self._table.tokens, self._sampling
+        edits = extras.edits
         if edits is None and masks is None:
             return None
-
-        def change(logits: Tensor) -> Tensor:
-            keep = extras.num_logprobs != NO_LOGPROBS
-            if masks is not None:
-                logits, keep = sampling.grammars.apply(logits, masks, keep=keep), False
-            return (
-                logits if edits is None else sampling.edits.apply(logits, known, edits, keep=keep)
-            )
-
         for slot, message in () if masks is None else masks.faults.items():
             self._faults[slot] = RowFault(slot, message)
-        return change
+        keep = extras.num_logprobs != NO_LOGPROBS
+        return partial(self._edit, step=edits, masks=masks, keep=keep)
+
+    def _edit(
+        self, logits: Tensor, *, step: StepEdits | None, masks: Masks | None, keep: bool
+    ) -> Tensor:
+        """Edit a step's logits; a row whose logits processors fail is void from now on."""
+        known, edits = self._table.tokens, self._sampling.edits
+        if masks is not None:
+            logits, keep = self._sampling.grammars.apply(logits, masks, keep=keep), False
+        if step is None:
+            return logits
+        edited = edits.apply(logits, known, step, keep=keep)
+        for slot, error in edits.process(edited, known, step, self._faults):
+            logger.error(
+                "logits processors of the sequence in slot %d failed", slot, exc_info=error
+            )
+            message = f"Its logits processors failed: {type(error).__name__}: {error}"
+            self._faults[slot] = RowFault(slot, message)
+        return edited
 
     def _ban(self, forbidden: Forbidden | None) -> Banned | None:
         if forbidden is None:

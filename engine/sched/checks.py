@@ -7,6 +7,7 @@ import numpy as np
 from .limits import SchedulerLimits
 from .planner import State
 from .sequence import Sequence
+from .stopping import quiet_length
 
 
 def check_state(
@@ -74,6 +75,7 @@ def _check_sequence(state: State, limits: SchedulerLimits, sequence: Sequence) -
     submitted, capacity = int(table.submitted[slot]), int(state.memory.blocks.capacity[slot])
     assert 0 < submitted <= capacity < submitted + size, (slot, submitted, capacity)
     assert submitted <= table.limit[slot] == sequence.max_len - 1, (slot, submitted)
+    assert table.quiet[slot] == quiet_length(sequence) <= table.limit[slot], slot
     assert known <= target <= known + limits.overlap, (slot, known, target)
     assert target <= sequence.max_len <= limits.max_model_len, (slot, target)
     idle = not any((busy == slot).any() for busy in state.in_flight)

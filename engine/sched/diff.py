@@ -48,6 +48,7 @@ class PlanDiff:
                 sequence.stop_ids,
                 request.bad_word_ids,
                 request.grammar,
+                request.thinking,
             )
         )
         self._blocks.append((np.full(len(blocks), slot), np.arange(len(blocks)), blocks))

@@ -14,6 +14,7 @@ from ..kv.hashing import BlockHasher
 from ..kv.prefix_index import UPCOMING, PrefixIndex
 from .limits import SchedulerLimits
 from .sequence import Hit, Sequence
+from .stopping import quiet_length
 from .table import SlotTable
 
 NO_IDS = np.zeros(0, np.intp)
@@ -93,6 +94,7 @@ class SlotMemory:
         table.tokens[slot, :length] = sequence.token_ids
         table.known[slot] = length
         table.limit[slot] = sequence.max_len - 1
+        table.quiet[slot] = quiet_length(sequence)
         table.num_published[slot] = len(found)
         table.priority[slot] = sequence.rank[0]
         table.num_cached[slot] = sequence.num_cached or 0

@@ -233,9 +233,9 @@ class Scheduler:
         table.tokens[slots, places] = token_ids
         table.known[slots] = lengths
         finished: tuple[Finished, ...] = ()
-        rows = ended(self._filter, token_ids, lengths, table.limit[slots])
+        rows = ended(self._filter, token_ids, lengths, table.quiet[slots])
         if rows:
-            finished = self._finish(rows, slots, token_ids, result.faults)
+            finished = self._finish(rows, slots, result.faults)
         if self._draining:
             self._release_drained()
         return TokenEvents(request_ids, token_ids, num_cached, finished, logprobs)
@@ -385,20 +385,16 @@ class Scheduler:
         self._state.in_flight.append(slots)
 
     def _finish(
-        self,
-        rows: list[int],
-        slots: IdArray,
-        token_ids: IntArray,
-        faults: tuple[RowFault, ...],
+        self, rows: list[int], slots: IdArray, faults: tuple[RowFault, ...]
     ) -> tuple[Finished, ...]:
         """Judge the candidates `rows` and end those that have to."""
         table = self._memory.table
         finished: list[Finished] = []
         messages = {fault.slot: fault.message for fault in faults}
         for row in rows:
-            slot, token_id = int(slots[row]), int(token_ids[row])
+            slot = int(slots[row])
             sequence = table.sequence(slot)
-            verdict = judge(sequence, token_id, int(table.known[slot]))
+            verdict = judge(sequence, table.tokens[slot, : table.known[slot]])
             if verdict is None:
                 continue
             if verdict.reason == "error":

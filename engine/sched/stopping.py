@@ -1,7 +1,7 @@
 """When a sequence ends: a vector test finds the few candidates, a scalar rule judges each.
 
 Owns the rules. A stop token ends a sequence once min_tokens outputs exist; the length ends it in
-any case; where both happen at once the reason is "stop".
+any case; a repetition where neither does, past min_tokens too. Rules read known tokens alone.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..kv.block_pool import IdArray
+from ..params import RepetitionDetectionParams
 from ..request import FinishReason, IntArray
 from .sequence import Sequence
 
@@ -26,7 +27,7 @@ class Verdict(NamedTuple):
     """Why a sequence ends."""
 
     reason: FinishReason
-    stop_reason: int | None = None
+    stop_reason: int | str | None = None
     message: str | None = None
 
 
@@ -53,34 +54,64 @@ class StopFilter:
         return self._marks.take(token_ids.astype(np.uint16))
 
 
-def judge(sequence: Sequence, token_id: int, num_tokens: int) -> Verdict | None:
-    """Decide whether `token_id`, the last of `num_tokens` tokens, ends the sequence.
+def quiet_length(sequence: Sequence) -> int:
+    """Give the longest length at which nothing but a stop token can end a sequence."""
+    request, longest = sequence.request, sequence.max_len - 1
+    rule = request.params.repetition_detection
+    if rule is None or not rule.max_pattern_size:
+        return longest
+    least = max(request.params.min_tokens, max(1, rule.min_pattern_size) * rule.min_count)
+    return min(longest, len(request.prompt_token_ids) + least - 1)
+
+
+def judge(sequence: Sequence, tokens: IntArray) -> Verdict | None:
+    """Decide whether the last of all known tokens [n], prompt and outputs, ends the sequence.
 
     A rule that fails ends the sequence whose rule it is.
     """
-    if token_id < 0:
+    if tokens[-1] < 0:
         return Verdict("error", None, NOT_FINITE)
     try:
-        return _apply(sequence, token_id, num_tokens)
+        return _apply(sequence, tokens)
     except Exception as error:
         logger.exception("a stop rule of request %s failed", sequence.request_id)
         return Verdict("error", None, f"A stop rule failed: {type(error).__name__}: {error}")
 
 
-def _apply(sequence: Sequence, token_id: int, num_tokens: int) -> Verdict | None:
+def _apply(sequence: Sequence, tokens: IntArray) -> Verdict | None:
     request = sequence.request
-    params = request.params
-    if num_tokens - len(request.prompt_token_ids) >= params.min_tokens:
+    params, token_id = request.params, int(tokens[-1])
+    outputs = tokens[len(request.prompt_token_ids) :]
+    late = len(outputs) >= params.min_tokens
+    if late:
         if not params.ignore_eos and token_id in request.eos_token_ids:
             return Verdict("stop")
         if token_id in (params.stop_token_ids or ()):
             return Verdict("stop", token_id)
-    if num_tokens >= sequence.max_len:
+    if len(tokens) >= sequence.max_len:
         return Verdict("length")
+    rule = params.repetition_detection
+    if late and rule is not None and repeats(outputs, rule):
+        return Verdict("repetition", "repetition_detected")
     return None
 
 
-def ended(filter_: StopFilter, token_ids: IntArray, lengths: IdArray, limits: IdArray) -> list[int]:
-    """Give the rows that may have ended: lengths [n] with the token, limits [n] the last length."""
-    rows: list[int] = (filter_.suspects(token_ids) | (lengths > limits)).nonzero()[0].tolist()
+def repeats(outputs: IntArray, rule: RepetitionDetectionParams) -> bool:
+    """Tell whether outputs [n] end with as many copies of a pattern as the rule looks for."""
+    shortest, copies = max(1, rule.min_pattern_size), rule.min_count
+    longest = min(rule.max_pattern_size, len(outputs) // max(1, copies))
+    if longest < shortest:
+        return False
+    # Few sizes have the last token where the copy before would have it.
+    before = outputs[len(outputs) - 1 - longest : len(outputs) - shortest][::-1]
+    for size in ((before == outputs[-1]).nonzero()[0] + shortest).tolist():
+        rest = outputs[len(outputs) - size * copies :]
+        if (rest[size:] == rest[:-size]).all():
+            return True
+    return False
+
+
+def ended(filter_: StopFilter, token_ids: IntArray, lengths: IdArray, quiet: IdArray) -> list[int]:
+    """Give the rows that may have ended: lengths [n] with the token, quiet [n] quiet_length."""
+    rows: list[int] = (filter_.suspects(token_ids) | (lengths > quiet)).nonzero()[0].tolist()
     return rows

@@ -33,6 +33,7 @@ class SlotTable:
         "num_cached",
         "num_published",
         "priority",
+        "quiet",
         "request_ids",
         "sequences",
         "submitted",
@@ -54,6 +55,8 @@ class SlotTable:
         """Tokens whose KV is written by the plans submitted so far."""
         self.limit = counts()
         """submitted never goes beyond: one less than the longest length (the last is not fed)."""
+        self.quiet = counts()
+        """A longer sequence may end by another rule than its stop tokens."""
         self.num_published = counts()
         """Blocks, from the first, that have a key of this sequence (hits included)."""
         self.priority = counts()

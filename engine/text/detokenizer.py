@@ -6,13 +6,14 @@ U+FFFD) and, for decoders that look at their neighbours, decoding a short window
 Nothing here knows stop strings, requests or streams.
 
 The law of this layer: the increments of an answer and a last `flush` together are the decoded text
-of prompt and answer, less what the prompt alone shows of it (their common beginning).
+of prompt and answer, less what the prompt alone shows of it (their common beginning). Where special
+tokens are shown without spaces between them, `AdjacentDetokenizer` departs from it.
 """
 
 from __future__ import annotations
 
 import codecs
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Protocol
 
 from .pieces import BytePieces, Pieces, TextPieces
@@ -45,14 +46,35 @@ class Decodes(Protocol):
     def pieces(self) -> Pieces | None: ...
     @property
     def special_ids(self) -> frozenset[int]: ...
-    def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = True) -> str: ...
+    @property
+    def added_tokens(self) -> Mapping[int, str]: ...
+    def decode(
+        self,
+        ids: Sequence[int],
+        *,
+        skip_special_tokens: bool = True,
+        spaces_between_special_tokens: bool = True,
+    ) -> str: ...
 
 
 def start_detokenizer(
-    tokenizer: Decodes, prompt_token_ids: Sequence[int], *, skip_special_tokens: bool = True
+    tokenizer: Decodes,
+    prompt_token_ids: Sequence[int],
+    *,
+    skip_special_tokens: bool = True,
+    spaces_between_special_tokens: bool = True,
 ) -> IncrementalDetokenizer:
     """Return the detokenizer of one answer to the prompt. `prompt_token_ids`: Python ints."""
     hidden = tokenizer.special_ids if skip_special_tokens else frozenset[int]()
+    plain = _start(tokenizer, prompt_token_ids, hidden, spaces=spaces_between_special_tokens)
+    if skip_special_tokens or spaces_between_special_tokens or not tokenizer.added_tokens:
+        return plain
+    return AdjacentDetokenizer(plain, tokenizer.added_tokens)
+
+
+def _start(
+    tokenizer: Decodes, prompt_token_ids: Sequence[int], hidden: frozenset[int], *, spaces: bool
+) -> IncrementalDetokenizer:
     match tokenizer.pieces:
         case BytePieces() as pieces:
             return ByteDetokenizer(pieces, hidden, prompt_token_ids)
@@ -61,9 +83,37 @@ def start_detokenizer(
         case _:
 
             def decode(ids: list[int]) -> str:
-                return tokenizer.decode(ids, skip_special_tokens=False)
+                return tokenizer.decode(
+                    ids, skip_special_tokens=False, spaces_between_special_tokens=spaces
+                )
 
             return WindowDetokenizer(decode, hidden, prompt_token_ids)
+
+
+class AdjacentDetokenizer:
+    """For any detokenizer: an added token right behind another of the answer is as it is written.
+
+    vLLM's meaning of spaces_between_special_tokens = False for tokenizers of the tokenizers
+    library, whose decoders know no such option.
+    """
+
+    __slots__ = ("_added", "_behind_added", "_plain")
+
+    def __init__(self, plain: IncrementalDetokenizer, added: Mapping[int, str]) -> None:
+        self._plain = plain
+        self._added = added
+        self._behind_added = False
+
+    def push(self, token_id: int) -> str:
+        text = self._plain.push(token_id)
+        written = self._added.get(token_id)
+        if written is not None and self._behind_added:
+            text = written
+        self._behind_added = written is not None
+        return text
+
+    def flush(self) -> str:
+        return self._plain.flush()
 
 
 class ByteDetokenizer:

@@ -6,8 +6,9 @@ long the answer is, unless cumulative outputs are asked for after each.
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
+from ..params import RequestOutputKind
 from ..request import (
     CompletionOutput,
     Finished,
@@ -21,9 +22,6 @@ from ..request import (
 from .detokenizer import IncrementalDetokenizer, start_detokenizer
 from .stop import StopMatcher
 from .tokenizer import Tokenizer
-
-OutputKind = Literal["cumulative", "delta", "final"]
-"""cumulative: all so far. delta: what is new since the last output. final: all, at the end."""
 
 
 class TokenLogprobs(NamedTuple):
@@ -105,7 +103,10 @@ class OutputState:
         self._matcher: StopMatcher | None = None
         if tokenizer is not None and params.detokenize:
             self._detokenizer = start_detokenizer(
-                tokenizer, self._prompt_token_ids, skip_special_tokens=params.skip_special_tokens
+                tokenizer,
+                self._prompt_token_ids,
+                skip_special_tokens=params.skip_special_tokens,
+                spaces_between_special_tokens=params.spaces_between_special_tokens,
             )
         if params.stop:
             assert self._detokenizer is not None, params.stop
@@ -159,10 +160,10 @@ class OutputState:
         """End the answer with an error; what was shown stays."""
         self.finish_reason, self.error = "error", message
 
-    def output(self, kind: OutputKind = "cumulative") -> RequestOutput:
-        """Return the answer so far, or what is new since the last call with "delta"."""
+    def output(self, kind: RequestOutputKind = RequestOutputKind.CUMULATIVE) -> RequestOutput:
+        """Return the answer so far, or what is new since the last call with DELTA."""
         token_ids, texts, logprobs = self._token_ids, self._texts, self._logprobs
-        if kind == "delta":
+        if kind is RequestOutputKind.DELTA:
             token_ids = token_ids[self._seen_tokens :]
             texts = texts[self._seen_texts :]
             logprobs = None if logprobs is None else logprobs[self._seen_tokens :]
@@ -210,7 +211,7 @@ class OutputState:
     def _finish(self, finished: Finished) -> None:
         if self._detokenizer is not None and self.finish_reason is None:
             self._release(self._detokenizer.flush())
-        if self.finish_reason is not None and finished.reason in ("stop", "length"):
+        if self.finish_reason is not None and finished.reason in ("stop", "length", "repetition"):
             return  # a stop string came first
         if self._matcher is not None and (text := self._matcher.flush()):
             self._texts.append(text)

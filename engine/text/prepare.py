@@ -15,8 +15,9 @@ from ..errors import ParamsError
 from ..grammar.grammars import Compiled, Grammars
 from ..grammar.source import grammar_source
 from ..params import SamplingParams, num_kept
-from ..request import GrammarUse, IntArray, Request
+from ..request import GrammarUse, IntArray, Request, ThinkingBudget
 from .chat import ChatTemplate
+from .reasoning import Markers
 from .tokenizer import Tokenizer
 
 CHARS_PER_TOKEN = 64
@@ -66,12 +67,15 @@ class RequestBuilder:
         eos_token_ids: Sequence[int],
         seed: int,
         grammars: Grammars | None = None,
+        markers: Markers | None = None,
     ) -> None:
+        """markers: of thoughts, where the engine has some."""
         self._tokenizer = tokenizer
         self._vocab_size = vocab_size
         self._max_model_len = max_model_len
         self._eos_token_ids = tuple(eos_token_ids)
         self._grammars = Grammars() if grammars is None else grammars
+        self._markers = markers
         self._generator = np.random.Generator(np.random.PCG64(seed))
 
     def build(
@@ -107,6 +111,7 @@ class RequestBuilder:
             eos_token_ids=self._eos_token_ids,
             bad_word_ids=bad_word_ids,
             grammar=None if grammar is None else GrammarUse(grammar.source),
+            thinking=self._thinking(params),
             priority=priority,
             arrival_s=arrival_s,
             cache_salt=cache_salt,
@@ -163,6 +168,20 @@ class RequestBuilder:
             if len(spaced) == len(bare) and spaced[0] != bare[0]:
                 words.append(spaced)
         return tuple(words)
+
+    def _thinking(self, params: SamplingParams) -> ThinkingBudget | None:
+        budget, markers = params.thinking_token_budget, self._markers
+        if budget is None:
+            return None
+        if markers is None:
+            allowed = "left out: this engine has no reasoning_config"
+            raise _wrong("thinking_token_budget", budget, allowed)
+        stops = {*self._eos_token_ids, *(params.stop_token_ids or ())}
+        if params.min_tokens and stops & set(markers.end):
+            # A token that must be drawn, and must not.
+            allowed = "left out with min_tokens: the end of a thought has a stop token"
+            raise _wrong("thinking_token_budget", budget, allowed)
+        return ThinkingBudget(budget, markers.start, markers.end)
 
     def _read(self, prompt: Any, last: int | None) -> tuple[IntArray, str | None]:
         """Return the prompt's ids, [prompt] int32, at most the last ones, and its text."""

@@ -6,6 +6,7 @@ The last resort of `load_tokenizer`; twin of tokenizer.JsonTokenizer over PreTra
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import groupby
 from typing import Any
 
 from .files import TokenizerConfig
@@ -15,12 +16,14 @@ class SlowTokenizer:
     """A PreTrainedTokenizer behind the protocol; its text comes from windows of tokens."""
 
     pieces = None
+    added_tokens: Mapping[int, str] = {}
 
     def __init__(self, backend: Any, config: TokenizerConfig) -> None:
         self._backend = backend
         self._config = config
         self.vocab_size = 1 + max(backend.get_vocab().values())
         self.special_ids = frozenset(backend.all_special_ids)
+        self._added = {token_id: text for text, token_id in backend.get_added_vocab().items()}
         self.special_tokens: Mapping[str, str] = {
             name: str(text) for name, text in backend.special_tokens_map.items()
         }
@@ -45,11 +48,28 @@ class SlowTokenizer:
     ) -> list[list[int]]:
         return [self.encode(text, add_special_tokens=add_special_tokens) for text in texts]
 
-    def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
+    def decode(
+        self,
+        ids: Sequence[int],
+        *,
+        skip_special_tokens: bool = True,
+        spaces_between_special_tokens: bool = True,
+    ) -> str:
+        """As transformers 4 and vLLM: added tokens as they are written, the runs between them
+        decoded each by itself, all joined by spaces or by nothing."""
         hidden = self.special_ids if skip_special_tokens else frozenset[int]()
         known = [i for i in ids if 0 <= i < self.vocab_size and i not in hidden]
+        runs = groupby(known, lambda token_id: token_id in self._added)
+        texts = [
+            text
+            for is_added, run in runs
+            for text in (map(self._added.__getitem__, run) if is_added else (self._plain([*run]),))
+        ]
+        return (" " if spaces_between_special_tokens else "").join(texts)
+
+    def _plain(self, ids: list[int]) -> str:
         text: str = self._backend.decode(
-            known, skip_special_tokens=False, clean_up_tokenization_spaces=False
+            ids, skip_special_tokens=False, clean_up_tokenization_spaces=False
         )
         return text
 

@@ -124,6 +124,7 @@ class TiktokenTokenizer:
         self._config = config
         self.vocab_size: int = encoding.n_vocab
         self.special_ids = frozenset(special_ids.values())
+        self.added_tokens: Mapping[int, str] = {i: text for text, i in special_ids.items()}
         names = {"bos_token": family.bos_token, "eos_token": family.eos_token}
         named = {name: text for name, text in names.items() if text in special_ids}
         self.special_tokens: Mapping[str, str] = named | config.special_tokens  # type: ignore[assignment]  # None is in no dict of ids
@@ -157,7 +158,14 @@ class TiktokenTokenizer:
     ) -> list[list[int]]:
         return [self.encode(text, add_special_tokens=add_special_tokens) for text in texts]
 
-    def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
+    def decode(
+        self,
+        ids: Sequence[int],
+        *,
+        skip_special_tokens: bool = True,
+        spaces_between_special_tokens: bool = True,
+    ) -> str:
+        del spaces_between_special_tokens
         hidden = self.special_ids if skip_special_tokens else frozenset[int]()
         return self.pieces.decode(i for i in ids if i not in hidden)
 

@@ -38,6 +38,11 @@ class Tokenizer(Protocol):
         """Tokens without text of their own: hidden where special tokens are skipped."""
 
     @property
+    def added_tokens(self) -> Mapping[int, str]:
+        """Tokens beside the vocabulary, special or not, as they are written; none where `decode`
+        minds the spaces beside them."""
+
+    @property
     def special_tokens(self) -> Mapping[str, str]:
         """bos_token, eos_token, ... -> its text."""
 
@@ -61,8 +66,18 @@ class Tokenizer(Protocol):
     ) -> list[list[int]]:
         """Encode many texts, in parallel where the library can."""
 
-    def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
-        """Return the text of the ids; unknown ids have none, broken UTF-8 becomes U+FFFD."""
+    def decode(
+        self,
+        ids: Sequence[int],
+        *,
+        skip_special_tokens: bool = True,
+        spaces_between_special_tokens: bool = True,
+    ) -> str:
+        """Return the text of the ids; unknown ids have none, broken UTF-8 becomes U+FFFD.
+
+        spaces_between_special_tokens: for slow tokenizers, which write spaces beside added tokens;
+        others have no such option.
+        """
 
     def token_text(self, token_id: int) -> str:
         """Return the text of one token in mid-sentence, special ones shown, "" for unknown ids."""
@@ -105,6 +120,7 @@ class JsonTokenizer:
             (*added, backend.get_vocab_size() - 1, backend.get_vocab_size(False) - 1)
         )
         self.special_ids = frozenset(i for i, token in added.items() if token.special)
+        self.added_tokens: Mapping[int, str] = {i: token.content for i, token in added.items()}
         self.bos_token_id = self._special_id("bos_token")
         eos_token_id = self._special_id("eos_token")
         self.eos_token_ids = () if eos_token_id is None else (eos_token_id,)
@@ -134,7 +150,14 @@ class JsonTokenizer:
         )
         return [entry.ids for entry in encoded]
 
-    def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
+    def decode(
+        self,
+        ids: Sequence[int],
+        *,
+        skip_special_tokens: bool = True,
+        spaces_between_special_tokens: bool = True,
+    ) -> str:
+        del spaces_between_special_tokens
         shown = [i for i in ids if not (skip_special_tokens and i in self.special_ids)]
         if self.pieces is not None:
             return self.pieces.decode(shown)

@@ -19,7 +19,7 @@ from quire.api.server import Server, ServerOptions, bind
 from quire.engine.async_engine import AsyncEngine
 from quire.engine.errors import ParamsError
 from quire.engine.metrics import EngineMetrics
-from quire.engine.params import SamplingParams
+from quire.engine.params import RequestOutputKind, SamplingParams
 from quire.engine.request import CompletionOutput, Request, RequestOutput
 from quire.engine.text.prepare import Prepared
 from quire.engine.timeline import Timelines
@@ -135,6 +135,7 @@ def live(model_folder: Path) -> Iterator[Live]:
         num_kv_blocks=64,
         max_num_seqs=16,
         num_threads=1,
+        reasoning_config={"reasoning_start_str": "sat", "reasoning_end_str": " cat ate."},
     )
     with served(engine) as live:
         yield live
@@ -239,9 +240,10 @@ class FakeEngine:
         return Prepared(request, None)
 
     async def generate(
-        self, prompt: Any, params: Any = None, request_id: Any = None, *, output_kind: str = "delta"
+        self, prompt: Any, params: Any = None, request_id: Any = None
     ) -> AsyncGenerator[RequestOutput, None]:
         request = prompt.request
+        deltas = request.params.output_kind is RequestOutputKind.DELTA
         name = request.request_id
         self.started.append(name)
         self.changed.set()
@@ -253,8 +255,8 @@ class FakeEngine:
                 await asyncio.sleep(0)
                 num_done = index + 1
                 ends = num_done == len(self.pieces)
-                if output_kind == "delta" or ends:
-                    text = piece if output_kind == "delta" else "".join(self.pieces)
+                if deltas or ends:
+                    text = piece if deltas else "".join(self.pieces)
                     yield self._output(request, text, ends)
                 if self.failure is not None:
                     raise self.failure

@@ -112,6 +112,13 @@ BAD_FIELDS: list[tuple[dict[str, Any], str, str]] = [
     ({"allowed_token_ids": [999999999]}, "allowed_token_ids", "of tokens from 0 to"),
     ({"bad_words": [""]}, "bad_words", "non-empty"),
     ({"response_format": "json_object"}, "response_format", "object"),
+    (
+        {"repetition_detection": {"max_pattern_size": 3}},
+        "repetition_detection",
+        "min_count is 0: it must be an integer from 2",
+    ),
+    ({"logits_processors": ["f"]}, "logits_processors", "by LLM and AsyncEngine, not over HTTP"),
+    ({"repetition_detection": {"size": 3}}, "repetition_detection.size", "known"),
     ({"suffix": "end"}, "suffix", "end"),
     ({"prompt_logprobs": 1}, "prompt_logprobs", "not supported"),
     ({"guided_json": {"type": "object"}}, "guided_json", "not a known field"),

@@ -24,7 +24,7 @@ import pytest
 import torch
 from quire import __version__
 from quire.api import cli
-from quire.engine.config import EngineConfig
+from quire.engine.config import EngineConfig, ReasoningConfig
 from quire.engine.device import check
 from quire.engine.device.check_cases import SHORT
 from quire.kernels import cpu
@@ -62,7 +62,8 @@ def test_flags_reach_the_config() -> None:
         *("serve", "/m", "--max-model-len", "99", "--no-enable-prefix-caching", "--dtype"),
         *("float32", "--kv-cache-bytes", "1.5GiB", "--served-model-name", "x", "--overlap", "2"),
         *("--scheduling-policy", "priority", "--seed", "7", "--port", "0", "--api-key", "a"),
-        *("--api-key", "b", "--drain-timeout", "0.5"),
+        *("--api-key", "b", "--drain-timeout", "0.5", "--reasoning-config"),
+        '{"reasoning_start_str": "<think>", "reasoning_end_str": "</think>"}',
     )
     assert config == EngineConfig(
         model="/m",
@@ -74,6 +75,9 @@ def test_flags_reach_the_config() -> None:
         overlap=2,
         scheduling_policy="priority",
         seed=7,
+        reasoning_config=ReasoningConfig(
+            reasoning_start_str="<think>", reasoning_end_str="</think>"
+        ),
     )
     assert (options.port, options.api_key, options.drain_timeout) == (0, ["a", "b"], 0.5)
 

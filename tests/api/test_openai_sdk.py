@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import openai
 import pytest
-from quire.engine.params import SamplingParams
+from msgspec.structs import replace
+from quire.engine.params import RequestOutputKind, SamplingParams
 
 PROMPT = "the cat sat on the mat"
 MESSAGES: Any = [{"role": "user", "content": "the cat"}]
@@ -52,9 +53,11 @@ def test_completion_equals_what_the_engine_gives(client: openai.OpenAI, live: An
 def _engine_text(live: Any, prompt: Any, params: SamplingParams) -> str:
     import asyncio
 
+    params = replace(params, output_kind=RequestOutputKind.DELTA)
+
     async def run() -> str:
         text = ""
-        async for output in live.engine.generate(prompt, params, output_kind="delta"):
+        async for output in live.engine.generate(prompt, params):
             text += output.outputs[0].text
         return text
 

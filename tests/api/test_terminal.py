@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from quire.api.terminal import Conversation, _turn
 from quire.engine.errors import EngineError, ParamsError
-from quire.engine.params import SamplingParams
+from quire.engine.params import RequestOutputKind, SamplingParams
 
 
 class Scripted:
@@ -28,10 +28,8 @@ class Scripted:
         self.asked.append([(one["role"], one["content"]) for one in messages])
         return {"prompt": "", "prompt_token_ids": [1]}
 
-    async def generate(
-        self, prompt: Any, params: Any, *, output_kind: str
-    ) -> AsyncGenerator[Any, None]:
-        assert output_kind == "delta"
+    async def generate(self, prompt: Any, params: Any) -> AsyncGenerator[Any, None]:
+        assert params.output_kind is RequestOutputKind.DELTA
         self.num_open += 1
         try:
             for piece in self.pieces:

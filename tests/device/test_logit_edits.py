@@ -14,8 +14,9 @@ from quire.engine.device.link import make_link
 from quire.engine.device.logit_edits import EditTable, StepEdits
 from quire.engine.params import SamplingParams
 from quire.engine.plan import Admitted
+from quire.engine.request import ThinkingBudget
 from quire.fuzz.kernel_cases import assert_same_bits
-from quire.reference.edits import Edits, edit
+from quire.reference.edits import Edits, Thinking, due_token, edit
 from torch import Tensor
 
 VOCAB = 40
@@ -38,7 +39,15 @@ def edits(draw: st.DrawFn) -> Edits:
         logit_bias=draw(st.dictionaries(tokens, st.floats(-100, 100, width=32), max_size=5)),
         allowed_token_ids=allowed,
         bad_words=tuple(draw(st.lists(words, max_size=4))),
+        thinking=draw(st.one_of(st.none(), st.none(), thoughts())),
     )
+
+
+@st.composite
+def thoughts(draw: st.DrawFn) -> Thinking:
+    marker = st.lists(st.integers(0, 3), min_size=1, max_size=4).map(tuple)
+    start, end = draw(st.lists(marker, min_size=2, max_size=2, unique=True))
+    return Thinking(budget=draw(st.integers(0, 6)), start=start, end=end)
 
 
 def admit(table: EditTable, slot: int, given: Edits, num_prompt: int) -> bool:
@@ -50,8 +59,21 @@ def admit(table: EditTable, slot: int, given: Edits, num_prompt: int) -> bool:
         allowed_token_ids=given.allowed_token_ids,
     )
     words = tuple(tuple(word) for word in given.bad_words)
+    thinking = None
+    if given.thinking is not None:
+        asked = given.thinking
+        thinking = ThinkingBudget(asked.budget, tuple(asked.start), tuple(asked.end))
     return table.admit(
-        Admitted(slot, np.zeros(num_prompt, np.int32), num_prompt, params, 0, (), words)
+        Admitted(
+            slot,
+            np.zeros(num_prompt, np.int32),
+            num_prompt,
+            params,
+            0,
+            (),
+            words,
+            thinking=thinking,
+        )
     )
 
 
@@ -105,6 +127,38 @@ def test_all_rows_at_once_equal_the_definition(
         expected = edit(logits[row], asked, history[:num_prompt], history[num_prompt:])
         # -0 and 0 draw alike.
         assert_same_bits(edited[row] + 0.0, expected + 0.0)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "outputs", "due"),
+    [
+        ([5], [8, 1], None),
+        ([5], [8, 1, 1], 9),
+        ([5], [8, 1, 1, 9], 10),
+        ([5], [8, 1, 1, 9, 10], None),
+        # A thought that ends by itself, in time and in the last moment.
+        ([5], [8, 9, 10, 1, 1, 1], None),
+        ([5], [8, 1, 9], 10),
+        # A thought in a thought does not begin anew; one behind another does.
+        ([5], [8, 8, 1], 9),
+        ([5], [8, 1, 1, 9, 10, 8, 1], None),
+        ([5], [8, 1, 1, 9, 10, 8, 1, 1], 9),
+        # Of the prompt, the last start counts, with what is behind it.
+        ([8, 1, 1, 8], [1], None),
+        ([8, 1, 1, 8], [1, 1], 9),
+        ([8, 1, 1, 1, 1], [], 9),
+        ([8, 1, 1, 1, 9], [], 10),
+        ([8, 1, 1, 9, 10], [1, 1], None),
+        ([5, 8], [], None),
+    ],
+)
+def test_a_thought_ends_where_its_budget_is_spent(
+    prompt: list[int], outputs: list[int], due: int | None
+) -> None:
+    thinking = Thinking(budget=2, start=(8,), end=(9, 10))
+    assert due_token(thinking, prompt, outputs) == due
+    nothing = Thinking(budget=0, start=(8,), end=(9,))
+    assert due_token(nothing, [1], [8]) == 9 and due_token(nothing, [1, 8], []) == 9
 
 
 def test_a_slot_forgets_the_edits_of_who_was_there() -> None:

@@ -9,10 +9,11 @@ from typing import Any
 
 import pytest
 import pytest_asyncio
-from quire import LLM, AsyncEngine, SamplingParams
+from quire import LLM, AsyncEngine, RequestOutputKind, SamplingParams
 from quire.engine.errors import EngineError, ParamsError
 
 OPTIONS: dict[str, Any] = {"skip_tokenizer_init": True, "num_threads": 1, "num_kv_blocks": 128}
+DELTA, FINAL = RequestOutputKind.DELTA, RequestOutputKind.FINAL_ONLY
 
 
 @pytest_asyncio.fixture
@@ -61,9 +62,9 @@ async def test_concurrent_streams_equal_the_offline_answers(
 
 async def test_deltas_add_up_and_final_comes_once(engine: AsyncEngine) -> None:
     deltas: list[int] = []
-    async for output in engine.generate([5, 6], params(), output_kind="delta"):
+    async for output in engine.generate([5, 6], params(output_kind=DELTA)):
         deltas.extend(output.outputs[0].token_ids)
-    finals = [output async for output in engine.generate([5, 6], params(), output_kind="final")]
+    finals = [output async for output in engine.generate([5, 6], params(output_kind=FINAL))]
     assert len(finals) == 1
     assert tuple(deltas) == finals[0].outputs[0].token_ids
 
@@ -71,7 +72,7 @@ async def test_deltas_add_up_and_final_comes_once(engine: AsyncEngine) -> None:
 async def test_slow_reader_gets_everything(engine: AsyncEngine) -> None:
     """What was not read waits in one output; nothing is lost and nothing piles up."""
     tokens: list[int] = []
-    async for output in engine.generate([5, 6], params(40), output_kind="delta"):
+    async for output in engine.generate([5, 6], params(40, output_kind=DELTA)):
         tokens.extend(output.outputs[0].token_ids)
         await asyncio.sleep(0.02)
     assert len(tokens) == 40
@@ -152,3 +153,11 @@ async def test_stop_drains_or_aborts(tiny: Path) -> None:
 async def test_use_before_start_says_so() -> None:
     with pytest.raises(EngineError, match="not started"):
         await anext(AsyncEngine().generate([1]))
+
+
+async def test_a_prepared_request_keeps_its_kind_of_output(engine: AsyncEngine) -> None:
+    prepared = await engine.prepare([5, 6], params(output_kind=FINAL))
+    outputs = [output async for output in engine.generate(prepared)]
+    assert [len(one.outputs[0].token_ids) for one in outputs] == [8]
+    with pytest.raises(ParamsError, match="output_kind is 'delta': it must be a RequestOutputKind"):
+        params(output_kind="delta")

@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from quire import LLM, AsyncEngine, SamplingParams
+from quire import LLM, AsyncEngine, RequestOutputKind, SamplingParams
 from quire.engine.request import RequestOutput
 
 OPTIONS: dict[str, Any] = {"skip_tokenizer_init": True, "num_threads": 1, "block_size": 4}
+DELTA, FINAL = RequestOutputKind.DELTA, RequestOutputKind.FINAL_ONLY
 PROMPT = [*range(5, 44)]
 """39 tokens: nine full blocks and a part of a tenth."""
 
@@ -79,11 +80,11 @@ async def test_a_stream_tells_which_answer_grows(tiny: Path) -> None:
     engine: AsyncEngine
     async with AsyncEngine(model=str(tiny), **OPTIONS, num_kv_blocks=128) as engine:
         (whole,) = [
-            output async for output in engine.generate(PROMPT, sampled(n=3), output_kind="final")
+            output async for output in engine.generate(PROMPT, sampled(n=3, output_kind=FINAL))
         ]
         grown: list[list[int]] = [[], [], []]
         ended: list[int] = []
-        async for output in engine.generate(PROMPT, sampled(n=3), output_kind="delta"):
+        async for output in engine.generate(PROMPT, sampled(n=3, output_kind=DELTA)):
             assert output.outputs, "an output without news"
             for one in output.outputs:
                 assert one.index not in ended, "news after the end"
@@ -110,7 +111,7 @@ async def test_closing_a_stream_ends_all_answers(tiny: Path, after: int) -> None
             assert [one.finish_reason for one in first.output().outputs] == ["abort"] * 4
         await stream.aclose()
         assert engine.num_unfinished == 0
-        (output,) = [o async for o in engine.generate(PROMPT, sampled(n=2), output_kind="final")]
+        (output,) = [o async for o in engine.generate(PROMPT, sampled(n=2, output_kind=FINAL))]
         assert output.finished
         scheduler = engine.front.core.scheduler
         assert scheduler.num_free_blocks == scheduler.num_blocks
@@ -138,15 +139,15 @@ async def test_a_branch_continues_what_a_request_has(tiny: Path) -> None:
                 break
         known = [*PROMPT, *output.outputs[0].token_ids]
         stats = engine.front.core.scheduler.stats
-        branch = engine.fork("root", sampled(seed=3), "branch")
+        branch = engine.fork("root", sampled(seed=3, output_kind=FINAL), "branch")
         assert branch.request.prompt_token_ids.tolist() == known
-        (forked,) = [o async for o in engine.generate(branch, output_kind="final")]
+        (forked,) = [o async for o in engine.generate(branch)]
         now = engine.front.core.scheduler.stats
         assert now.num_scheduled_tokens - stats.num_scheduled_tokens < len(known)
         await stream.aclose()
-        (alone,) = [o async for o in engine.generate(known, sampled(seed=3), output_kind="final")]
+        (alone,) = [o async for o in engine.generate(known, sampled(seed=3, output_kind=FINAL))]
         assert answers(forked) == answers(alone)
         with pytest.raises(ValueError, match="'root', is not open"):
             engine.fork("root")
-        (late,) = [o async for o in engine.generate(branch, output_kind="final")]
+        (late,) = [o async for o in engine.generate(branch)]
         assert answers(late) == answers(alone)

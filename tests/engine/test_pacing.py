@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from quire import LLM, AsyncEngine, SamplingParams
+from quire import LLM, AsyncEngine, RequestOutputKind, SamplingParams
 from quire.engine import replay as replaying
 from quire.engine import trace
 from quire.engine.core import EngineCore
@@ -72,7 +72,13 @@ def test_prompts_proceed_whatever_the_target() -> None:
 async def test_a_target_changes_no_token_and_replays(tiny: Path, tmp_path: Path) -> None:
     """With the hardest target every step has another budget than without one."""
     prompts = [[index + 1, *range(1, 5 * index + 2)] for index in range(8)]
-    params = SamplingParams(max_tokens=8, ignore_eos=True, seed=3, logprobs=1)
+    params = SamplingParams(
+        max_tokens=8,
+        ignore_eos=True,
+        seed=3,
+        logprobs=1,
+        output_kind=RequestOutputKind.FINAL_ONLY,
+    )
     options: dict[str, Any] = {"skip_tokenizer_init": True, "num_threads": 1, "num_kv_blocks": 64}
     log = tmp_path / "log"
     async with AsyncEngine(
@@ -80,7 +86,7 @@ async def test_a_target_changes_no_token_and_replays(tiny: Path, tmp_path: Path)
     ) as engine:
 
         async def ask(prompt: list[int]) -> object:
-            stream = engine.generate(prompt, params, output_kind="final")
+            stream = engine.generate(prompt, params)
             return [one.outputs async for one in stream][-1]
 
         answers = await asyncio.gather(*map(ask, prompts))

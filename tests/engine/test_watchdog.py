@@ -36,7 +36,7 @@ def hang(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
 
 async def ask(engine: AsyncEngine, prompt: list[int], max_tokens: int = 30) -> RequestOutput:
     params = SamplingParams(max_tokens=max_tokens, ignore_eos=True, detokenize=False, seed=3)
-    outputs = [one async for one in engine.generate(prompt, params, output_kind="final")]
+    outputs = [one async for one in engine.generate(prompt, params)]
     return outputs[-1]
 
 

@@ -4,14 +4,23 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from quire.engine.params import SamplingParams
+from hypothesis import given
+from hypothesis import strategies as st
+from quire.engine.errors import ParamsError
+from quire.engine.params import RepetitionDetectionParams, SamplingParams
 from quire.engine.plan import StepResult
 from quire.engine.request import Finished
 from quire.engine.sched.scheduler import Scheduler
-from quire.engine.sched.stopping import StopFilter
-from quire.fuzz.strategies import make_limits, make_request
+from quire.engine.sched.stopping import StopFilter, repeats
+from quire.fuzz import oracles
+from quire.fuzz.strategies import make_limits, make_request, repetition_rules
 
 HIGH = 2**31 - 1
+AGAIN = ("repetition", "repetition_detected")
+
+
+def twice(longest: int) -> RepetitionDetectionParams:
+    return RepetitionDetectionParams(max_pattern_size=longest, min_count=2)
 
 
 def outcome(
@@ -50,10 +59,37 @@ def outcome(
             "stop",
             2**31 - 1,
         ),
+        (SamplingParams(max_tokens=9, repetition_detection=twice(2)), [9, 1, 2, 1, 2], 5, *AGAIN),
+        (SamplingParams(max_tokens=9, repetition_detection=twice(2)), [9, 9], 2, *AGAIN),
+        # The prompt ends with 3: only the answer's own tokens count.
+        (SamplingParams(max_tokens=9, repetition_detection=twice(1)), [3, 1, 1], 3, *AGAIN),
+        (
+            SamplingParams(max_tokens=5, repetition_detection=twice(1)),
+            [1, 2] * 4,
+            5,
+            "length",
+            None,
+        ),
+        (
+            SamplingParams(max_tokens=9, min_tokens=5, repetition_detection=twice(1)),
+            [1, 1, 2, 2, 1, 1],
+            6,
+            *AGAIN,
+        ),
+        # Other rules come first.
+        (SamplingParams(max_tokens=9, repetition_detection=twice(1)), [5, 5], 1, "stop", None),
+        (SamplingParams(max_tokens=2, repetition_detection=twice(1)), [1, 1], 2, "length", None),
+        (
+            SamplingParams(max_tokens=4, repetition_detection=RepetitionDetectionParams()),
+            [1] * 4,
+            4,
+            "length",
+            None,
+        ),
     ],
 )
 def test_rules(
-    params: SamplingParams, drawn: list[int], count: int, reason: str, stop_reason: int | None
+    params: SamplingParams, drawn: list[int], count: int, reason: str, stop_reason: int | str | None
 ) -> None:
     """Case 50."""
     number, finished = outcome(params, drawn)
@@ -82,3 +118,26 @@ def test_the_filter_suspects_a_superset() -> None:
     marks.add((7, 70_000))
     ids = np.array([7, 70_000, 70_000 - 65_536, 8, -1, 0], np.int32)
     assert marks.suspects(ids).tolist() == [True, True, True, False, True, False]
+
+
+@given(rule=repetition_rules(), outputs=st.lists(st.integers(0, 2), min_size=1, max_size=20))
+def test_repetitions_are_those_of_the_definition(
+    rule: RepetitionDetectionParams, outputs: list[int]
+) -> None:
+    assert repeats(np.array(outputs, np.int32), rule) == oracles.repeats(outputs, rule)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"max_pattern_size": 2000, "min_count": 2}, "max_pattern_size is 2000: .* 0 to 1024"),
+        ({"max_pattern_size": 2, "min_pattern_size": 3, "min_count": 2}, "min_pattern_size is 3"),
+        ({"max_pattern_size": 2, "min_count": 1}, "min_count is 1: it must be an integer from 2"),
+        ({"max_pattern_size": 2.0, "min_count": 2}, "max_pattern_size is 2.0"),
+    ],
+)
+def test_rules_of_repetition_are_checked(given: dict[str, int], message: str) -> None:
+    with pytest.raises(ParamsError, match=message):
+        RepetitionDetectionParams(**given)
+    with pytest.raises(ParamsError, match="repetition_detection is 3: it must be a Rep.* or None"):
+        SamplingParams(repetition_detection=3)  # type: ignore[arg-type]

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,8 @@ from quire.engine.text.detokenizer import (
 from quire.engine.text.files import TokenizerConfig
 from quire.engine.text.pieces import BytePieces, TextPieces
 from quire.engine.text.tokenizer import JsonTokenizer, Tokenizer, load_tokenizer
-from quire.fuzz.text_cases import MAKERS, TEXT, less_common, token_ids, write_tiktoken
+from quire.fuzz.text_cases import MAKERS, SPECIAL, TEXT, less_common, token_ids, write_tiktoken
+from tokenizers.decoders import DecodeStream
 
 EXACT = [kind for kind in MAKERS if kind != "word-ends"]
 
@@ -86,14 +88,53 @@ def test_window_gives_the_whole_for_decoders_that_look_ahead(ids: list[int], cut
     assert backend.decode(prompt) + given_text == backend.decode(known)
 
 
+@pytest.mark.parametrize("kind", MAKERS)
+@given(data=st.data())
+def test_added_tokens_side_by_side_are_as_they_are_written(kind: str, data: st.DataObject) -> None:
+    """vLLM's rule over the library's own stream."""
+    tokenizer, backend = make_pair(kind)
+    added = [token for token in map(backend.token_to_id, SPECIAL) if token is not None]
+    words = [tokenizer.encode(word) for word in ("the door", "asked", "nobody. ")]
+    parts = st.lists(st.sampled_from([*([token] for token in added), *words]), max_size=8)
+    prompt, answer = ([*chain(*data.draw(parts, name))] for name in ("prompt", "answer"))
+    stream = DecodeStream(skip_special_tokens=False)
+    for token in prompt:
+        stream.step(backend, token)
+    expected, before = "", None
+    for token in answer:
+        text = stream.step(backend, token) or ""
+        expected += backend.id_to_token(token) if {token, before} <= {*added} else text
+        before = token
+    detokenizer = start_detokenizer(
+        tokenizer, prompt, skip_special_tokens=False, spaces_between_special_tokens=False
+    )
+    assert "".join(map(detokenizer.push, answer)) + detokenizer.flush() == expected
+
+
+@pytest.mark.parametrize(
+    ("spaces", "text"), [(True, "<s> <s> door <s>"), (False, "<s><s> door <s>")]
+)
+def test_spaces_come_from_decoders_that_write_some(spaces: bool, text: str) -> None:
+    tokenizer, _ = make_pair("words")
+    ids = [tokenizer.encode(word)[0] for word in ("<s>", "<s>", "door", "<s>")]
+    assert tokenizer.added_tokens[ids[0]] == "<s>"
+    detokenizer = start_detokenizer(
+        tokenizer, [], skip_special_tokens=False, spaces_between_special_tokens=spaces
+    )
+    assert "".join(map(detokenizer.push, ids)) + detokenizer.flush() == text.replace(
+        "door", tokenizer.token_text(ids[2]).strip()
+    )
+
+
 def test_window_is_bounded_when_text_never_becomes_certain() -> None:
     lengths: list[int] = []
 
     class Endless:
         pieces = None
         special_ids = frozenset[int]()
+        added_tokens: Mapping[int, str] = {}
 
-        def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
+        def decode(self, ids: Sequence[int], **options: bool) -> str:
             lengths.append(len(ids))
             return "\ufffd" * len(ids)
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from quire.engine.params import SamplingParams
+from quire.engine.params import RequestOutputKind, SamplingParams
 from quire.engine.request import CompletionOutput, Finished, LogprobRows, Request
 from quire.engine.text.detokenizer import start_detokenizer
 from quire.engine.text.files import TokenizerConfig
@@ -51,11 +51,11 @@ def run(state: OutputState, ids: list[int], end: Finished | None = None, *, ever
         stopped = state.push(token_id, (end or finish()) if i == len(ids) - 1 else None)
         num_pushed += 1
         if num_pushed % every == 0 or state.finished:
-            deltas.append(state.output("delta").outputs[0])
+            deltas.append(state.output(RequestOutputKind.DELTA).outputs[0])
         if stopped:
             assert state.finished
             break
-    return Ran(deltas, state.output("final").outputs[0], num_pushed)
+    return Ran(deltas, state.output().outputs[0], num_pushed)
 
 
 @given(data=st.data())
@@ -124,9 +124,9 @@ def test_what_comes_after_a_stop_string_is_dropped_once() -> None:
     final = state.output().outputs[0]
     assert final.token_ids == tuple(DOOR[:num_tokens])
     assert (final.finish_reason, final.stop_reason, final.text) == ("stop", "door", " opened the ")
-    delta = state.output("delta").outputs[0]
+    delta = state.output(RequestOutputKind.DELTA).outputs[0]
     assert delta.text == " opened the "
-    assert state.output("delta").outputs[0].token_ids == ()
+    assert state.output(RequestOutputKind.DELTA).outputs[0].token_ids == ()
 
 
 def test_the_engine_is_not_told_of_a_stop_that_it_ended_itself() -> None:
@@ -197,9 +197,9 @@ def test_held_text_is_shown_when_a_request_is_aborted() -> None:
     state = make_state(SamplingParams(stop="x" + " opened"))
     for token_id in TOKENIZER.encode("x opene"):
         state.push(token_id)
-    assert state.output("delta").outputs[0].text == ""
+    assert state.output(RequestOutputKind.DELTA).outputs[0].text == ""
     state.push(-1, finish("abort"))
-    output = state.output("delta")
+    output = state.output(RequestOutputKind.DELTA)
     assert output.finished
     assert output.outputs[0].text == "x opene"
     assert output.outputs[0].finish_reason == "abort"
@@ -242,7 +242,7 @@ def test_logprobs_name_the_drawn_token_first() -> None:
     )
     state.push(a, None, take_row(rows, 0, 2))
     state.push(b, finish(), take_row(rows, 1, 2))
-    for kind in ("cumulative", "delta"):
+    for kind in (RequestOutputKind.CUMULATIVE, RequestOutputKind.DELTA):
         answer = state.output(kind).outputs[0]
         assert answer.logprobs is not None
         first, second = answer.logprobs
@@ -254,7 +254,19 @@ def test_logprobs_name_the_drawn_token_first() -> None:
         assert [(i, p.logprob, p.rank) for i, p in second.items()] == [(b, -0.5, 1), (c, -3.0, 2)]
         assert first[a].decoded_token == TOKENIZER.token_text(a)
         assert answer.cumulative_logprob == -2.5
-    assert state.output("delta").outputs[0].logprobs == ()
+    assert state.output(RequestOutputKind.DELTA).outputs[0].logprobs == ()
+
+
+def test_the_token_that_completes_a_repetition_is_shown() -> None:
+    state = make_state(SamplingParams(stop=["never there"]))
+    state.push(DOOR[0])
+    state.push(DOOR[0], Finished(0, "repetition", "repetition_detected"))
+    answer = state.output().outputs[0]
+    assert answer.text == 2 * TOKENIZER.token_text(DOOR[0])
+    assert (answer.finish_reason, answer.stop_reason) == ("repetition", "repetition_detected")
+    stopped = make_state(SamplingParams(stop=[TOKENIZER.token_text(DOOR[0])]))
+    stopped.push(DOOR[0], Finished(0, "repetition", "repetition_detected"))
+    assert stopped.finish_reason == "stop", "a stop string comes first"
 
 
 def test_a_drawn_token_keeps_its_rank_among_equals() -> None:

@@ -9,11 +9,13 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from quire.engine.errors import ParamsError
+from quire.engine.config import EngineConfig, ReasoningConfig
+from quire.engine.errors import ConfigError, ParamsError
 from quire.engine.params import SamplingParams
 from quire.engine.text.chat import ChatTemplate
 from quire.engine.text.files import TokenizerConfig
 from quire.engine.text.prepare import RequestBuilder, chat_prompt
+from quire.engine.text.reasoning import Markers, find_markers
 from quire.engine.text.tokenizer import JsonTokenizer
 from quire.fuzz.text_cases import make_byte_level
 
@@ -21,9 +23,16 @@ TOKENIZER = JsonTokenizer(make_byte_level(odd=()), TokenizerConfig())
 VOCAB = TOKENIZER.vocab_size
 
 
-def make_builder(tokenizer: Any = TOKENIZER, *, length: int = 64, seed: int = 0) -> RequestBuilder:
+def make_builder(
+    tokenizer: Any = TOKENIZER, *, length: int = 64, seed: int = 0, markers: Markers | None = None
+) -> RequestBuilder:
     return RequestBuilder(
-        tokenizer, vocab_size=VOCAB, max_model_len=length, eos_token_ids=[1, 2], seed=seed
+        tokenizer,
+        vocab_size=VOCAB,
+        max_model_len=length,
+        eos_token_ids=[1, 2],
+        seed=seed,
+        markers=markers,
     )
 
 
@@ -222,3 +231,55 @@ def test_any_prompt_is_taken_or_refused(prompt: Any) -> None:
     assert 0 < len(ids) < 64
     assert ids.min() >= 0
     assert ids.max() < VOCAB
+
+
+def test_a_budget_of_thoughts_needs_markers() -> None:
+    config = ReasoningConfig(reasoning_start_str="a door", reasoning_end_str="!")
+    markers = find_markers(config, TOKENIZER, VOCAB)
+    assert markers.start == tuple(TOKENIZER.encode("a door", add_special_tokens=False))
+    builder = make_builder(markers=markers)
+    asked = builder.build("a", SamplingParams(thinking_token_budget=5), "r").request.thinking
+    assert asked is not None and asked.budget == 5 and (asked.start, asked.end) == markers
+    free = SamplingParams(thinking_token_budget=-1)
+    assert free == SamplingParams() and builder.build("a", free, "r").request.thinking is None
+    with pytest.raises(ParamsError, match="thinking_token_budget is 5: .* no reasoning_config"):
+        make_request("a", SamplingParams(thinking_token_budget=5))
+    params = SamplingParams(thinking_token_budget=5, min_tokens=3, stop_token_ids=[markers.end[-1]])
+    with pytest.raises(ParamsError, match="left out with min_tokens"):
+        builder.build("a", params, "r")
+    for wrong in (-2, 1.5, True, 2**31):
+        with pytest.raises(ParamsError, match="thinking_token_budget is .* from -1 to"):
+            SamplingParams(thinking_token_budget=wrong)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"reasoning_start_str": "a"}, "must give"),
+        ({}, "must give"),
+        ({"reasoning_start_str": "a", "reasoning_end_token_ids": [1]}, "must give"),
+        ({"think_start_str": "a"}, "think_start_str"),
+        ({"reasoning_start_str": 5}, "Expected"),
+    ],
+)
+def test_markers_are_checked_with_the_options(given: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        EngineConfig(reasoning_config=given)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"reasoning_start_str": "a", "reasoning_end_str": "a"}, "must differ"),
+        ({"reasoning_start_str": "a", "reasoning_end_str": "door " * 200}, "1 to 128 tokens"),
+        ({"reasoning_start_token_ids": (VOCAB,), "reasoning_end_token_ids": (1,)}, "from 0 to"),
+        ({"reasoning_start_token_ids": (-1,), "reasoning_end_token_ids": (1,)}, "from 0 to"),
+    ],
+)
+def test_markers_are_tokens_of_the_model(given: dict[str, Any], message: str) -> None:
+    config = ReasoningConfig(**given)
+    with pytest.raises(ConfigError, match=message):
+        find_markers(config, TOKENIZER, VOCAB)
+    if config.reasoning_start_str:
+        with pytest.raises(ConfigError, match="there is no tokenizer"):
+            find_markers(config, None, VOCAB)

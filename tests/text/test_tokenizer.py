@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,10 @@ from quire.engine.text.slow_tokenizer import SlowTokenizer
 from quire.engine.text.tokenizer import JsonTokenizer, load_tokenizer
 from quire.fuzz.text_cases import MAKERS, TEXT, make_byte_level, make_sentencepiece
 from tokenizers import processors
+from transformers import ByT5Tokenizer
 
 PLAIN = JsonTokenizer(make_byte_level(odd=()), TokenizerConfig())
+BYT5 = ByT5Tokenizer(extra_ids=5)
 NAMES = {"bos_token": "<s>", "eos_token": "</s>"}
 
 
@@ -208,6 +211,9 @@ def test_a_slow_tokenizer_streams_by_windows() -> None:
         def get_vocab(self) -> dict[str, int]:
             return self.backend.get_vocab()
 
+        def get_added_vocab(self) -> dict[str, int]:
+            return {}
+
         def encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
             return [self.bos_token_id] * add_special_tokens + self.backend.encode(text).ids
 
@@ -224,6 +230,49 @@ def test_a_slow_tokenizer_streams_by_windows() -> None:
         assert tokenizer.decode([*prompt, tokenizer.vocab_size]) == "The"
     assert tokenizer.encode_batch(["The"]) == [tokenizer.encode("The")]
     assert tokenizer.eos_token_ids == (Slow.eos_token_id,)
+
+
+def join_slowly(backend: Any, ids: list[int], *, space: str) -> str:
+    """What transformers 4 decodes: runs of a vocabulary's tokens, and added ones, joined."""
+    added = {token_id: text for text, token_id in backend.get_added_vocab().items()}
+    texts: list[str] = []
+    run: list[int] = []
+    for token_id in [*ids, None]:
+        if run and (token_id is None or token_id in added):
+            texts.append(backend.convert_tokens_to_string(backend.convert_ids_to_tokens(run)))
+            run = []
+        if token_id in added:
+            texts.append(added[token_id])
+        elif token_id is not None:
+            run.append(token_id)
+    return space.join(texts)
+
+
+@given(data=st.data(), skip=st.booleans(), spaces=st.booleans())
+def test_a_slow_tokenizer_puts_spaces_beside_added_tokens(
+    data: st.DataObject, skip: bool, spaces: bool
+) -> None:
+    """Of transformers itself: ByT5's tokens are bytes. Whole and as it comes."""
+    backend: Any = BYT5
+    tokenizer = SlowTokenizer(backend, TokenizerConfig())
+    added = sorted(backend.get_added_vocab().values())
+    part = st.one_of(
+        st.sampled_from(added).map(lambda one: [one]),
+        st.sampled_from(("a", " ", "door", "naïve ", "你")).map(
+            lambda text: backend.encode(text, add_special_tokens=False)
+        ),
+    )
+    prompt, answer = ([*chain(*data.draw(st.lists(part, max_size=6)))] for _ in range(2))
+    ids = prompt + answer
+    options = {"skip_special_tokens": skip, "spaces_between_special_tokens": spaces}
+    shown = [one for one in ids if not (skip and one in tokenizer.special_ids)]
+    whole = tokenizer.decode(ids, **options)
+    assert whole == join_slowly(backend, shown, space=" " if spaces else "")
+    if not spaces:
+        assert whole == backend.decode(shown), "what transformers 5 always gives"
+    detokenizer = start_detokenizer(tokenizer, prompt, **options)
+    text = "".join(map(detokenizer.push, answer)) + detokenizer.flush()
+    assert whole == tokenizer.decode(prompt, **options) + text
 
 
 def test_loading_a_tokenizer_json_imports_neither_transformers_nor_jinja2(tmp_path: Path) -> None:

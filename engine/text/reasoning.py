@@ -1,0 +1,42 @@
+"""The markers between which a model thinks, in tokens: found once, when an engine starts."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from ..config import ReasoningConfig
+from ..errors import ConfigError
+from .tokenizer import Tokenizer
+
+MAX_MARKER = 128
+
+
+class Markers(NamedTuple):
+    """Token ids that begin and end a thought."""
+
+    start: tuple[int, ...]
+    end: tuple[int, ...]
+
+
+def find_markers(config: ReasoningConfig, tokenizer: Tokenizer | None, vocab_size: int) -> Markers:
+    """Return the markers of an engine. ConfigError where they are no tokens of its model."""
+    start, end = config.reasoning_start_token_ids, config.reasoning_end_token_ids
+    if config.reasoning_start_str:
+        if tokenizer is None:
+            raise ConfigError(
+                "reasoning_config gives texts, and there is no tokenizer: give "
+                "reasoning_start_token_ids and reasoning_end_token_ids."
+            )
+        start, end = (
+            tuple(tokenizer.encode(text, add_special_tokens=False))
+            for text in (config.reasoning_start_str, config.reasoning_end_str)
+        )
+    for marker in (start, end):
+        if not 0 < len(marker) <= MAX_MARKER or not all(0 <= one < vocab_size for one in marker):
+            raise ConfigError(
+                f"reasoning_config has the marker {list(marker)[:MAX_MARKER]}: it must be 1 to "
+                f"{MAX_MARKER} tokens from 0 to {vocab_size - 1}."
+            )
+    if start == end:
+        raise ConfigError("reasoning_config has one marker for both: they must differ.")
+    return Markers(start, end)
