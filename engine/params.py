@@ -15,7 +15,6 @@ from msgspec.structs import force_setattr
 
 from .errors import ParamsError
 
-MAX_LOGPROBS = 20
 MAX_STOPS = 64
 MAX_N = 128
 MAX_BIASES = 1024
@@ -63,7 +62,10 @@ class SamplingParams(Struct, frozen=True, kw_only=True):
     stop_token_ids: Sequence[int] | None = ()
     ignore_eos: bool = False
     logprobs: int | None = None
-    """Number of most likely tokens to report beside the drawn one, 0 to MAX_LOGPROBS."""
+    """Number of most likely tokens to report beside the drawn one, up to the engine's
+    max_logprobs; -1: all of the vocabulary."""
+    prompt_logprobs: int | None = None
+    """The same beside each token of the prompt."""
     include_stop_str_in_output: bool = False
     skip_special_tokens: bool = True
     detokenize: bool = True
@@ -93,8 +95,9 @@ class SamplingParams(Struct, frozen=True, kw_only=True):
             _integer(self, "truncate_prompt_tokens", 1, 2**31 - 1, "or -1")
         if self.seed is not None:
             _integer(self, "seed", -(2**63), 2**64 - 1)
-        if self.logprobs is not None:
-            _integer(self, "logprobs", 0, MAX_LOGPROBS)
+        for name in ("logprobs", "prompt_logprobs"):
+            if getattr(self, name) is not None:
+                _integer(self, name, -1, 2**31 - 1)
         flags = ("ignore_eos", "include_stop_str_in_output", "skip_special_tokens", "detokenize")
         for name in flags:
             if not isinstance(getattr(self, name), bool):

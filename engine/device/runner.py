@@ -26,7 +26,8 @@ from ..plan import Admitted, RowFault, StepPlan, StepResult
 from . import warm_up
 from .graphs import CudaCapture, GraphKey, StepGraphs
 from .inputs import PackedStep, StepInputs, largest_buckets, make_buckets
-from .link import FaultedLanding, Landing, Link, make_link
+from .link import FaultedLanding, Landing, Link, Scores, make_link
+from .prompt_scores import Scorer
 from .sampler import Banned, Drawn, draw
 from .sampling_rows import NO_LOGPROBS, PLAIN, Forbidden, SamplingTable, StepExtras
 from .state import DeviceTable
@@ -75,6 +76,7 @@ class ModelRunner:
         self._graphs = StepGraphs(CudaCapture()) if decoding == "graphs" else None
         self._faults: dict[int, RowFault] = {}
         """By slot: sequences that cannot be computed; each ends with its first token."""
+        self._scorer = Scorer(model, ops, self._link)
         self._nothing = torch.empty(0, dtype=torch.int32, device=model.device)
         # What was made here was made on another stream than steps run on.
         self._link.settle()
@@ -97,8 +99,13 @@ class ModelRunner:
                 self._copy(plan)
             if not len(plan.slots):
                 return self._link.land(plan.step, self._nothing, None)
-            tokens, logprobs = self._compute(self._inputs.pack(plan, self._sampling))
-            landing = self._link.land(plan.step, tokens, logprobs)
+            step = self._inputs.pack(plan, self._sampling)
+            scores: Scores = ()
+            if plan.scored:
+                drawn, scores = self._compute_scored(plan, step)
+            else:
+                drawn = self._compute(step)
+            landing = self._link.land(plan.step, *drawn, scores)
             return FaultedLanding(landing, plan, self._faults) if self._faults else landing
 
     def _admit(self, admitted: Admitted) -> None:
@@ -161,14 +168,24 @@ class ModelRunner:
     def _compute(self, step: PackedStep) -> Drawn:
         """Compute a step and draw the tokens of the rows that sample."""
         size = step.num_samples
-        if not size:
-            self._hidden(step)
-            return Drawn(self._nothing, None)
-        if step.extras == PLAIN:
+        if size and step.extras == PLAIN:
             tokens = self._run("tokens", step, partial(self._draw_plainly, step))
             return Drawn(tokens[:size], None)
-        hidden = self._run("hidden", step, partial(self._hidden, step))
-        tensors = step.tensors
+        return self._draw(step, self._run("hidden", step, partial(self._hidden, step)))
+
+    def _compute_scored(self, plan: StepPlan, step: PackedStep) -> tuple[Drawn, Scores]:
+        """Compute a step that tells of prompts: the last layer for all of its tokens."""
+        hidden = self._hidden(step, whole=True)
+        scores = self._scorer.score(plan, hidden, self._table.tokens)
+        tail = step.tensors.tail
+        assert tail is not None, "a token that is followed by another of its prompt draws nothing"
+        return self._draw(step, hidden[tail.tokens]), scores
+
+    def _draw(self, step: PackedStep, hidden: Tensor) -> Drawn:
+        """Draw the tokens of the rows that sample, of which hidden is, with what they ask for."""
+        tensors, size = step.tensors, step.num_samples
+        if not size:
+            return Drawn(self._nothing, None)
         drawn = draw(
             self.ops,
             self.model.logits(hidden[:size]),
@@ -193,8 +210,11 @@ class ModelRunner:
         self._store(tensors.sample_slots, tensors.sample_positions, tokens)
         return tokens
 
-    def _hidden(self, step: PackedStep) -> Tensor:
-        """Compute all layers: [samples, hidden], or [0, hidden] where nothing is sampled."""
+    def _hidden(self, step: PackedStep, *, whole: bool = False) -> Tensor:
+        """Compute all layers: [samples, hidden], or [0, hidden] where nothing is sampled.
+
+        whole: of all tokens, [tokens, hidden].
+        """
         tensors = step.tensors
         known, tables = self._table.tokens, self._table.block_tables
 
@@ -203,7 +223,7 @@ class ModelRunner:
 
         tokens, batch = prepare(tensors.rows, step.num_tokens)
         tail = None
-        if tensors.tail is not None:
+        if tensors.tail is not None and not whole:
             last = batch
             if step.num_samples:
                 _, last = prepare(tensors.tail.rows, step.num_samples)

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, TypedDict
 
 import numpy as np
+from msgspec.structs import replace
 
 from ..errors import ParamsError
 from ..params import SamplingParams, num_kept
@@ -54,9 +55,11 @@ class RequestBuilder:
         max_model_len: int,
         eos_token_ids: Sequence[int],
         seed: int,
+        max_logprobs: int,
     ) -> None:
         self._tokenizer = tokenizer
         self._vocab_size = vocab_size
+        self._max_logprobs = vocab_size if max_logprobs < 0 else max_logprobs
         self._max_model_len = max_model_len
         self._eos_token_ids = tuple(eos_token_ids)
         self._generator = np.random.Generator(np.random.PCG64(seed))
@@ -75,6 +78,7 @@ class RequestBuilder:
         """Check and tokenize. Raises ParamsError that names the field."""
         params = SamplingParams() if params is None else params
         self._check(params, request_id, priority, cache_salt)
+        params = self._with_logprobs(params)
         bad_word_ids = self._bad_words(params)
         if not isinstance(tenant, str):
             raise _wrong("tenant", tenant, "a text")
@@ -120,6 +124,25 @@ class RequestBuilder:
             if getattr(params, name) and self._tokenizer is None:
                 given = getattr(params, name)
                 raise _wrong(name, given, "empty: there is no tokenizer to find it")
+
+    def _with_logprobs(self, params: SamplingParams) -> SamplingParams:
+        """Check the numbers of log probabilities; none is above the vocabulary afterwards."""
+        numbers = {}
+        for name in ("logprobs", "prompt_logprobs"):
+            given = getattr(params, name)
+            if given is None:
+                continue
+            count = self._vocab_size if given < 0 else given
+            if count > self._max_logprobs:
+                what = f" (all {self._vocab_size} tokens)" if given < 0 else ""
+                raise ParamsError(
+                    f"{name} is {given}{what}: this engine tells at most {self._max_logprobs} "
+                    "(max_logprobs).",
+                    name,
+                )
+            numbers[name] = min(count, self._vocab_size)
+        changed = any(number != getattr(params, name) for name, number in numbers.items())
+        return replace(params, **numbers) if changed else params
 
     def _bad_words(self, params: SamplingParams) -> tuple[tuple[int, ...], ...]:
         """Tokenize each bad word as it begins a text and, where that is as long, behind a space."""

@@ -23,7 +23,12 @@ VOCAB = TOKENIZER.vocab_size
 
 def make_builder(tokenizer: Any = TOKENIZER, *, length: int = 64, seed: int = 0) -> RequestBuilder:
     return RequestBuilder(
-        tokenizer, vocab_size=VOCAB, max_model_len=length, eos_token_ids=[1, 2], seed=seed
+        tokenizer,
+        vocab_size=VOCAB,
+        max_model_len=length,
+        eos_token_ids=[1, 2],
+        seed=seed,
+        max_logprobs=20,
     )
 
 
@@ -130,7 +135,8 @@ def test_without_a_tokenizer_ids_only() -> None:
 
 
 def test_ids_of_the_tokenizer_that_the_model_has_not_are_refused() -> None:
-    builder = RequestBuilder(TOKENIZER, vocab_size=10, max_model_len=64, eos_token_ids=(), seed=0)
+    options: dict[str, Any] = {"eos_token_ids": (), "seed": 0, "max_logprobs": 20}
+    builder = RequestBuilder(TOKENIZER, vocab_size=10, max_model_len=64, **options)
     with pytest.raises(ParamsError, match="a token id, 0 to 9"):
         builder.build("a door", None, "r")
 
