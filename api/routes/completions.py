@@ -48,6 +48,7 @@ async def completions(request: web.Request) -> web.StreamResponse:
         for index, prompt in enumerate(prompts)
     ]
     options = body.stream_options
+    tells_echo = body.echo and body.logprobs is not None
     reply = Reply(
         response_id=response_id,
         model=engine.model_name,
@@ -57,7 +58,7 @@ async def completions(request: web.Request) -> web.StreamResponse:
             n=body.n or 1,
             num_top=body.logprobs,
             echoes=_echoes(state, body, prompts) if body.echo else (),
-            token_text=engine.tokenizer.token_text if body.echo else None,
+            token_text=engine.tokenizer.token_text if tells_echo else None,
             tells_prompt=body.prompt_logprobs is not None,
             return_ids=bool(body.return_token_ids),
             as_ids=bool(body.return_tokens_as_token_ids),
