@@ -2,7 +2,8 @@
 
 Owns nothing. The logits of all tokens of a prompt would take more memory than all else (5 GB for
 8,192 tokens of 152,000 each): no more than MOST_LOGITS numbers of them exist at once. A row's bits
-do not depend on how many rows are computed together, so neither does what is told.
+do not depend on how many rows are computed together, so neither does what is told. On a GPU what
+they take was measured (`gpu_memory`).
 """
 
 from __future__ import annotations
@@ -21,6 +22,11 @@ MOST_LOGITS = 2**24
 """33 MB of bfloat16. A GPU multiplies more rows at once no faster."""
 
 
+def scored_rows(vocab_size: int) -> int:
+    """Return how many tokens are scored at once."""
+    return max(1, MOST_LOGITS // vocab_size)
+
+
 class Scorer(NamedTuple):
     """What computes the scores."""
 
@@ -34,8 +40,7 @@ class Scorer(NamedTuple):
         hidden: [tokens, hidden] of all tokens of the step; known: [slots, max_model_len] int32, the
         tokens of each slot.
         """
-        vocab = self.model.config.vocab_size
-        size = max(1, MOST_LOGITS // vocab)
+        size = scored_rows(self.model.config.vocab_size)
         firsts = np.cumsum(plan.num_tokens) - plan.num_tokens - plan.starts
         scores = []
         for one in plan.scored:

@@ -34,15 +34,14 @@ def test_an_echo_is_scored_as_the_answer_was(client: openai.OpenAI) -> None:
     scored, (choice,) = given.choices[0].logprobs, given.choices
     assert scored is not None and answered.logprobs is not None
     assert scored.token_logprobs and scored.top_logprobs and scored.tokens
-    assert scored.token_logprobs[0] is scored.top_logprobs[0] is None
+    assert scored.token_logprobs[0] is None and scored.top_logprobs[0] is None
     assert len(scored.tokens) == len(prompt) + len(answer)
     assert None not in scored.token_logprobs[1:]
     assert scored.token_logprobs[len(prompt) :] == answered.logprobs.token_logprobs
     assert scored.top_logprobs[len(prompt) :] == answered.logprobs.top_logprobs
     assert "".join(scored.tokens[: len(prompt)]) == PROMPT
-    assert scored.text_offset == [
-        len("".join(scored.tokens[:i])) for i in range(len(scored.tokens))
-    ]
+    starts = [len("".join(scored.tokens[:index])) for index in range(len(scored.tokens))]
+    assert scored.text_offset == starts
     assert choice.text == PROMPT + answered.text
     assert choice.finish_reason == "length"
     assert given.usage is not None
@@ -71,7 +70,8 @@ def test_a_streamed_echo_equals_the_whole_one(client: openai.OpenAI, max_tokens:
     }
     whole = client.completions.create(**asked).choices
     told: list[Any] = [([], [], [], []) for _ in whole]
-    texts, prompts = [""] * 4, [[] for _ in whole]
+    texts = [""] * 4
+    prompts: list[Any] = [[] for _ in whole]
     for chunk in client.completions.create(**asked, stream=True):
         (piece,) = chunk.choices
         texts[piece.index] += piece.text
@@ -80,8 +80,8 @@ def test_a_streamed_echo_equals_the_whole_one(client: openai.OpenAI, max_tokens:
             logprobs = piece.logprobs
             parts: Any = (logprobs.tokens, logprobs.token_logprobs)
             parts = (*parts, logprobs.top_logprobs, logprobs.text_offset)
-            for kept, new in zip(told[piece.index], parts, strict=True):
-                kept += new
+            for so_far, new in zip(told[piece.index], parts, strict=True):
+                so_far.extend(new)
     for choice, kept, text, rows in zip(whole, told, texts, prompts, strict=True):
         assert choice.logprobs is not None
         logprobs = choice.logprobs
@@ -89,7 +89,7 @@ def test_a_streamed_echo_equals_the_whole_one(client: openai.OpenAI, max_tokens:
         assert kept[2:] == (logprobs.top_logprobs, logprobs.text_offset)
         assert all(one is None or len(one) <= 3 for one in kept[2]), "no more than logprobs asks"
         assert text == choice.text
-        assert rows == choice.prompt_logprobs  # type: ignore[attr-defined]
+        assert rows == choice.prompt_logprobs
 
 
 def test_prompt_logprobs_are_in_each_choice(client: openai.OpenAI, live: Any) -> None:
@@ -159,7 +159,9 @@ async def test_a_stream_closed_while_its_prompt_is_computed_leaves_nothing(
     params, core = SamplingParams(max_tokens=4, prompt_logprobs=2), engine.front.core
     core.set_budget(5)
     closed = asyncio.create_task(anext(engine.generate([5] * 100, params)))
-    while core.scheduler.stats.num_steps < 3:
+    for _ in range(10_000):
+        if core.scheduler.stats.num_steps >= 3:
+            break
         await asyncio.sleep(0)
     closed.cancel()
     outputs = [one async for one in engine.generate([5] * 40, params)]
