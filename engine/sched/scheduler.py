@@ -405,8 +405,8 @@ class Scheduler:
             if sequence.held is not None:
                 self._drop_held(sequence)
             return
-        self._running.remove(sequence)
         self._scoring.leave(sequence.slot)
+        self._running.remove(sequence)
         if self._is_in_flight(sequence.slot):
             self._memory.table.draining[sequence.slot] = True
             self._draining.append(sequence.slot)
