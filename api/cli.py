@@ -41,6 +41,7 @@ HELP = {
     "max_num_seqs": "most requests in a step",
     "max_num_batched_tokens": "most tokens in a step; not given: 8192 on a GPU, 2048 on a CPU",
     "target_itl_ms": "time between tokens to keep: chunks of prompts are cut to it",
+    "max_logprobs": "most logprobs and prompt_logprobs of a request; -1: no limit",
     "block_size": "tokens in a KV block",
     "num_kv_blocks": "KV blocks",
     "kv_cache_bytes": "memory for KV blocks, as 2GiB or a number",

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -32,7 +34,7 @@ PASSED = (
     *("n", "temperature", "top_p", "top_k", "min_p", "seed", "min_tokens", "stop"),
     *("stop_token_ids", "ignore_eos", "include_stop_str_in_output", "skip_special_tokens"),
     *("presence_penalty", "frequency_penalty", "repetition_penalty", "logit_bias"),
-    *("allowed_token_ids", "bad_words", "truncate_prompt_tokens"),
+    *("allowed_token_ids", "bad_words", "truncate_prompt_tokens", "prompt_logprobs"),
     *("repetition_detection", "thinking_token_budget", "spaces_between_special_tokens"),
 )
 """Fields that SamplingParams takes as they are."""
@@ -58,10 +60,13 @@ def check_model(given: str | None, served: str) -> None:
 
 def completion_params(body: CompletionBody) -> SamplingParams:
     """ParamsError where a value is out of range."""
-    if body.echo and body.logprobs is not None:
-        raise ApiError("echo with logprobs is not supported yet: leave one out.", param="echo")
     max_tokens = DEFAULT_MAX_TOKENS if body.max_tokens is None else body.max_tokens
+    if is_prompt_alone(body):
+        # A step that computes a whole prompt draws a token: it is not told.
+        max_tokens = 1
     params = _params(body, max_tokens, body.logprobs)
+    if body.echo and body.prompt_logprobs is None:
+        params = replace(params, prompt_logprobs=params.logprobs)
     if body.best_of is None or body.best_of == params.n:
         return params
     # The likeliest are told by their log probabilities.
@@ -79,19 +84,32 @@ def completion_params(body: CompletionBody) -> SamplingParams:
     return many
 
 
+def is_prompt_alone(body: CompletionBody) -> bool:
+    """Whether a client wants its prompt back and no answer."""
+    return bool(body.echo) and body.max_tokens == 0
+
+
 def chat_params(body: ChatBody) -> SamplingParams:
     """ParamsError where a value is out of range."""
     if body.top_logprobs is not None and not body.logprobs:
         raise ApiError("top_logprobs needs logprobs: true.", param="top_logprobs")
     logprobs = (body.top_logprobs or 0) if body.logprobs else None
-    limit_name, max_tokens = chat_limit(body)
-    renamed = {"logprobs": "top_logprobs", "max_tokens": limit_name}
-    try:
+    _, max_tokens = chat_limit(body)
+    with chat_names(body):
         return _params(body, max_tokens, logprobs)
+
+
+@contextmanager
+def chat_names(body: ChatBody) -> Iterator[None]:
+    """Name fields in a ParamsError as chat completions do."""
+    renamed = {"logprobs": "top_logprobs", "max_tokens": chat_limit(body)[0]}
+    try:
+        yield
     except ParamsError as error:
-        name = error.param or ""
-        theirs = renamed.get(name, name)
-        raise ParamsError(str(error).replace(name, theirs), theirs or None) from None
+        theirs = renamed.get(error.param or "")
+        if theirs is None:
+            raise
+        raise ParamsError(str(error).replace(error.param or "", theirs, 1), theirs) from None
 
 
 def chat_limit(body: ChatBody) -> tuple[str, int | None]:

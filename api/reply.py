@@ -20,6 +20,7 @@ from .schema import (
     ChatMessage,
     CompletionChoice,
     CompletionLogprobs,
+    PromptRows,
     PromptTokensDetails,
     Response,
     TokenLogprob,
@@ -33,6 +34,7 @@ LEAST_LOGPROB = -9999.0
 """Written for minus infinity, which JSON cannot say (vLLM's number)."""
 
 Rows = Sequence[dict[int, Logprob]]
+"""Of the tokens of an answer."""
 
 
 class Choices(Protocol):
@@ -59,11 +61,24 @@ def tell_timeline(output: RequestOutput, wanted: bool) -> Timeline | UnsetType:
     return output.timeline if wanted and output.timeline is not None else UNSET
 
 
-def token_name(token_id: int, entry: Logprob, as_id: bool) -> str:
+def tell_prompt(output: RequestOutput, wanted: bool) -> PromptRows | UnsetType:
+    """What is known of the prompt's tokens, where the client asked for it."""
+    if not wanted or output.prompt_logprobs is None:
+        return UNSET
+    return [row and _finite_row(row) for row in output.prompt_logprobs]
+
+
+def _finite_row(row: dict[int, Logprob]) -> dict[int, Logprob]:
+    if all(entry.logprob >= LEAST_LOGPROB for entry in row.values()):
+        return row
+    return {
+        token_id: replace(entry, logprob=finite(entry.logprob)) for token_id, entry in row.items()
+    }
+
+
+def token_name(token_id: int, text: str | None, as_id: bool) -> str:
     """How a token is shown beside its logprob."""
-    if as_id or entry.decoded_token is None:
-        return f"token_id:{token_id}"
-    return entry.decoded_token
+    return f"token_id:{token_id}" if as_id or text is None else text
 
 
 def finite(logprob: float) -> float:
@@ -77,9 +92,13 @@ class CompletionChoices:
 
     n: int = 1
     num_top: int | None = None
-    """The request's `logprobs`."""
+    """The request's `logprobs`; -1: all."""
     echoes: Sequence[str] = ()
     """Texts of the prompts, where the request says echo."""
+    token_text: Callable[[int], str] | None = None
+    """The text of a prompt's token, for echoes."""
+    tells_prompt: bool = False
+    """Whether the request has `prompt_logprobs`."""
     return_ids: bool = False
     as_ids: bool = False
     timeline: bool = False
@@ -92,7 +111,7 @@ class CompletionChoices:
         begins = index not in self._offsets
         choice = self._choice(index, output, begins)
         silent = not (choice.text or choice.logprobs or given.finish_reason or self.return_ids)
-        if silent:
+        if silent and choice.prompt_logprobs is UNSET:
             return []
         return [choice]
 
@@ -103,11 +122,12 @@ class CompletionChoices:
     def _choice(self, index: int, output: RequestOutput, begins: bool) -> CompletionChoice:
         given = output.outputs[0]
         echo = self.echoes[index // self.n] if self.echoes and begins else ""
-        offset = self._offsets.setdefault(index, 0)
+        self._offsets.setdefault(index, 0)
         return CompletionChoice(
             index=index,
             text=echo + given.text,
-            logprobs=self._logprobs(index, given, offset),
+            logprobs=self._logprobs(index, output, begins),
+            prompt_logprobs=tell_prompt(output, self.tells_prompt and begins),
             finish_reason=given.finish_reason,
             stop_reason=given.stop_reason,
             seed=given.seed if given.finish_reason else UNSET,
@@ -117,26 +137,44 @@ class CompletionChoices:
         )
 
     def _logprobs(
-        self, index: int, given: CompletionOutput, offset: int
+        self, index: int, output: RequestOutput, begins: bool
     ) -> CompletionLogprobs | None:
-        if self.num_top is None or not given.logprobs:
+        if self.num_top is None:
             return None
         logprobs = CompletionLogprobs([], [], [], [])
-        for row in given.logprobs:
-            names: dict[str, float] = {}
-            for token_id, entry in row.items():
-                # Unlike tokens may have one text (pieces of a character): the likelier one stays.
-                name = token_name(token_id, entry, self.as_ids)
-                names[name] = max(names.get(name, LEAST_LOGPROB), finite(entry.logprob))
-            drawn_id, drawn = next(iter(row.items()))
-            text = token_name(drawn_id, drawn, self.as_ids)
-            logprobs.tokens.append(text)
-            logprobs.token_logprobs.append(finite(drawn.logprob))
-            logprobs.top_logprobs.append(names)
-            logprobs.text_offset.append(offset)
-            offset += len(text)
-        self._offsets[index] = offset
-        return logprobs
+        if self.echoes and begins and output.prompt_logprobs is not None:
+            self._add_first(index, output.prompt_token_ids[0], logprobs)
+            for row in output.prompt_logprobs[1:]:
+                self._add(index, row or {}, logprobs)
+        for row in output.outputs[0].logprobs or ():
+            self._add(index, row, logprobs)
+        return logprobs if logprobs.tokens else None
+
+    def _add_first(self, index: int, token_id: int, logprobs: CompletionLogprobs) -> None:
+        """Add the first token of a prompt, of which nothing is known."""
+        text = token_name(token_id, self.token_text and self.token_text(token_id), self.as_ids)
+        self._place(index, text, logprobs)
+        logprobs.token_logprobs.append(None)
+        logprobs.top_logprobs.append(None)
+
+    def _add(self, index: int, row: dict[int, Logprob], logprobs: CompletionLogprobs) -> None:
+        own_id, own = next(iter(row.items()))
+        names: dict[str, float] = {}
+        for token_id, entry in row.items():
+            # More may have been asked for the prompt than for the answer.
+            if token_id != own_id and 0 <= (self.num_top or 0) < (entry.rank or 0):
+                continue
+            # Unlike tokens may have one text (pieces of a character): the likelier one stays.
+            name = token_name(token_id, entry.decoded_token, self.as_ids)
+            names[name] = max(names.get(name, LEAST_LOGPROB), finite(entry.logprob))
+        self._place(index, token_name(own_id, own.decoded_token, self.as_ids), logprobs)
+        logprobs.token_logprobs.append(finite(own.logprob))
+        logprobs.top_logprobs.append(names)
+
+    def _place(self, index: int, text: str, logprobs: CompletionLogprobs) -> None:
+        logprobs.tokens.append(text)
+        logprobs.text_offset.append(self._offsets[index])
+        self._offsets[index] += len(text)
 
 
 @dataclass(slots=True, eq=False)
@@ -144,7 +182,7 @@ class ChatChoices:
     """The choices of /v1/chat/completions."""
 
     num_top: int | None = None
-    """The request's `top_logprobs`, None without `logprobs`."""
+    """The request's `top_logprobs`, None without `logprobs`; -1: all."""
     return_ids: bool = False
     as_ids: bool = False
     token_bytes: Callable[[int], bytes] | None = None
@@ -208,11 +246,13 @@ class ChatChoices:
         named = [self._entry(token_id, entry) for token_id, entry in row.items()]
         drawn = named[0]
         # The row has the drawn token first, then the likeliest, of which it may be one.
-        top = sorted(named, key=lambda entry: -entry.logprob)[: self.num_top]
+        top = sorted(named, key=lambda entry: -entry.logprob)
+        if self.num_top is not None and self.num_top >= 0:
+            top = top[: self.num_top]
         return TokenLogprob(drawn.token, drawn.logprob, drawn.bytes, top)
 
     def _entry(self, token_id: int, entry: Logprob) -> TopLogprob:
-        name = token_name(token_id, entry, self.as_ids)
+        name = token_name(token_id, entry.decoded_token, self.as_ids)
         data = self.token_bytes(token_id) if self.token_bytes else name.encode()
         return TopLogprob(name, finite(entry.logprob), list(data))
 
@@ -233,6 +273,10 @@ class Reply:
     include_usage: bool = False
     running_usage: bool = False
     """Usage so far in every chunk."""
+    prompt_alone: bool = False
+    """Whether the answers are hidden: the client wants its prompt, and a step draws a token."""
+    tells_prompt: bool = False
+    """Whether the response says what is known of the prompt; else its choices may."""
     _prompt_tokens: dict[int, int] = field(default_factory=dict)
     _cached_tokens: dict[int, int] = field(default_factory=dict)
     _num_output_tokens: int = 0
@@ -253,14 +297,19 @@ class Reply:
 
     def chunks(self, index: int, output: RequestOutput) -> list[Response]:
         """Chunks for an output of kind DELTA of the index-th choice."""
+        output = self._shown(output)
+        begins = not self._prompt_tokens
         self._count(index, output)
         usage: Usage | UnsetType | None = None if self.include_usage else UNSET
         if self.running_usage:
             usage = self._usage()
-        return [
+        chunks = [
             self._response(self.chunk_object, [piece], usage)
             for piece in self.choices.pieces(index, output)
         ]
+        if begins and self.tells_prompt:
+            chunks[0] = replace(chunks[0], prompt_logprobs=tell_prompt(output, True))
+        return chunks
 
     def end(self) -> list[Response]:
         """The last chunk: usage, where the client asked for it."""
@@ -270,10 +319,26 @@ class Reply:
 
     def whole(self, outputs: Sequence[RequestOutput]) -> Response:
         """The response for finished outputs of all choices, in order."""
+        outputs = [self._shown(output) for output in outputs]
         for index, output in enumerate(outputs):
             self._count(index, output)
         choices = [self.choices.whole(index, output) for index, output in enumerate(outputs)]
-        return self._response(self.object, choices, self._usage())
+        response = self._response(self.object, choices, self._usage())
+        return replace(response, prompt_logprobs=tell_prompt(outputs[0], self.tells_prompt))
+
+    def _shown(self, output: RequestOutput) -> RequestOutput:
+        """Hide an answer that nobody asked for."""
+        given = output.outputs[0]
+        if not self.prompt_alone or given.finish_reason == "error":
+            return output
+        hidden = CompletionOutput(
+            index=given.index,
+            text="",
+            token_ids=(),
+            finish_reason=given.finish_reason and "length",
+            seed=given.seed,
+        )
+        return replace(output, outputs=(hidden,))
 
     def _count(self, index: int, output: RequestOutput) -> None:
         # Choices of one prompt share it.

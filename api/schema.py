@@ -13,7 +13,7 @@ from typing import Annotated, Any
 from msgspec import UNSET, Meta, Struct, UnsetType
 
 from ..engine.params import RepetitionDetectionParams
-from ..engine.request import Timeline
+from ..engine.request import Logprob, Timeline
 
 Only = Annotated[Any, Meta(extra={"only": True})]
 """A field whose one supported value is its default (or listed in ALSO)."""
@@ -79,13 +79,14 @@ class GenerationBody(Struct, forbid_unknown_fields=True, kw_only=True):
     response_format: dict[str, Any] | None = None
     structured_outputs: dict[str, Any] | None = None
     """The form of the output: fields of StructuredOutputsParams."""
+    prompt_logprobs: int | None = None
+    """Likeliest tokens to tell beside each of the prompt; -1: all."""
     timeline: bool | None = None
     """Tell, with the end of each choice, what happened to it and when."""
 
     length_penalty: Only = 1
     use_beam_search: Only = False
     early_stopping: Only = False
-    prompt_logprobs: Only = None
     prompt_embeds: Only = None
     logits_processors: Only = None
 
@@ -162,9 +163,14 @@ class CompletionLogprobs(Struct, frozen=True):
     """Log probabilities as completions report them, one entry a token."""
 
     tokens: list[str]
-    token_logprobs: list[float]
-    top_logprobs: list[dict[str, float]]
+    token_logprobs: list[float | None]
+    """None for the first token of a prompt, here and below."""
+    top_logprobs: list[dict[str, float] | None]
     text_offset: list[int]
+
+
+PromptRows = Sequence[dict[int, Logprob] | None]
+"""For each token of a prompt, vLLM's shape: None for the first, then token id -> Logprob."""
 
 
 class CompletionChoice(Struct, frozen=True, kw_only=True):
@@ -173,6 +179,7 @@ class CompletionChoice(Struct, frozen=True, kw_only=True):
     index: int
     text: str
     logprobs: CompletionLogprobs | None = None
+    prompt_logprobs: PromptRows | UnsetType = UNSET
     finish_reason: str | None = None
     stop_reason: int | str | None = None
     seed: int | UnsetType | None = UNSET
@@ -254,6 +261,8 @@ class Response(Struct, frozen=True, kw_only=True):
     system_fingerprint: str
     choices: Sequence[CompletionChoice | ChatChoice]
     usage: Usage | UnsetType | None = UNSET
+    prompt_logprobs: PromptRows | UnsetType = UNSET
+    """Of a chat."""
 
 
 class ModelCard(Struct, frozen=True, kw_only=True):

@@ -20,12 +20,14 @@ def branches_of(request: Request) -> list[Request]:
     n = request.params.n
     if n == 1:
         return [request]
-    params = replace(request.params, n=1)
+    first = replace(request.params, n=1)
+    # The first one tells of the prompt for all.
+    later = replace(first, prompt_logprobs=None)
     return [
         replace(
             request,
             request_id=request.request_id if index == 0 else f"{request.request_id}#{index}",
-            params=params,
+            params=later if index else first,
             seed=(request.seed + index) % 2**64,
         )
         for index in range(n)

@@ -189,6 +189,7 @@ def make_gpu_runner(
             config.max_num_seqs,
             config.max_num_batched_tokens,
             longest_model_len(config, model_config),
+            config.max_logprobs,
         )
         with_graphs = not config.enforce_eager
         budget = measure(

@@ -67,6 +67,9 @@ class EngineConfig(Struct, frozen=True, kw_only=True):
     target_itl_ms: float | None = None
     """The time between two tokens that prompts should not stretch: sets the tokens of a step
     below max_num_batched_tokens from what steps take. In AsyncEngine and the server only."""
+    max_logprobs: int = 20
+    """The most that a request may ask for as logprobs and prompt_logprobs; -1: no limit. On a GPU
+    memory for so many is reserved."""
     block_size: int = 16
     num_kv_blocks: int | None = None
     """None: as many as kv_cache_bytes hold."""
@@ -122,6 +125,7 @@ class EngineConfig(Struct, frozen=True, kw_only=True):
                 raise ConfigError(f"{name} is {value!r}: it must be one of {get_args(kind)}.")
         _integer(self, "max_num_seqs", 1, 65536)
         _integer(self, "block_size", 1, 1024)
+        _integer(self, "max_logprobs", -1, 2**31 - 1)
         if self.overlap is not None:
             _integer(self, "overlap", 1, 2)
         _integer(self, "linear_segments", 1, 64)

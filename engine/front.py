@@ -26,7 +26,7 @@ from .grammar.grammars import Compiled
 from .metrics import EngineMetrics
 from .pacing import Pacer
 from .params import SamplingParams
-from .request import Finished, Request, TokenEvents
+from .request import Finished, PromptLogprobs, Request, TokenEvents
 from .text.chat import ChatTemplate
 from .text.output import OutputState, take_row
 from .text.prepare import (
@@ -87,6 +87,7 @@ class Front:
             max_model_len=parts.max_model_len,
             eos_token_ids=parts.eos_token_ids,
             seed=config.seed,
+            max_logprobs=config.max_logprobs,
             grammars=parts.grammars,
             markers=None
             if config.reasoning_config is None
@@ -293,6 +294,8 @@ class Front:
         touched = []
         first: list[float] = []
         later: list[float] = []
+        for told in events.prompts:
+            touched += self._push_prompt(told, now_s)
         for index, request_id in enumerate(events.request_ids):
             entry = self._open.get(request_id)
             if entry is None:
@@ -341,6 +344,22 @@ class Front:
             logger.exception("the answer to request %s failed", state.request.request_id)
             state.fail(f"{type(error).__name__}: {error}")
             return True
+
+    def _push_prompt(self, told: PromptLogprobs, now_s: float) -> list[str]:
+        """Give an answer what is known of its prompt; return its id if that failed: it ends."""
+        entry = self._open.get(told.request_id)
+        if entry is None:
+            return []
+        try:
+            entry.state.push_prompt(told)
+        except Exception as error:
+            logger.exception("the prompt of request %s failed", told.request_id)
+            entry.state.fail(f"{type(error).__name__}: {error}")
+            self.core.abort(told.request_id)
+            self._fork(entry)
+            self._close(told.request_id, entry, now_s)
+            return [entry.name]
+        return []
 
     def _close(self, request_id: str, entry: Open, now_s: float) -> None:
         del self._open[request_id]

@@ -19,7 +19,6 @@ from msgspec.structs import force_setattr
 from .errors import ParamsError
 from .structured import StructuredOutputsParams
 
-MAX_LOGPROBS = 20
 MAX_STOPS = 64
 MAX_N = 128
 MAX_BIASES = 1024
@@ -116,7 +115,10 @@ class SamplingParams(Struct, frozen=True, kw_only=True):
     repetition_detection: RepetitionDetectionParams | None = None
     """Ends an answer that repeats itself."""
     logprobs: int | None = None
-    """Number of most likely tokens to report beside the drawn one, 0 to MAX_LOGPROBS."""
+    """Number of most likely tokens to report beside the drawn one, up to the engine's
+    max_logprobs; -1: all of the vocabulary."""
+    prompt_logprobs: int | None = None
+    """The same beside each token of the prompt."""
     include_stop_str_in_output: bool = False
     skip_special_tokens: bool = True
     spaces_between_special_tokens: bool = True
@@ -158,8 +160,9 @@ class SamplingParams(Struct, frozen=True, kw_only=True):
                 force_setattr(self, "thinking_token_budget", None)
         if self.seed is not None:
             _integer(self, "seed", -(2**63), 2**64 - 1)
-        if self.logprobs is not None:
-            _integer(self, "logprobs", 0, MAX_LOGPROBS)
+        for name in ("logprobs", "prompt_logprobs"):
+            if getattr(self, name) is not None:
+                _integer(self, name, -1, 2**31 - 1)
         for name in FLAGS:
             if not isinstance(getattr(self, name), bool):
                 raise _wrong(self, name, "true or false")

@@ -36,6 +36,19 @@ class Admitted(Struct, frozen=True):
     thinking: ThinkingBudget | None = None
 
 
+class Scored(Struct, frozen=True):
+    """Tokens of a prompt whose log probabilities a step tells, each by the logits before it."""
+
+    row: int
+    """Of the plan: it computes the tokens from start - 1 to end - 2."""
+    start: int
+    """Position of the first one, at least 1,"""
+    end: int
+    """and behind the last one."""
+    num_top: int
+    """Likeliest tokens to tell beside each."""
+
+
 class StepPlan(Struct, frozen=True):
     """One step. Order on the device: admitted, new blocks, copies, forward, sample."""
 
@@ -60,6 +73,8 @@ class StepPlan(Struct, frozen=True):
     """[rows] and how many tokens (their inputs are in the device table already)."""
     samples: NDArray[np.bool_]
     """[rows] whether the row's last token yields a sampled token, written at start + num_tokens."""
+    scored: tuple[Scored, ...] = ()
+    """In the order of their rows."""
 
     @property
     def num_scheduled_tokens(self) -> int:
@@ -83,3 +98,5 @@ class StepResult(Struct, frozen=True):
     logprobs: LogprobRows | None = None
     faults: tuple[RowFault, ...] = ()
     """Of rows whose token is -1 for another reason."""
+    prompt_logprobs: tuple[LogprobRows, ...] = ()
+    """For each of the plan's `scored`, a row for each token."""

@@ -157,7 +157,7 @@ def compare_step(entry: Landed, plan: StepPlan, result: StepResult, fold: Fold) 
         row = int(differ[0])
         what = f"token {int(result.token_ids[row])} was drawn, {int(recorded[row])} is recorded"
         return Mismatch(plan.step, fold.name(int(slots[row])), what)
-    if entry.logprobs != logprobs_digest(result.logprobs):
+    if entry.logprobs != logprobs_digest(result):
         return Mismatch(plan.step, None, "the tokens are equal, their log probabilities are not")
     return None
 
@@ -218,9 +218,14 @@ def load_traced(config: EngineConfig) -> tuple[LoadedRunner, TracedOps]:
 
 
 def _slot_of(plan: StepPlan, difference: Difference) -> int:
-    """Find the slot of a differing row: of a token, or of a row that samples."""
+    """Find the slot of a differing row: of a token, or of a row that samples.
+
+    -1: unknown, where it may be one of a prompt's that the step tells of.
+    """
     if difference.num_rows == plan.num_scheduled_tokens:
         owners = np.repeat(plan.slots, plan.num_tokens)
+    elif plan.scored:
+        return -1
     else:
         owners = plan.slots[plan.samples]
     return int(owners[difference.row]) if difference.row < len(owners) else -1

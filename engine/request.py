@@ -59,16 +59,25 @@ class Request(Struct, frozen=True, kw_only=True):
 
 
 class LogprobRows(Struct, frozen=True):
-    """Log probabilities of the sampling rows of a step, None fields where nobody asked."""
+    """Log probabilities of the sampling rows of a step, or of tokens of a prompt."""
 
     sampled: NDArray[np.float32]
-    """[samples]"""
+    """[rows] of the drawn token, or of the prompt's."""
     ranks: IntArray
-    """[samples]"""
+    """[rows]"""
     top_ids: IntArray
-    """[samples, k] k is the most that any row asked for."""
+    """[rows, k] k is the most that any row asked for."""
     top: NDArray[np.float32]
-    """[samples, k]"""
+    """[rows, k]"""
+
+
+class PromptLogprobs(Struct, frozen=True):
+    """Log probabilities of some tokens of a prompt; each token is told once, in order."""
+
+    request_id: str
+    start: int
+    """Position of the first one."""
+    rows: LogprobRows
 
 
 class Finished(Struct, frozen=True):
@@ -95,6 +104,8 @@ class TokenEvents(Struct, frozen=True):
     finished: tuple[Finished, ...] = ()
     logprobs: LogprobRows | None = None
     """Rows as request_ids; None where no sequence of the step asked."""
+    prompts: tuple[PromptLogprobs, ...] = ()
+    """Of prompts that the step computed, where the request asked; told before its tokens are."""
 
 
 class TimelineEvent(Struct, frozen=True, omit_defaults=True):
@@ -153,7 +164,9 @@ class RequestOutput(Struct, frozen=True, kw_only=True):
     outputs: tuple[CompletionOutput, ...]
     finished: bool
     num_cached_tokens: int = 0
-    prompt_logprobs: None = None
+    prompt_logprobs: tuple[dict[int, Logprob] | None, ...] | None = None
+    """For each token of the prompt, where that was asked and all of them are known: None for the
+    first, then token id -> Logprob; the prompt's token first, then the most likely ones."""
     error: str | None = None
     timeline: Timeline | None = None
     """Of a finished request."""

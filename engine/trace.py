@@ -24,12 +24,12 @@ import msgspec
 import numpy as np
 from msgspec import Struct
 from msgspec.structs import replace
-from xxhash import xxh3_64, xxh3_64_intdigest
+from xxhash import xxh3_64
 
 from .config import EngineConfig
 from .errors import ConfigError
 from .plan import StepPlan, StepResult
-from .request import LogprobRows, Request
+from .request import Request
 from .sched.scheduler import Decision
 
 logger = logging.getLogger("quire")
@@ -150,15 +150,19 @@ def plan_digest(plan: StepPlan) -> int:
     ):
         digest.update(len(array).to_bytes(4, "little"))
         digest.update(np.ascontiguousarray(array).tobytes())
+    for scored in plan.scored:
+        digest.update(repr((scored.row, scored.start, scored.end, scored.num_top)).encode())
     return digest.intdigest()
 
 
-def logprobs_digest(rows: LogprobRows | None) -> int:
-    """Digest every bit of a step's log probabilities; 0 where there are none."""
-    if rows is None:
-        return 0
-    arrays = (rows.sampled, rows.ranks, rows.top_ids, rows.top)
-    return xxh3_64_intdigest(b"".join(np.ascontiguousarray(one).tobytes() for one in arrays)) | 1
+def logprobs_digest(result: StepResult) -> int:
+    """Digest every bit of a step's log probabilities, of prompts too; 0 where there are none."""
+    rows = () if result.logprobs is None else (result.logprobs,)
+    digest = xxh3_64()
+    for one in (*rows, *result.prompt_logprobs):
+        for array in (one.sampled, one.ranks, one.top_ids, one.top):
+            digest.update(np.ascontiguousarray(array).tobytes())
+    return digest.intdigest() | 1 if rows or result.prompt_logprobs else 0
 
 
 def _encode(value: Any) -> Any:
@@ -292,7 +296,7 @@ class Recorder:
         """See Observer."""
         slots = plan.slots[plan.samples].astype("<i4").tobytes()
         tokens = result.token_ids.astype("<i4").tobytes()
-        self._write(Landed(plan.step, slots, tokens, logprobs_digest(result.logprobs)))
+        self._write(Landed(plan.step, slots, tokens, logprobs_digest(result)))
 
     def failed(self, plan: StepPlan, message: str) -> None:
         """See Observer."""

@@ -85,10 +85,34 @@ FAULTS = tuple(
         ),
         ("sched/planner.py", "the oldest is preempted", "idle = slots[1:]", "idle = slots[0:]"),
         (
-            "sched/planner.py",
+            "sched/sequence.py",
             "a full hit computes nothing",
-            "limits.block_size, len(sequence.token_ids) - 1",
-            "limits.block_size, len(sequence.token_ids)",
+            "most = len(self.token_ids) - 1",
+            "most = len(self.token_ids)",
+        ),
+        (
+            "sched/sequence.py",
+            "one that tells of its prompt hits a token of it",
+            "min(most, self.num_told - 1)",
+            "min(most, self.num_told)",
+        ),
+        (
+            "sched/scoring.py",
+            "told again after a preemption",
+            "max(first + 1, sequence.num_told)",
+            "first + 1",
+        ),
+        (
+            "sched/scoring.py",
+            "an aborted one tells more",
+            "if table.draining[slot]:",
+            "if table.draining[slot] and plan.step % 2:",
+        ),
+        (
+            "device/prompt_scores.py",
+            "scored by the logits behind it",
+            "first + start - 1 : first + end - 1",
+            "first + start : first + end",
         ),
         (
             "sched/memory.py",

@@ -35,7 +35,7 @@ from .checkpoints import Kind, Tiny, make_tiny
 from .commands import NotedMachine, noted
 from .grammar_cases import FORMS, tiny_grammars, use_of
 from .states import Reached
-from .step_plans import Answer, Asked, LogprobRow, answer_of
+from .step_plans import Answer, Asked, LogprobRow, answer_of, row_of
 from .strategies import TENANTS, limits, make_request, prompts, sampling_params
 
 Fault = Literal["before", "after"]
@@ -177,6 +177,7 @@ def real_params(draw: st.DrawFn) -> SamplingParams:
         top_p=draw(st.sampled_from((1.0, 0.8))),
         min_p=draw(st.sampled_from((0.0, 0.3, 0.9))),
         logprobs=draw(st.sampled_from((None, 0, 2))),
+        prompt_logprobs=draw(st.sampled_from((None, None, 0, 3))),
         **draw(st.sampled_from(EDITS)),
     )
 
@@ -215,6 +216,7 @@ class EngineMachine(NotedMachine):
         self.requests: dict[str, Request] = {}
         self.outputs: dict[str, list[int]] = {}
         self.rows: dict[str, list[LogprobRow]] = {}
+        self.told: dict[str, list[LogprobRow]] = {}
         self.ended: dict[str, Finished] = {}
         self.aborted: set[str] = set()
         self.num_requests = 0
@@ -415,6 +417,7 @@ class EngineMachine(NotedMachine):
         self.requests[request.request_id] = request
         self.outputs[request.request_id] = []
         self.rows[request.request_id] = []
+        self.told[request.request_id] = []
 
     def expected(self, name: str) -> Answer:
         """What a request gives alone."""
@@ -443,6 +446,13 @@ class EngineMachine(NotedMachine):
         self.core.scheduler.check()
         names = events.request_ids
         assert len(names) == len(set(names)) == len(events.token_ids), events
+        for one in events.prompts:
+            assert one.request_id not in self.ended, (one.request_id, "told after the end")
+            told = self.told[one.request_id]
+            assert one.start == len(told) + 1, (one.request_id, one.start, len(told))
+            told += [row_of(one.rows, row) for row in range(len(one.rows.ranks))]
+            alone = self.expected(one.request_id)
+            assert tuple(told) == alone.prompt[: len(told)], one.request_id
         endings = {finished.index: finished for finished in events.finished}
         for index, (name, token) in enumerate(zip(names, events.token_ids.tolist(), strict=True)):
             assert name not in self.ended, (name, "an event after the end")
@@ -452,6 +462,7 @@ class EngineMachine(NotedMachine):
                 alone, outputs = self.expected(name), self.outputs[name]
                 assert tuple(outputs) == alone.token_ids[: len(outputs)], (name, outputs, alone)
                 assert tuple(self.rows[name]) == alone.logprobs[: len(self.rows[name])], name
+                assert tuple(self.told[name]) == alone.prompt, name
             if index in endings:
                 self.ended[name] = endings[index]
                 assert (endings[index].reason == "abort") == (name in self.aborted), name
@@ -463,14 +474,7 @@ class EngineMachine(NotedMachine):
             return
         rows = events.logprobs
         assert rows is not None, name
-        self.rows[name].append(
-            LogprobRow(
-                float(rows.sampled[index]),
-                int(rows.ranks[index]),
-                tuple(rows.top_ids[index, :count].tolist()),
-                tuple(rows.top[index, :count].tolist()),
-            )
-        )
+        self.rows[name].append(row_of(rows, index, count))
 
     def compare(self, name: str, finished: Finished) -> None:
         """Assert that a request that ended by itself gave all that it gives alone."""
@@ -478,7 +482,5 @@ class EngineMachine(NotedMachine):
         assert tuple(self.outputs[name]) == alone.token_ids, (name, self.outputs[name], alone)
         assert tuple(self.rows[name]) == alone.logprobs, name
         stops = (*(request.params.stop_token_ids or ()), *self.eos_of(request))
-        stopped = alone.token_ids[-1] in stops and (
-            len(alone.token_ids) >= request.params.min_tokens
-        )
+        stopped = alone.token_ids[-1] in stops
         assert finished.reason == ("stop" if stopped else "length"), (name, finished)

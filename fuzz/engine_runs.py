@@ -24,13 +24,16 @@ from ..engine.params import SamplingParams
 from ..engine.request import RequestOutput, ThinkingBudget
 from ..engine.sched.scheduler import SchedulerStats
 from ..reference.generate import Wish, generate
+from ..reference.ops import Logprobs
 from .grammar_cases import FORMS, make_vocabulary, source_of
-from .step_plans import edits_of
+from .step_plans import count_of, edits_of
 
 PROMPT_LENGTHS = (200, 7, 1, 16, 17, 33)
 """The longest first: with few blocks, the small ones beside it must grow and be preempted."""
 
 NUM_LOGPROBS = 3
+PROMPT_LOGPROBS = {0: 2, 2: 0, 3: -1, 4: 1}
+"""What some of the requests want to know of their prompts."""
 START, END = (7,), (11, 13)
 """What begins and ends a thought."""
 REASONING = {"reasoning_start_token_ids": START, "reasoning_end_token_ids": END}
@@ -80,6 +83,10 @@ class Asked(NamedTuple):
     params: SamplingParams
 
 
+Entries = tuple[tuple[int, float, int], ...]
+"""What is told beside a token: token, log probability, rank; its own first, then the likeliest."""
+
+
 class Answer(NamedTuple):
     """What came back; floats compare bit for bit (no NaN occurs)."""
 
@@ -88,6 +95,8 @@ class Answer(NamedTuple):
     """Log probability of each token."""
     top: tuple[tuple[tuple[int, float], ...], ...]
     """The NUM_LOGPROBS most likely of each, by rank."""
+    prompt: tuple[Entries, ...] | None = None
+    """Of each token of the prompt but the first, where the request asked."""
 
 
 def make_requests(
@@ -111,6 +120,7 @@ def make_requests(
             max_tokens=max_tokens,
             ignore_eos=True,
             logprobs=NUM_LOGPROBS,
+            prompt_logprobs=PROMPT_LOGPROBS.get(index),
             detokenize=False,
             **(EDITS.get(index, {}) if sampled else {}),
         )
@@ -129,7 +139,30 @@ def answer_of(output: RequestOutput) -> Answer:
         ranked = sorted((one.rank or 0, token, one.logprob) for token, one in row.items())
         best = [(token, logprob) for rank, token, logprob in ranked if rank <= NUM_LOGPROBS]
         top.append(tuple(best[:NUM_LOGPROBS]))
-    return Answer(completion.token_ids, tuple(sampled), tuple(top))
+    return Answer(completion.token_ids, tuple(sampled), tuple(top), _prompt_of(output))
+
+
+def _prompt_of(output: RequestOutput) -> tuple[Entries, ...] | None:
+    rows = output.prompt_logprobs
+    if rows is None:
+        return None
+    assert rows[0] is None and len(rows) == len(output.prompt_token_ids), output
+    return tuple(
+        tuple((token, one.logprob, one.rank or 0) for token, one in (row or {}).items())
+        for row in rows[1:]
+    )
+
+
+def entries_of(found: Logprobs, prompt: Sequence[int]) -> tuple[Entries, ...]:
+    """Say what the oracle gives for a prompt as a RequestOutput says it."""
+    given = []
+    for row, token in enumerate(prompt[1:]):
+        entries = {token: (float(found.sampled[row]), int(found.ranks[row]))}
+        likeliest = zip(found.top_ids[row].tolist(), found.top[row].tolist(), strict=True)
+        for rank, (top_id, top) in enumerate(likeliest, 1):
+            entries.setdefault(top_id, (top, rank))
+        given.append(tuple((token, *entry) for token, entry in entries.items()))
+    return tuple(given)
 
 
 class Outcome(NamedTuple):
@@ -144,7 +177,8 @@ def run(path: Path, requests: Sequence[Asked], *, alone: bool = False, **options
 
     Asserts that the engine is empty and whole afterwards.
     """
-    with LLM(str(path), skip_tokenizer_init=True, reasoning_config=REASONING, **options) as llm:
+    fixed: dict[str, Any] = {"skip_tokenizer_init": True, "reasoning_config": REASONING}
+    with LLM(str(path), max_logprobs=-1, **fixed, **options) as llm:
         llm.grammars.provide(make_vocabulary)
         for one in requests:
             if one.params.structured_outputs is not None:
@@ -182,6 +216,7 @@ def expect(
             min_p=params.min_p,
             seed=(params.seed or 0) % 2**64,
             num_logprobs=NUM_LOGPROBS,
+            num_prompt_logprobs=count_of(params.prompt_logprobs, config.vocab_size),
             edits=edits_of(params, thinking=thinking),
         )
         given = generate(config.decoder, weights, list(prompt), wish)
@@ -190,7 +225,8 @@ def expect(
             for row in given.logprobs
         )
         sampled = tuple(float(row.sampled[0]) for row in given.logprobs)
-        answers.append(Answer(tuple(given.token_ids), sampled, top))
+        told = None if given.prompt is None else entries_of(given.prompt, prompt)
+        answers.append(Answer(tuple(given.token_ids), sampled, top, told))
     return answers
 
 

@@ -14,8 +14,15 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from ..engine.params import RepetitionDetectionParams
-from ..engine.plan import Admitted, StepPlan, StepResult
-from ..engine.request import Finished, FinishReason, Request, TokenEvents
+from ..engine.plan import Admitted, Scored, StepPlan, StepResult
+from ..engine.request import (
+    Finished,
+    FinishReason,
+    LogprobRows,
+    PromptLogprobs,
+    Request,
+    TokenEvents,
+)
 from ..engine.sched.scheduler import Scheduler, SchedulerLimits
 
 VOCAB = 7
@@ -83,11 +90,10 @@ def run_alone(request: Request, root: int, limits: SchedulerLimits) -> Alone:
         outputs.append(token)
         if token == -1:
             return Alone(outputs, "error", None)
-        if len(outputs) >= params.min_tokens:
-            if token in eos:
-                return Alone(outputs, "stop", None)
-            if token in (params.stop_token_ids or ()):
-                return Alone(outputs, "stop", token)
+        if token in eos:
+            return Alone(outputs, "stop", None)
+        if token in (params.stop_token_ids or ()):
+            return Alone(outputs, "stop", token)
         if len(outputs) == params.max_tokens or num_prompt + len(outputs) == limits.max_model_len:
             return Alone(outputs, "length", None)
         if len(outputs) >= params.min_tokens and repeats(outputs, params.repetition_detection):
@@ -138,8 +144,22 @@ class FakeDevice:
         for slot, start, count, _ in rows:
             self._read(int(slot), int(start) + int(count))
             self.slots[int(slot)].computed = int(start) + int(count)
+        told = tuple(self._tell(plan, one) for one in plan.scored)
         drawn = [self._sample(int(slot)) for slot, _, _, samples in rows if samples]
-        return StepResult(plan.step, np.array(drawn, np.int32))
+        return StepResult(plan.step, np.array(drawn, np.int32), prompt_logprobs=told)
+
+    def _tell(self, plan: StepPlan, scored: Scored) -> LogprobRows:
+        """Tell of tokens of a prompt, whose ids and positions stand for what is known of them."""
+        row, start, end, num_top = scored.row, scored.start, scored.end, scored.num_top
+        slot, first = self.slots[int(plan.slots[row])], int(plan.starts[row])
+        assert first < start < end <= first + int(plan.num_tokens[row]) + 1, (scored, plan)
+        assert end <= slot.admitted.num_prompt_tokens, (scored, slot.admitted)
+        assert num_top == slot.admitted.params.prompt_logprobs, (scored, slot.admitted)
+        tokens = np.array(slot.token_ids[start:end], np.int32)
+        nothing = np.zeros(len(tokens), np.float32)
+        return LogprobRows(
+            nothing, np.arange(start, end, dtype=np.int32), tokens[:, None], nothing[:, None]
+        )
 
     def _change_slots(self, plan: StepPlan) -> None:
         for slot in plan.released.tolist():
@@ -216,6 +236,13 @@ class FakeDevice:
         return token
 
 
+def told_tokens(told: PromptLogprobs) -> list[tuple[int, int]]:
+    """Return (position, token) of what FakeDevice told of a prompt."""
+    positions, tokens = told.rows.ranks.tolist(), told.rows.top_ids[:, 0].tolist()
+    assert positions[0] == told.start, told
+    return list(zip(positions, tokens, strict=True))
+
+
 class Rig:
     """A scheduler driving a FakeDevice, for tests that look at single steps."""
 
@@ -226,6 +253,8 @@ class Rig:
         self.device = FakeDevice(limits, self.roots)
         self.flying: deque[tuple[StepPlan, StepResult]] = deque()
         self.outputs: dict[str, list[int]] = {}
+        self.told: dict[str, list[tuple[int, int]]] = {}
+        """(position, token) of each token of a prompt that was told of."""
         self.ended: dict[str, Finished] = {}
 
     def add(self, request: Request, parent: str | None = None) -> str:
@@ -254,6 +283,8 @@ class Rig:
         self.scheduler.check()
         for name, token in zip(events.request_ids, events.token_ids.tolist(), strict=True):
             self.outputs[name].append(token)
+        for one in events.prompts:
+            self.told.setdefault(one.request_id, []).extend(told_tokens(one))
         for finished in events.finished:
             self.ended[events.request_ids[finished.index]] = finished
         return events

@@ -22,7 +22,7 @@ from ..engine.request import Finished, Request, TokenEvents
 from ..engine.sched.planner import Decision
 from ..engine.sched.scheduler import Scheduler, SchedulerLimits
 from .commands import NotedMachine, noted
-from .oracles import FLAKY, VOCAB, Alone, FakeDevice, run_alone
+from .oracles import FLAKY, VOCAB, Alone, FakeDevice, run_alone, told_tokens
 from .states import Reached
 from .strategies import TENANTS, limits, make_request, prompts, sampling_params
 
@@ -48,6 +48,7 @@ class SchedulerMachine(NotedMachine):
         self.flying: deque[tuple[StepPlan, StepResult]] = deque()
         self.requests: dict[str, Request] = {}
         self.outputs: dict[str, list[int]] = {}
+        self.told: dict[str, list[tuple[int, int]]] = {}
         self.ended: dict[str, Finished] = {}
         self.expected: dict[str, Alone] = {}
         self.contents: dict[bytes, tuple[int, ...]] = {}
@@ -286,6 +287,7 @@ class SchedulerMachine(NotedMachine):
         name = request.request_id
         self.requests[name] = request
         self.outputs[name] = []
+        self.told[name] = []
         self.expected[name] = run_alone(request, _ROOTS[request.cache_salt], self.limits)
         self.scheduler.check()
 
@@ -296,6 +298,10 @@ class SchedulerMachine(NotedMachine):
         assert (
             len(names) == len(set(names)) == len(events.token_ids) == len(events.num_cached_tokens)
         )
+        for one in events.prompts:
+            assert one.request_id not in self.ended, (one, "told after the end")
+            self.told[one.request_id] += told_tokens(one)
+            self.totals["tokens of prompts told"] += len(one.rows.ranks)
         endings = {finished.index: finished for finished in events.finished}
         assert len(endings) == len(events.finished), events.finished
         for index, (name, token) in enumerate(zip(names, events.token_ids.tolist(), strict=True)):
@@ -310,10 +316,17 @@ class SchedulerMachine(NotedMachine):
                 alone = self.expected[name].token_ids
                 outputs = self.outputs[name]
                 assert outputs == alone[: len(outputs)], (name, outputs, alone)
+                self.compare_prompt(self.requests[name])
             if finished is not None:
                 self.ended[name] = finished
                 if finished.reason == "abort":
                     self.expected.pop(name)
+
+    def compare_prompt(self, request: Request) -> None:
+        """Each token of a prompt is told once, in order, before an answer begins."""
+        prompt = list(enumerate(request.prompt_token_ids.tolist()))
+        wanted = [] if request.params.prompt_logprobs is None else prompt[1:]
+        assert self.told[request.request_id] == wanted, request.request_id
 
     def compare(self, name: str, alone: Alone) -> None:
         """Assert that a request that was left alone gave what it gives alone."""

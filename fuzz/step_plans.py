@@ -15,11 +15,17 @@ from typing import NamedTuple
 import numpy as np
 
 from ..engine.params import LogitsProcessor, SamplingParams, takes_prompt
-from ..engine.plan import Admitted, StepPlan, StepResult
-from ..engine.request import ThinkingBudget
+from ..engine.plan import Admitted, Scored, StepPlan, StepResult
+from ..engine.request import LogprobRows, ThinkingBudget
 from ..reference.edits import Edits, Thinking
 from ..reference.generate import Generated, Wish
+from ..reference.ops import Logprobs
 from .grammar_cases import next_of
+
+
+def count_of(given: int | None, vocab_size: int) -> int | None:
+    """Return how many log probabilities a parameter asks for; None: none at all."""
+    return vocab_size if given is not None and given < 0 else given
 
 
 def edits_of(
@@ -83,6 +89,7 @@ class Asked(NamedTuple):
             min_tokens=params.min_tokens,
             stop_token_ids=tuple(params.stop_token_ids or ()),
             num_logprobs=params.logprobs or 0,
+            num_prompt_logprobs=params.prompt_logprobs,
             edits=edits_of(
                 params,
                 self.bad_words,
@@ -107,20 +114,29 @@ class Answer(NamedTuple):
     token_ids: tuple[int, ...]
     logprobs: tuple[LogprobRow, ...]
     """Empty where the request asked for none."""
+    prompt: tuple[LogprobRow, ...] = ()
+    """Of its prompt but the first token; as well."""
 
 
 def answer_of(asked: Asked, generated: Generated) -> Answer:
     """Bring the oracle's answer into the form that compares."""
-    rows = tuple(
-        LogprobRow(
-            float(row.sampled[0]),
-            int(row.ranks[0]),
-            tuple(row.top_ids[0].tolist()),
-            tuple(row.top[0].tolist()),
-        )
-        for row in generated.logprobs
+    rows = tuple(row_of(row, 0) for row in generated.logprobs)
+    told = generated.prompt
+    return Answer(
+        tuple(generated.token_ids),
+        rows if asked.params.logprobs is not None else (),
+        () if told is None else tuple(row_of(told, row) for row in range(len(told.ranks))),
     )
-    return Answer(tuple(generated.token_ids), rows if asked.params.logprobs is not None else ())
+
+
+def row_of(rows: Logprobs | LogprobRows, row: int, num_top: int | None = None) -> LogprobRow:
+    """Read one row off tensors or arrays; num_top: of the most likely tokens, None for all."""
+    return LogprobRow(
+        float(rows.sampled[row]),
+        int(rows.ranks[row]),
+        tuple(rows.top_ids[row, :num_top].tolist()),
+        tuple(rows.top[row, :num_top].tolist()),
+    )
 
 
 @dataclass(slots=True, eq=False)
@@ -130,6 +146,8 @@ class _Sequence:
     computed: int = 0
     outputs: list[int] = field(default_factory=list)
     rows: list[LogprobRow] = field(default_factory=list)
+    told: list[LogprobRow] = field(default_factory=list)
+    """Of the prompt."""
     blocks: list[int] = field(default_factory=list)
     done: bool = False
 
@@ -174,6 +192,7 @@ class PlanMaker:
         self._step = 0
         self._released: list[int] = []
         self._drawing: list[_Sequence] = []
+        self._scored: list[tuple[_Sequence, Scored]] = []
 
     @property
     def finished(self) -> bool:
@@ -182,7 +201,9 @@ class PlanMaker:
 
     def answers(self) -> list[Answer]:
         """Return them in the order of the requests."""
-        return [Answer(tuple(one.outputs), tuple(one.rows)) for one in self._sequences]
+        return [
+            Answer(tuple(one.outputs), tuple(one.rows), tuple(one.told)) for one in self._sequences
+        ]
 
     def plan(self) -> StepPlan:
         """Make the next step, of at least one row."""
@@ -190,7 +211,7 @@ class PlanMaker:
         if not self._whole and len(running) > 1 and self._rng.random() < 0.1:
             self._give_back(running[-1])
         diff = _Diff(released=self._released)
-        self._released, self._drawing = [], []
+        self._released, self._drawing, self._scored = [], [], []
         for sequence in self._sequences:
             if sequence.slot < 0 and not sequence.done and self._free_slots:
                 self._admit(sequence, diff)
@@ -205,12 +226,15 @@ class PlanMaker:
     def take(self, result: StepResult) -> None:
         """Read the drawn tokens of the last plan."""
         assert len(result.token_ids) == len(self._drawing), (result, len(self._drawing))
+        for (sequence, scored), rows in zip(self._scored, result.prompt_logprobs, strict=True):
+            sequence.told += [row_of(rows, row) for row in range(scored.end - scored.start)]
         for index, sequence in enumerate(self._drawing):
             token = int(result.token_ids[index])
             params = sequence.asked.params
             sequence.outputs.append(token)
             if params.logprobs is not None:
-                sequence.rows.append(_row(result, index, params.logprobs))
+                assert result.logprobs is not None, params
+                sequence.rows.append(row_of(result.logprobs, index, params.logprobs))
             stopped = token < 0 or token in (params.stop_token_ids or ())
             if stopped or len(sequence.outputs) == params.max_tokens:
                 sequence.done = True
@@ -253,10 +277,19 @@ class PlanMaker:
             diff.blocks.append((sequence.slot, len(sequence.blocks), self._free_blocks[-1]))
             sequence.blocks.append(self._free_blocks.pop())
         samples = count == remaining
+        self._score(sequence, len(diff.rows), end)
         diff.rows.append((sequence.slot, start, count, samples))
         sequence.computed = end
         if samples:
             self._drawing.append(sequence)
+
+    def _score(self, sequence: _Sequence, row: int, end: int) -> None:
+        """Have a row that computes up to `end` tell what it has not told of its prompt."""
+        num_top, prompt = sequence.asked.params.prompt_logprobs, sequence.asked.prompt
+        first = max(sequence.computed, len(sequence.told)) + 1
+        last = min(end + 1, len(prompt))
+        if num_top is not None and first < last:
+            self._scored.append((sequence, Scored(row, first, last, num_top)))
 
     def _move(self, sequence: _Sequence, diff: _Diff) -> None:
         """Copy one block and go on in the copy; the old one is free from the next step on."""
@@ -284,15 +317,5 @@ class PlanMaker:
             starts=rows[:, 1],
             num_tokens=rows[:, 2],
             samples=np.array([row[3] for row in diff.rows], dtype=np.bool_),
+            scored=tuple(scored for _, scored in self._scored),
         )
-
-
-def _row(result: StepResult, index: int, num_logprobs: int) -> LogprobRow:
-    rows = result.logprobs
-    assert rows is not None
-    return LogprobRow(
-        float(rows.sampled[index]),
-        int(rows.ranks[index]),
-        tuple(rows.top_ids[index, :num_logprobs].tolist()),
-        tuple(rows.top[index, :num_logprobs].tolist()),
-    )

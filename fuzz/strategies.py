@@ -97,7 +97,7 @@ def prompts(draw: st.DrawFn, max_len: int) -> list[int]:
 
 @st.composite
 def sampling_params(draw: st.DrawFn) -> SamplingParams:
-    """Draw what decides when a request ends."""
+    """Draw what decides when a request ends, and which of its tokens are computed."""
     max_tokens = draw(st.one_of(st.none(), st.integers(1, 20)))
     least = draw(st.sampled_from((0, 0, 0, 1, 3, 6)))
     return SamplingParams(
@@ -106,6 +106,7 @@ def sampling_params(draw: st.DrawFn) -> SamplingParams:
         stop_token_ids=draw(st.lists(st.integers(0, VOCAB - 1), max_size=2)),
         ignore_eos=draw(st.booleans()),
         repetition_detection=draw(st.one_of(st.none(), repetition_rules())),
+        prompt_logprobs=draw(st.sampled_from((None, None, 1))),
     )
 
 

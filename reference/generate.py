@@ -35,6 +35,8 @@ class Wish:
     """End the sequence (the token is kept); not drawn before min_tokens outputs, unless a grammar
     allows nothing else."""
     num_logprobs: int = 0
+    num_prompt_logprobs: int | None = None
+    """None: nothing is told of the prompt."""
     edits: Edits | None = None
 
 
@@ -45,6 +47,8 @@ class Generated(NamedTuple):
     """A -1 at the end stands for logits that were not finite."""
     logprobs: list[Logprobs]
     """One row for each token."""
+    prompt: Logprobs | None = None
+    """A row for each token of the prompt but the first."""
 
 
 def generate(
@@ -52,7 +56,7 @@ def generate(
 ) -> Generated:
     """Continue prompt by up to wish.max_tokens tokens, up to config.max_positions tokens in all."""
     tokens = list(prompt)
-    answer = Generated([], [])
+    answer = Generated([], [], _of_prompt(config, weights, prompt, wish.num_prompt_logprobs))
     last = min(len(prompt) + wish.max_tokens, config.max_positions)
     while len(tokens) < last:
         row = logits(config, weights, torch.tensor(tokens, dtype=torch.int32))[-1:]
@@ -68,6 +72,16 @@ def generate(
             break
         tokens.append(token)
     return answer
+
+
+def _of_prompt(
+    config: DecoderConfig, weights: DecoderWeights, prompt: list[int], k: int | None
+) -> Logprobs | None:
+    """Return the log probabilities of each token after those before it, and of the k greatest."""
+    if k is None:
+        return None
+    tokens = torch.tensor(prompt, dtype=torch.int32)
+    return logprobs(logits(config, weights, tokens)[:-1], tokens[1:], k)
 
 
 def _masked(row: Tensor, wish: Wish, outputs: list[int]) -> Tensor:

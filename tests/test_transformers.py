@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
 from quire.fuzz.checkpoints import KINDS, VOCAB_SIZE, make_checkpoint
 from quire.fuzz.engine_runs import Asked, make_requests, run
+from torch import Tensor
 
 MAX_TOKENS = 12
 LOGPROB_TOLERANCE = 1e-4
@@ -39,8 +40,17 @@ WAYS: dict[str, dict[str, Any]] = {
 }
 
 
-def ask_transformers(path: Path, asked: Asked) -> tuple[list[int], list[float]]:
-    """Generate greedily with transformers; return the tokens and their log probabilities."""
+class Theirs(NamedTuple):
+    """What transformers gives; log probabilities in float64."""
+
+    tokens: list[int]
+    logprobs: list[float]
+    prompt: Tensor
+    """[prompt, vocab] of what follows each token of the prompt."""
+
+
+def ask_transformers(path: Path, asked: Asked) -> Theirs:
+    """Generate greedily with transformers; return the tokens and log probabilities."""
     from transformers import AutoModelForCausalLM
 
     model: Any = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
@@ -56,9 +66,11 @@ def ask_transformers(path: Path, asked: Asked) -> tuple[list[int], list[float]]:
             return_dict_in_generate=True,
             pad_token_id=0,
         )
+        of_prompt = model(prompt).logits[0].double()
     tokens = given.sequences[0, prompt.shape[1] :].tolist()
     logprobs = torch.log_softmax(torch.cat(given.logits).double(), -1)
-    return tokens, [float(row[token]) for row, token in zip(logprobs, tokens, strict=True)]
+    drawn = [float(row[token]) for row, token in zip(logprobs, tokens, strict=True)]
+    return Theirs(tokens, drawn, torch.log_softmax(of_prompt, -1))
 
 
 @pytest.mark.parametrize("family", KINDS)
@@ -71,7 +83,12 @@ def test_greedy_tokens_and_logprobs_equal_transformers(family: Any, tmp_path: Pa
         outcome = run(path, asked, dtype="float32", num_threads=1, **options)
         if name.startswith("few blocks of 1"):
             assert outcome.stats.num_preemptions > 0, name
-        for one, (tokens, logprobs), answer in zip(asked, expected, outcome.answers, strict=True):
+        for one, theirs, answer in zip(asked, expected, outcome.answers, strict=True):
             where = name, len(one.prompt)
-            assert list(answer.token_ids) == tokens, where
-            assert answer.sampled == pytest.approx(logprobs, abs=LOGPROB_TOLERANCE), where
+            assert list(answer.token_ids) == theirs.tokens, where
+            assert answer.sampled == pytest.approx(theirs.logprobs, abs=LOGPROB_TOLERANCE), where
+            assert (answer.prompt is None) == (one.params.prompt_logprobs is None), where
+            for entries, row in zip(answer.prompt or (), theirs.prompt, strict=False):
+                wanted = [float(row[token]) for token, _, _ in entries]
+                given = [logprob for _, logprob, _ in entries]
+                assert given == pytest.approx(wanted, abs=LOGPROB_TOLERANCE), where

@@ -17,6 +17,7 @@ from ..auth import cache_salt, tenant_of
 from ..convert import (
     TokenPrompt,
     chat_limit,
+    chat_names,
     chat_params,
     check_length,
     check_model,
@@ -57,9 +58,10 @@ async def chat_completions(request: web.Request) -> web.StreamResponse:
     response_id = f"chatcmpl-{body.request_id or state.new_id()}"
     salt = cache_salt(request, body.cache_salt, isolate=state.isolate_keys)
     tenant = tenant_of(request, body.user, by_key=state.has_keys)
-    prepared = await prepare(
-        engine, prompt, params, body, request_id=response_id, cache_salt=salt, tenant=tenant
-    )
+    with chat_names(body):
+        prepared = await prepare(
+            engine, prompt, params, body, request_id=response_id, cache_salt=salt, tenant=tenant
+        )
     options = body.stream_options
     reply = Reply(
         response_id=response_id,
@@ -76,6 +78,7 @@ async def chat_completions(request: web.Request) -> web.StreamResponse:
         ),
         object="chat.completion",
         chunk_object="chat.completion.chunk",
+        tells_prompt=body.prompt_logprobs is not None,
         include_usage=bool(options and options.include_usage),
         running_usage=bool(options and options.continuous_usage_stats),
     )

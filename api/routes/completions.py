@@ -13,6 +13,7 @@ from ..convert import (
     check_model,
     completion_params,
     encode,
+    is_prompt_alone,
     prepare,
     split_prompts,
 )
@@ -47,6 +48,7 @@ async def completions(request: web.Request) -> web.StreamResponse:
         for index, prompt in enumerate(prompts)
     ]
     options = body.stream_options
+    tells_echo = body.echo and body.logprobs is not None
     reply = Reply(
         response_id=response_id,
         model=engine.model_name,
@@ -56,12 +58,15 @@ async def completions(request: web.Request) -> web.StreamResponse:
             n=body.n or 1,
             num_top=body.logprobs,
             echoes=_echoes(state, body, prompts) if body.echo else (),
+            token_text=engine.tokenizer.token_text if tells_echo else None,
+            tells_prompt=body.prompt_logprobs is not None,
             return_ids=bool(body.return_token_ids),
             as_ids=bool(body.return_tokens_as_token_ids),
             timeline=bool(body.timeline),
         ),
         object="text_completion",
         chunk_object="text_completion",
+        prompt_alone=is_prompt_alone(body),
         include_usage=bool(options and options.include_usage),
         running_usage=bool(options and options.continuous_usage_stats),
     )

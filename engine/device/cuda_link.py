@@ -19,7 +19,7 @@ from torch import Tensor
 from ...reference.ops import Logprobs
 from ..plan import StepResult
 from ..request import IntArray
-from .link import Landing, to_rows
+from .link import Landing, Scores, joined
 
 LEAST_WORDS = 4096
 """Pinned memory comes in powers of two of int32 words, from here on."""
@@ -93,16 +93,27 @@ class CudaLink:
         target.copy_(pinned.tensor[:size], non_blocking=True)
         return target if array.dtype == np.int32 else target.view(torch.int64)
 
-    def land(self, step: int, tokens: Tensor, logprobs: Logprobs | None) -> Landing:
+    def fetch(self, found: Logprobs) -> Logprobs:
+        """See Link."""
+        return Logprobs(*map(self._fetch, found))
+
+    def land(
+        self,
+        step: int,
+        tokens: Tensor,
+        logprobs: Logprobs | None,
+        scores: Scores = (),
+    ) -> Landing:
         """See Link."""
         size = len(tokens)
         home = self._take(size)
         home.tensor[:size].copy_(tokens, non_blocking=True)
-        rows = None if logprobs is None else Logprobs(*(self._fetch(part) for part in logprobs))
+        rows = None if logprobs is None else self.fetch(logprobs)
         event = torch.cuda.Event()  # type: ignore[no-untyped-call]  # torch's
         event.record(self._stream)
         held, self._held = self._held, []
-        return CudaLanding(StepResult(step, home.array[:size]), rows, event, (self._pool, held))
+        memory = (self._pool, held)
+        return CudaLanding(StepResult(step, home.array[:size]), rows, event, memory, scores)
 
     def settle(self) -> None:
         """See Link."""
@@ -132,6 +143,7 @@ class CudaLanding:
         logprobs: Logprobs | None,
         event: torch.cuda.Event,
         memory: tuple[PinnedPool, list[Pinned]],
+        scores: Scores = (),
     ) -> None:
         self._result = result
         self._logprobs = logprobs
@@ -139,6 +151,7 @@ class CudaLanding:
         self._memory = memory
         self._lock = threading.Lock()
         self._tokens: IntArray | None = None
+        self._scores = scores
 
     @property
     def is_ready(self) -> bool:
@@ -148,11 +161,10 @@ class CudaLanding:
     def result(self) -> StepResult:
         """See Landing."""
         tokens = self.tokens()
-        logprobs = None
-        if self._logprobs is not None:
-            # A copy, so that a result that is kept keeps no pinned memory.
-            logprobs = to_rows(Logprobs(*(part.clone() for part in self._logprobs)))
-        result = StepResult(self._result.step, tokens, logprobs)
+        # Copies, so that a result that is kept keeps no pinned memory.
+        logprobs = None if self._logprobs is None else joined([self._logprobs])
+        prompts = tuple(map(joined, self._scores))
+        result = StepResult(self._result.step, tokens, logprobs, prompt_logprobs=prompts)
         pool, held = self._memory
         for pinned in held:
             pool.give_back(pinned)

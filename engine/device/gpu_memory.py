@@ -16,6 +16,7 @@ from ..models.base import DecoderModel
 from ..opset import most_split_rows
 from . import warm_up
 from .inputs import largest_buckets, make_buckets
+from .prompt_scores import scored_rows
 from .runner import ModelRunner
 
 GRAPH_BYTES = 8 * 2**20
@@ -32,6 +33,8 @@ class StepSizes(NamedTuple):
     max_num_seqs: int
     max_num_batched_tokens: int
     max_model_len: int
+    max_logprobs: int
+    """-1: all of the vocabulary."""
 
 
 class GpuBudget(NamedTuple):
@@ -100,9 +103,11 @@ def measure(
     tables = runner.table_bytes + 2 * model.config.num_layers * ROUNDING_BYTES
     bounds = (sizes.max_num_seqs, sizes.max_num_batched_tokens, sizes.max_model_len)
     split = most_split_rows(ops, model.config.num_kv_heads)
-    activations = _peak(
-        runner, device, warm_up.largest_steps(*bounds, model.config.vocab_size)
-    ) + _peak(runner, device, warm_up.row_steps(*bounds, split))
+    vocab = model.config.vocab_size
+    num_logprobs = vocab if sizes.max_logprobs < 0 else min(sizes.max_logprobs, vocab)
+    largest = warm_up.largest_steps(*bounds, num_logprobs, scored_rows(vocab))
+    activations = _peak(runner, device, largest)
+    activations += _peak(runner, device, warm_up.row_steps(*bounds, split))
     graphs = 0
     if with_graphs:
         buckets = make_buckets(sizes.max_num_seqs)

@@ -7,7 +7,7 @@ device while a step is launched.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol
 
@@ -19,6 +19,9 @@ from torch import Tensor
 from ...reference.ops import Logprobs
 from ..plan import RowFault, StepPlan, StepResult
 from ..request import IntArray, LogprobRows
+
+Scores = Sequence[Sequence[Logprobs]]
+"""Of each scored range of a prompt's tokens its parts, in order; what `Link.fetch` returned."""
 
 
 class Landing(Protocol):
@@ -55,7 +58,16 @@ class Link(Protocol):
     def upload(self, array: NDArray[Any]) -> Tensor:
         """Return array [n] int32 or int64 as a new tensor on the device. Takes the array over."""
 
-    def land(self, step: int, tokens: Tensor, logprobs: Logprobs | None) -> Landing:
+    def fetch(self, found: Logprobs) -> Logprobs:
+        """Queue the way back of log probabilities, which the next landing brings: on the host."""
+
+    def land(
+        self,
+        step: int,
+        tokens: Tensor,
+        logprobs: Logprobs | None,
+        scores: Scores = (),
+    ) -> Landing:
         """Queue the way back of tokens [samples] int32: the end of every launch."""
 
     def settle(self) -> None:
@@ -82,10 +94,21 @@ class HostLink:
         """See Link: not a copy."""
         return torch.from_numpy(array)
 
-    def land(self, step: int, tokens: Tensor, logprobs: Logprobs | None) -> Landing:
+    def fetch(self, found: Logprobs) -> Logprobs:
+        """See Link: it is there."""
+        return found
+
+    def land(
+        self,
+        step: int,
+        tokens: Tensor,
+        logprobs: Logprobs | None,
+        scores: Scores = (),
+    ) -> Landing:
         """See Link: it is there."""
         rows = None if logprobs is None else to_rows(logprobs)
-        return Landed(StepResult(step=step, token_ids=tokens.numpy(), logprobs=rows))
+        prompts = tuple(map(joined, scores))
+        return Landed(StepResult(step, tokens.numpy(), rows, prompt_logprobs=prompts))
 
     def settle(self) -> None:
         """See Link."""
@@ -146,6 +169,11 @@ def to_rows(found: Logprobs) -> LogprobRows:
         top_ids=found.top_ids.numpy(),
         top=found.top.numpy(),
     )
+
+
+def joined(parts: Sequence[Logprobs]) -> LogprobRows:
+    """Put parts on the host one behind the other, in memory of their own."""
+    return to_rows(Logprobs(*map(torch.cat, zip(*parts, strict=True))))
 
 
 def make_link(device: torch.device) -> Link:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from concurrent.futures import Future
 from functools import partial
 from typing import Any, Literal
 
@@ -28,8 +29,9 @@ from . import warm_up
 from .grammar_rows import Masks
 from .graphs import CudaCapture, GraphKey, StepGraphs
 from .inputs import PackedStep, StepInputs, largest_buckets, make_buckets
-from .link import FaultedLanding, Landing, Link, make_link
+from .link import FaultedLanding, Landing, Link, Scores, make_link
 from .logit_edits import StepEdits
+from .prompt_scores import Scorer
 from .sampler import Banned, Drawn, draw
 from .sampling_rows import NO_LOGPROBS, PLAIN, Forbidden, SamplingTable, StepExtras
 from .state import DeviceTable
@@ -78,6 +80,7 @@ class ModelRunner:
         self._graphs = StepGraphs(CudaCapture()) if decoding == "graphs" else None
         self._faults: dict[int, RowFault] = {}
         """By slot: sequences that cannot be computed; each ends with its next token."""
+        self._scorer = Scorer(model, ops, self._link)
         self._nothing = torch.empty(0, dtype=torch.int32, device=model.device)
         # What was made here was made on another stream than steps run on.
         self._link.settle()
@@ -110,8 +113,12 @@ class ModelRunner:
             if not len(plan.slots):
                 return self._link.land(plan.step, self._nothing, None)
             step = self._inputs.pack(plan, self._sampling)
-            tokens, logprobs = self._compute(step)
-            landing = self._link.land(plan.step, tokens, logprobs)
+            scores: Scores = ()
+            if plan.scored:
+                drawn, scores = self._compute_scored(plan, step)
+            else:
+                drawn = self._compute(step)
+            landing = self._link.land(plan.step, *drawn, scores)
             if step.extras.masked is not None:
                 self._sampling.grammars.launched(step.extras.masked, landing)
             return FaultedLanding(landing, plan, self._faults) if self._faults else landing
@@ -183,16 +190,30 @@ class ModelRunner:
     def _compute(self, step: PackedStep) -> Drawn:
         """Compute a step and draw the tokens of the rows that sample."""
         size = step.num_samples
-        if not size:
-            self._hidden(step)
-            return Drawn(self._nothing, None)
-        if step.extras == PLAIN:
+        if size and step.extras == PLAIN:
             tokens = self._run("tokens", step, partial(self._draw_plainly, step))
             return Drawn(tokens[:size], None)
-        masked, grammars = step.extras.masked, self._sampling.grammars
-        masks = None if masked is None else grammars.begin(masked)
-        hidden = self._run("hidden", step, partial(self._hidden, step))
-        tensors = step.tensors
+        masks = self._begin_masks(step)
+        return self._draw(step, self._run("hidden", step, partial(self._hidden, step)), masks)
+
+    def _compute_scored(self, plan: StepPlan, step: PackedStep) -> tuple[Drawn, Scores]:
+        """Compute a step that tells of prompts: the last layer for all of its tokens."""
+        masks = self._begin_masks(step)
+        hidden = self._hidden(step, whole=True)
+        scores = self._scorer.score(plan, hidden, self._table.tokens)
+        tail = step.tensors.tail
+        assert tail is not None, "a token that is followed by another of its prompt draws nothing"
+        return self._draw(step, hidden[tail.tokens], masks), scores
+
+    def _begin_masks(self, step: PackedStep) -> Future[Masks] | None:
+        masked = step.extras.masked
+        return None if masked is None else self._sampling.grammars.begin(masked)
+
+    def _draw(self, step: PackedStep, hidden: Tensor, masks: Future[Masks] | None) -> Drawn:
+        """Draw the tokens of the rows that sample, of which hidden is, with what they ask for."""
+        tensors, size = step.tensors, step.num_samples
+        if not size:
+            return Drawn(self._nothing, None)
         drawn = draw(
             self.ops,
             self.model.logits(hidden[:size]),
@@ -217,8 +238,11 @@ class ModelRunner:
         self._store(tensors.sample_slots, tensors.sample_positions, tokens)
         return tokens
 
-    def _hidden(self, step: PackedStep) -> Tensor:
-        """Compute all layers: [samples, hidden], or [0, hidden] where nothing is sampled."""
+    def _hidden(self, step: PackedStep, *, whole: bool = False) -> Tensor:
+        """Compute all layers: [samples, hidden], or [0, hidden] where nothing is sampled.
+
+        whole: of all tokens, [tokens, hidden].
+        """
         tensors = step.tensors
         known, tables = self._table.tokens, self._table.block_tables
 
@@ -227,7 +251,7 @@ class ModelRunner:
 
         tokens, batch = prepare(tensors.rows, step.num_tokens)
         tail = None
-        if tensors.tail is not None:
+        if tensors.tail is not None and not whole:
             last = batch
             if step.num_samples:
                 _, last = prepare(tensors.tail.rows, step.num_samples)

@@ -10,9 +10,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 
 import numpy as np
+from msgspec.structs import replace
 
 from ..params import SamplingParams
-from ..plan import Admitted, StepPlan
+from ..plan import Admitted, Scored, StepPlan
 from ..request import IntArray
 
 Plans = Iterable[StepPlan]
@@ -76,11 +77,16 @@ PLANS = (
 
 
 def largest_steps(
-    max_num_seqs: int, max_num_batched_tokens: int, max_model_len: int, vocab_size: int
+    max_num_seqs: int,
+    max_num_batched_tokens: int,
+    max_model_len: int,
+    num_logprobs: int,
+    num_scored: int,
 ) -> Iterator[StepPlan]:
     """Yield prefill steps of the most tokens, in one row and in all rows.
 
-    All rows sample, with every feature. All slots use block 0: what they read is undefined.
+    All rows sample, with every feature. All slots use block 0: what they read is undefined. Of the
+    first row num_scored tokens are scored as those of a prompt, as far as it has them.
     """
     most = min(max_num_seqs, max_num_batched_tokens)
     for step, num_rows in enumerate(sorted({1, most})):
@@ -91,10 +97,12 @@ def largest_steps(
             top_p=0.9,
             min_p=0.01,
             min_tokens=size,
-            logprobs=min(20, vocab_size),
+            logprobs=num_logprobs,
             max_tokens=None,
         )
-        yield _step(step, num_rows, size, size < max_model_len, _admit(num_rows, params))
+        plan = _step(step, num_rows, size, size < max_model_len, _admit(num_rows, params))
+        scored = Scored(0, 1, min(size, num_scored + 1), num_logprobs)
+        yield replace(plan, scored=(scored,)) if scored.end > 1 else plan
 
 
 def row_steps(

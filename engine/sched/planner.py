@@ -261,9 +261,9 @@ def _lookup(
     index: PrefixIndex, sequence: Sequence, upcoming: set[bytes], limits: SchedulerLimits
 ) -> Hit:
     """Find the longest cached prefix, leaving at least one token to compute."""
-    if not limits.enable_prefix_caching:
+    size, most = limits.block_size, sequence.most_hit
+    if not (most and limits.enable_prefix_caching):
         return NO_HIT
-    size, most = limits.block_size, len(sequence.token_ids) - 1
     found = index.find(islice(sequence.keys, most // size), upcoming)
     blocks, start = np.array(found, np.intp), len(found) * size
     if start == most or (found and found[-1] == UPCOMING):

@@ -15,7 +15,6 @@ from collections import deque
 from dataclasses import dataclass
 
 import numpy as np
-from msgspec import Struct
 from msgspec.structs import replace
 from numpy.typing import NDArray
 
@@ -31,30 +30,12 @@ from .limits import SchedulerLimits
 from .memory import NO_IDS, SlotMemory
 from .planner import Admission, Decision, Grant, State, plan_step
 from .queues import RankedQueue
+from .scoring import Scoring, tell
 from .sequence import Hit, Sequence, make_sequence
+from .stats import SchedulerStats
 from .stopping import StopFilter, Verdict, ended, judge
 
 __all__ = ["Decision", "Scheduler", "SchedulerLimits", "SchedulerStats"]
-
-
-class SchedulerStats(Struct):
-    """Counters since the start; tokens where the name does not say otherwise."""
-
-    prefix_queries: int = 0
-    """Prompt tokens looked up, once a request;"""
-    prefix_hits: int = 0
-    """of these, found (or shared by a fork)."""
-    resumed_queries: int = 0
-    """The same for preempted requests that come back,"""
-    resumed_hits: int = 0
-    """which do not count above."""
-    num_preemptions: int = 0
-    num_evictions: int = 0
-    """Published blocks that were overwritten."""
-    num_copies: int = 0
-    """Blocks copied."""
-    num_scheduled_tokens: int = 0
-    num_steps: int = 0
 
 
 @dataclass(slots=True, eq=False)
@@ -91,6 +72,7 @@ class Scheduler:
         self._alive: dict[str, Sequence] = {}
         self._flights: deque[Flight] = deque()
         self._filter = StopFilter()
+        self._scoring = Scoring()
         self._stats = SchedulerStats()
         self._num_arrivals = 0
         self._step = 0
@@ -155,7 +137,7 @@ class Scheduler:
         self._memory.publish(parent.slot)
         # Steps in flight count: the device runs them before any step of the child.
         submitted = int(self._memory.table.submitted[parent.slot])
-        computed = min(submitted, length - 1)
+        computed = min(submitted, child.most_hit)
         full, rest = divmod(computed, self._limits.block_size)
         if computed:
             blocks = self._memory.blocks.row(parent.slot)
@@ -203,6 +185,8 @@ class Scheduler:
         state.waiting.admit([one.sequence for one in admitted], hits)
         plan = diff.plan(self._step, memory.released)
         memory.released = []
+        if self._scoring:
+            plan = self._scoring.mark(plan)
         if decision.victims or decision.admissions:
             self._refresh_rows()
         self._launch(plan, grant, targets, pins)
@@ -223,6 +207,7 @@ class Scheduler:
         places, lengths = flight.places, flight.lengths
         request_ids, num_cached = flight.request_ids, flight.num_cached
         assert len(slots) == len(token_ids), (len(slots), len(token_ids))
+        prompts = tell(plan, result, table) if plan.scored else ()
         if self._draining:
             alive = (~table.draining[slots]).nonzero()[0]
             if len(alive) < len(slots):
@@ -238,7 +223,7 @@ class Scheduler:
             finished = self._finish(rows, slots, result.faults)
         if self._draining:
             self._release_drained()
-        return TokenEvents(request_ids, token_ids, num_cached, finished, logprobs)
+        return TokenEvents(request_ids, token_ids, num_cached, finished, logprobs, prompts)
 
     def fail(self, message: str) -> TokenEvents:
         """Recover after a step died: end what was in flight with "error", distrust all KV."""
@@ -351,6 +336,7 @@ class Scheduler:
         table.submitted[slot], table.target[slot] = end, length + samples
         self._stats.num_scheduled_tokens += num_tokens
         self._running.add(sequence)
+        self._scoring.enter(sequence)
         self._memory.publish(slot)
         diff.admit(sequence, blocks, hit, num_tokens=num_tokens, samples=samples)
 
@@ -415,6 +401,7 @@ class Scheduler:
             if sequence.held is not None:
                 self._drop_held(sequence)
             return
+        self._scoring.leave(sequence.slot)
         self._running.remove(sequence)
         if self._is_in_flight(sequence.slot):
             self._memory.table.draining[sequence.slot] = True
@@ -438,6 +425,7 @@ class Scheduler:
         sequence.token_ids = self._known_tokens(sequence)
         self._memory.hash(sequence)
         self._running.remove(sequence)
+        self._scoring.leave(slot)
         self._state.waiting.put_back(sequence)
         self._memory.release(slot)
         sequence.slot = -1

@@ -58,11 +58,27 @@ class Sequence:
     """FairQueue's, of its tenant."""
     num_paid: int = 0
     """Tokens that its tenant has paid for, as of the last time in the queue."""
+    num_told: int = 1
+    """Tokens of the prompt that need no log probabilities any more: of the first there are none."""
 
     @property
     def request_id(self) -> str:
         """The request's id."""
         return self.request.request_id
+
+    @property
+    def num_untold(self) -> int:
+        """Tokens of the prompt whose log probabilities are still to be told."""
+        if self.request.params.prompt_logprobs is None:
+            return 0
+        return len(self.request.prompt_token_ids) - self.num_told
+
+    @property
+    def most_hit(self) -> int:
+        """Tokens that need not be computed, where they are in memory: never the last one, nor any
+        whose logits are still to be told."""
+        most = len(self.token_ids) - 1
+        return min(most, self.num_told - 1) if self.num_untold else most
 
 
 def make_sequence(

@@ -1,7 +1,8 @@
 """When a sequence ends: a vector test finds the few candidates, a scalar rule judges each.
 
-Owns the rules. A stop token ends a sequence once min_tokens outputs exist; the length ends it in
-any case; a repetition where neither does, past min_tokens too. Rules read known tokens alone.
+Owns the rules. A stop token ends a sequence: before min_tokens it is drawn only where a grammar
+leaves nothing else. The length ends it in any case; a repetition where neither does, past
+min_tokens. Rules read known tokens alone.
 """
 
 from __future__ import annotations
@@ -82,16 +83,14 @@ def _apply(sequence: Sequence, tokens: IntArray) -> Verdict | None:
     request = sequence.request
     params, token_id = request.params, int(tokens[-1])
     outputs = tokens[len(request.prompt_token_ids) :]
-    late = len(outputs) >= params.min_tokens
-    if late:
-        if not params.ignore_eos and token_id in request.eos_token_ids:
-            return Verdict("stop")
-        if token_id in (params.stop_token_ids or ()):
-            return Verdict("stop", token_id)
+    if not params.ignore_eos and token_id in request.eos_token_ids:
+        return Verdict("stop")
+    if token_id in (params.stop_token_ids or ()):
+        return Verdict("stop", token_id)
     if len(tokens) >= sequence.max_len:
         return Verdict("length")
     rule = params.repetition_detection
-    if late and rule is not None and repeats(outputs, rule):
+    if rule is not None and len(outputs) >= params.min_tokens and repeats(outputs, rule):
         return Verdict("repetition", "repetition_detected")
     return None
 

@@ -15,6 +15,7 @@ from ..request import (
     FinishReason,
     Logprob,
     LogprobRows,
+    PromptLogprobs,
     Request,
     RequestOutput,
     Timeline,
@@ -55,6 +56,7 @@ class OutputState:
         "_detokenizer",
         "_logprobs",
         "_matcher",
+        "_prompt_logprobs",
         "_prompt_text",
         "_prompt_token_ids",
         "_seen_texts",
@@ -91,6 +93,9 @@ class OutputState:
         self._tokenizer = tokenizer
         self._prompt_text = prompt_text
         self._prompt_token_ids: tuple[int, ...] = tuple(request.prompt_token_ids.tolist())
+        self._prompt_logprobs: list[dict[int, Logprob] | None] | None = None
+        if params.prompt_logprobs is not None:
+            self._prompt_logprobs = [None]
         self._token_ids: list[int] = []
         self._texts: list[str] = []
         """Released text, one entry a token at most."""
@@ -156,6 +161,15 @@ class OutputState:
         self._finish(finished)
         return False
 
+    def push_prompt(self, told: PromptLogprobs) -> None:
+        """Take the log probabilities of the next tokens of the prompt."""
+        noted, num_top = self._prompt_logprobs, self.request.params.prompt_logprobs
+        assert noted is not None and num_top is not None, self.request.request_id
+        assert told.start == len(noted), (self.request.request_id, told.start, len(noted))
+        token_ids = self._prompt_token_ids[told.start : told.start + len(told.rows.sampled)]
+        for row, token_id in enumerate(token_ids):
+            noted.append(self._entries(token_id, take_row(told.rows, row, num_top)))
+
     def fail(self, message: str) -> None:
         """End the answer with an error; what was shown stays."""
         self.finish_reason, self.error = "error", message
@@ -183,6 +197,7 @@ class OutputState:
             request_id=self.request.request_id,
             prompt=self._prompt_text,
             prompt_token_ids=self._prompt_token_ids,
+            prompt_logprobs=self._whole_prompt(),
             outputs=(answer,),
             finished=self.finish_reason is not None,
             num_cached_tokens=self.num_cached_tokens,
@@ -222,13 +237,24 @@ class OutputState:
     def _note(
         self, token_id: int, logprobs: TokenLogprobs, noted: list[dict[int, Logprob]]
     ) -> None:
-        """Add the token's log probabilities: its own first, then the most likely."""
+        """Add the token's log probabilities."""
+        self._sum += logprobs.logprob
+        noted.append(self._entries(token_id, logprobs))
+
+    def _entries(self, token_id: int, logprobs: TokenLogprobs) -> dict[int, Logprob]:
+        """Return a token's log probabilities: its own first, then the most likely."""
         entries = {token_id: self._logprob(token_id, logprobs.logprob, logprobs.rank)}
         for rank, (top_id, top) in enumerate(zip(logprobs.top_ids, logprobs.top, strict=True), 1):
-            if top_id not in entries:
+            # Logits that are not finite have no likeliest token: -1.
+            if top_id >= 0 and top_id not in entries:
                 entries[top_id] = self._logprob(top_id, top, rank)
-        self._sum += logprobs.logprob
-        noted.append(entries)
+        return entries
+
+    def _whole_prompt(self) -> tuple[dict[int, Logprob] | None, ...] | None:
+        """Return the log probabilities of the prompt, once they are all there."""
+        noted = self._prompt_logprobs
+        whole = noted is not None and len(noted) == len(self._prompt_token_ids)
+        return tuple(noted) if noted is not None and whole else None
 
     def _logprob(self, token_id: int, logprob: float, rank: int) -> Logprob:
         text = None if self._tokenizer is None else self._tokenizer.token_text(token_id)

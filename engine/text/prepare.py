@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, TypedDict
 
 import numpy as np
+from msgspec.structs import replace
 
 from ..errors import ParamsError
 from ..grammar.grammars import Compiled, Grammars
@@ -66,12 +67,14 @@ class RequestBuilder:
         max_model_len: int,
         eos_token_ids: Sequence[int],
         seed: int,
+        max_logprobs: int,
         grammars: Grammars | None = None,
         markers: Markers | None = None,
     ) -> None:
         """markers: of thoughts, where the engine has some."""
         self._tokenizer = tokenizer
         self._vocab_size = vocab_size
+        self._max_logprobs = vocab_size if max_logprobs < 0 else max_logprobs
         self._max_model_len = max_model_len
         self._eos_token_ids = tuple(eos_token_ids)
         self._grammars = Grammars() if grammars is None else grammars
@@ -93,6 +96,7 @@ class RequestBuilder:
         """Check and tokenize. Raises ParamsError that names the field."""
         params = SamplingParams() if params is None else params
         self._check(params, request_id, priority, cache_salt)
+        params = self._with_logprobs(params)
         bad_word_ids = self._bad_words(params)
         if grammar is None and params.structured_outputs is not None:
             grammar = self.find_grammar(params)
@@ -152,6 +156,25 @@ class RequestBuilder:
             if getattr(params, name) and self._tokenizer is None:
                 given = getattr(params, name)
                 raise _wrong(name, given, "empty: there is no tokenizer to find it")
+
+    def _with_logprobs(self, params: SamplingParams) -> SamplingParams:
+        """Check the numbers of log probabilities; none is above the vocabulary afterwards."""
+        numbers = {}
+        for name in ("logprobs", "prompt_logprobs"):
+            given = getattr(params, name)
+            if given is None:
+                continue
+            count = self._vocab_size if given < 0 else given
+            if count > self._max_logprobs:
+                what = f" (all {self._vocab_size} tokens)" if given < 0 else ""
+                raise ParamsError(
+                    f"{name} is {given}{what}: this engine tells at most {self._max_logprobs} "
+                    "(max_logprobs).",
+                    name,
+                )
+            numbers[name] = min(count, self._vocab_size)
+        changed = any(number != getattr(params, name) for name, number in numbers.items())
+        return replace(params, **numbers) if changed else params
 
     def _bad_words(self, params: SamplingParams) -> tuple[tuple[int, ...], ...]:
         """Tokenize each bad word as it begins a text and, where that is as long, behind a space."""

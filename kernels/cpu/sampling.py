@@ -34,6 +34,7 @@ from .simd import (
     order_key,
     widen,
 )
+from .sorting import insert, sort_by_high_words
 
 _BINS = 1024
 _BINS_PER_NAT = np.float32(32.0)
@@ -53,6 +54,8 @@ _ID_MASK = 0xFFFFFFFF
 _LOWEST_KEY = np.int32(-INFINITY_KEY)
 _HIGHEST_KEY = np.int32(INFINITY_KEY)
 _UNDECIDED = -2
+_MOST_INSERTED = 64
+"""Candidates that are kept in order while they are found: their cost is that of k * k."""
 
 
 @inlined
@@ -387,21 +390,6 @@ def sample(logits: Tensor, rows: SamplingRows) -> Tensor:
 
 
 @outlined
-def _insert(items: Any, count: int, item: int) -> int:
-    """Insert item into the first `count` items, ascending; drop the last if full. Return count."""
-    if count == len(items):
-        if item >= items[count - 1]:
-            return count
-        count -= 1
-    place = count
-    while place > 0 and items[place - 1] > item:
-        items[place] = items[place - 1]
-        place -= 1
-    items[place] = item
-    return count + 1
-
-
-@outlined
 def _find_top(x: Any, maxima: Any, items: Any) -> None:
     """Fill items with the first candidates of the row, in order."""
     k = len(items)
@@ -411,16 +399,31 @@ def _find_top(x: Any, maxima: Any, items: Any) -> None:
         if maxima[group] >= floor:
             for token in range(group * GROUP, min((group + 1) * GROUP, len(x))):
                 if order_key(x[token]) >= floor:
-                    count = _insert(items, count, _candidate(x[token], token))
+                    count = insert(items, count, _candidate(x[token], token))
+
+
+@inlined
+def _sorts(k: int, vocab: int) -> bool:
+    """Tell whether the first k candidates are found by sorting all: many are not inserted."""
+    return k > max(_MOST_INSERTED, (vocab + GROUP - 1) // GROUP)
+
+
+@outlined
+def _sort(x: Any, items: Any, spare: Any) -> None:
+    """Fill items with all candidates of the row, in order."""
+    for i in range(len(x)):
+        items[i] = _candidate(x[i], i)
+    sort_by_high_words(items, spare)
 
 
 @outlined
 def _logprobs_row(x: Any, token: int, scratch: Any, top_ids: Any, values: Any) -> Any:
     """Fill top_ids and values, return (sampled, rank). Twin of reference.sampling._logprobs_row."""
-    maxima, items = scratch
+    maxima, items, spare = scratch
+    k = len(top_ids)
     key, good = _scan(x, maxima)
     if not good:
-        for i in range(len(items)):
+        for i in range(k):
             top_ids[i], values[i] = -1, _NAN
         return _NAN, 0
     top = from_order_key(key)
@@ -430,9 +433,12 @@ def _logprobs_row(x: Any, token: int, scratch: Any, top_ids: Any, values: Any) -
         for i in range(len(x)):
             total += _weight(x[i] - top)
         log_total = log(np.float32(total) * _UNSCALE)
-    if len(items) > 0:
-        _find_top(x, maxima, items)
-        for i in range(len(items)):
+    if k > 0:
+        if _sorts(k, len(x)):
+            _sort(x, items, spare)
+        else:
+            _find_top(x, maxima, items)
+        for i in range(k):
             top_ids[i] = items[i] & _ID_MASK
             values[i] = ((_value(items[i]) - top) - log_total) + _ZERO
     if token < 0 or token >= len(x):
@@ -446,7 +452,10 @@ def _logprobs_row(x: Any, token: int, scratch: Any, top_ids: Any, values: Any) -
 @compiled("void(UniTuple(int64, 11), int64, int64)")
 def _logprobs(args: tuple[int, ...], start: int, end: int) -> None:
     logits, stride, is_half, vocab, rows, k = args[:6]
-    scratch = (np.empty((vocab + GROUP - 1) // GROUP, np.int32), np.empty(k, np.int64))
+    sorts = _sorts(k, vocab)
+    items = np.empty(vocab if sorts else k, np.int64)
+    spare = np.empty(vocab if sorts else 0, np.int64)
+    scratch = (np.empty((vocab + GROUP - 1) // GROUP, np.int32), items, spare)
     widened = np.empty(vocab if is_half else 0, np.float32)
     tokens, sampled, ranks = int32s(args[6], rows), float32s(args[7], rows), int32s(args[8], rows)
     for r in range(start, end):

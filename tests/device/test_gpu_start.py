@@ -211,7 +211,10 @@ def test_the_largest_steps_run_in_one_block(
         max_num_seqs=seqs,
         max_model_len=length,
     )
-    plans = list(warm_up.largest_steps(seqs, tokens, length, tiny.config.vocab_size))
+    plans = list(warm_up.largest_steps(seqs, tokens, length, tiny.config.vocab_size, 9))
+    size = max(1, min(tokens, length - 1))
+    scored = [one for plan in plans for one in plan.scored]
+    assert sum(one.end - one.start for one in scored[:1]) == min(9, size - 1)
     assert max(plan.num_scheduled_tokens for plan in plans) <= max(tokens, 1)
     assert len(plans[-1].slots) == min(seqs, tokens)
     rows = list(warm_up.row_steps(seqs, tokens, length, most_split_rows=5))

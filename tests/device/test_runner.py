@@ -59,6 +59,7 @@ def make_asked(rng: random.Random, max_prompt: int) -> Asked:
     )
     length = rng.choice([1, 2, 16, 17, rng.randint(1, max_prompt), max_prompt])
     prompt = tuple(rng.randrange(VOCAB_SIZE) for _ in range(length))
+    params = msgspec.structs.replace(params, prompt_logprobs=(None, 0, 3)[length % 3])
     return Asked(prompt, params, rng.choice([0, 2**64 - 1, rng.randrange(2**64)]))
 
 

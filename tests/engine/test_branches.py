@@ -55,6 +55,22 @@ def test_each_answer_is_that_of_its_seed_alone(tiny: Path, ways: dict[str, Any])
         assert llm.scheduler.num_free_blocks == llm.scheduler.num_blocks
 
 
+@pytest.mark.parametrize("ways", [{}, {"max_num_batched_tokens": 5, "overlap": 2}], ids=str)
+def test_the_first_answer_tells_of_the_prompt_for_all(tiny: Path, ways: dict[str, Any]) -> None:
+    """And its blocks are shared as ever."""
+    with LLM(str(tiny), num_kv_blocks=128, **(OPTIONS | ways)) as llm:
+        (alone,) = llm.generate(PROMPT, sampled(prompt_logprobs=3), use_tqdm=False)
+        assert alone.prompt_logprobs is not None
+        llm.reset_prefix_cache()
+        before = llm.scheduler.stats.num_scheduled_tokens
+        (output,) = llm.generate(PROMPT, sampled(prompt_logprobs=3, n=3), use_tqdm=False)
+        assert output.prompt_logprobs == alone.prompt_logprobs
+        assert answers(output)[0] == answers(alone)[0]
+        computed = llm.scheduler.stats.num_scheduled_tokens - before
+        # The prompt once, its last token for each other one, and what they draw but the last.
+        assert computed == len(PROMPT) + 2 + 3 * 6
+
+
 @pytest.mark.parametrize("caching", [True, False])
 def test_eight_answers_take_the_prompts_blocks_once(tiny: Path, caching: bool) -> None:
     """One prefill; a child computes the last token of the prompt again, for its own draw."""

@@ -74,6 +74,10 @@ def break_logprobs(patch: pytest.MonkeyPatch, engine: AsyncEngine) -> None:
     patch.setattr(front, "take_row", wrapped(output.take_row, lambda _, __, count: count == 7))
 
 
+def break_prompt_logprobs(patch: pytest.MonkeyPatch, engine: AsyncEngine) -> None:
+    patch.setattr(OutputState, "push_prompt", wrapped(OutputState.push_prompt, is_victim))
+
+
 def break_stop_rule(patch: pytest.MonkeyPatch, engine: AsyncEngine) -> None:
     rule = wrapped(stopping._apply, lambda sequence, *_: sequence.request_id == VICTIM)
     patch.setattr(stopping, "_apply", rule)
@@ -137,6 +141,7 @@ async def ask(engine: AsyncEngine, prompt: str, name: str) -> RequestOutput | Ex
         top_k=MARK if victim else 0,
         stop=["no such words", VICTIM] if victim else ["no such words"],
         logprobs=7 if victim else 2,
+        prompt_logprobs=4 if victim else 1,
     )
     last: RequestOutput | None = None
     try:
@@ -148,6 +153,14 @@ async def ask(engine: AsyncEngine, prompt: str, name: str) -> RequestOutput | Ex
     return last
 
 
+def told(given: RequestOutput | Exception) -> tuple[Any, ...]:
+    """What a stream told last; nothing if it raised."""
+    if isinstance(given, Exception):
+        return ()
+    assert given.prompt_logprobs is not None
+    return given.outputs, given.prompt_logprobs
+
+
 @pytest.mark.parametrize(
     ("place", "says"),
     [
@@ -156,6 +169,7 @@ async def ask(engine: AsyncEngine, prompt: str, name: str) -> RequestOutput | Ex
         (break_detokenizer, "Broken: planted"),
         (break_stop_strings, "Broken: planted"),
         (break_logprobs, "Broken: planted"),
+        (break_prompt_logprobs, "Broken: planted"),
         (break_stop_rule, "A stop rule failed: Broken: planted"),
         (break_parameters, "Its parameters failed: Broken: planted"),
         (break_logits, "not finite"),
@@ -175,11 +189,12 @@ async def test_a_fault_of_one_request_ends_that_request_alone(
         return await asyncio.gather(*map(ask, [engine] * len(names), texts, names))
 
     others = [str(index) for index in range(len(PROMPTS))]
-    expected = [one.outputs for one in await round_of(others) if isinstance(one, RequestOutput)]
+    expected = list(map(told, await round_of(others)))
+    assert all(expected)
     with monkeypatch.context() as patch:
         place(patch, engine)
         victim, *rest = await round_of([VICTIM, *others])
-    assert [one.outputs for one in rest if isinstance(one, RequestOutput)] == expected
+    assert list(map(told, rest)) == expected
     if says is None:
         assert isinstance(victim, Broken), victim
     else:
@@ -189,8 +204,7 @@ async def test_a_fault_of_one_request_ends_that_request_alone(
         assert says in victim.error
     await until_empty(engine)
     after = await ask(engine, PROMPTS[0], "0")
-    assert isinstance(after, RequestOutput)
-    assert after.outputs == expected[0]
+    assert told(after) == expected[0]
     assert engine.is_running
 
 

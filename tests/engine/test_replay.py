@@ -6,6 +6,7 @@ import random
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 import torch
@@ -16,7 +17,10 @@ from quire.engine import replay as replaying
 from quire.engine import trace
 from quire.engine.config import EngineConfig
 from quire.engine.core import EngineCore
+from quire.engine.device import warm_up
+from quire.engine.device.runner import ModelRunner
 from quire.engine.errors import ConfigError, ParamsError
+from quire.engine.plan import Scored, StepPlan, StepResult
 from quire.engine.request import Request
 
 NUM_REQUESTS = 24
@@ -47,6 +51,7 @@ def drive(core: EngineCore, rng: random.Random) -> None:
         temperature = rng.choice((0.0, 1.0))
         tenant = rng.choice(("", "secret tenant", "another"))
         options: dict[str, Any] = {"logprobs": logprobs, "temperature": temperature}
+        options["prompt_logprobs"] = (None, None, 1, None)[index % 4]
         core.add(make_request(f"r{index}", prompt, tenant=tenant, **options))
         if rng.random() < 0.2:
             core.abort(f"r{rng.randrange(index + 1)}")
@@ -122,6 +127,36 @@ def test_each_request_runs_alone_to_the_recorded_tokens(log: Path) -> None:
         verdict = replaying.replay_requests(read, {}, name)
         assert verdict.mismatch is None
         assert found[name].ended or verdict.num_tokens == 10
+
+
+def test_steps_tell_of_prompts_and_their_digests_know(
+    log: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another bit in what is told of one token of a prompt."""
+    told: list[StepResult] = []
+    execute = ModelRunner.execute
+
+    def changed(self: ModelRunner, plan: StepPlan) -> StepResult:
+        result = execute(self, plan)
+        if result.prompt_logprobs and not told:
+            told.append(result)
+            result.prompt_logprobs[0].sampled[-1] += 1e-6
+        return result
+
+    monkeypatch.setattr(ModelRunner, "execute", changed)
+    mismatch = replaying.replay(trace.read_log(log), {}).mismatch
+    assert mismatch is not None and len(told) == 1
+    assert mismatch.step == told[0].step
+    assert "their log probabilities are not" in mismatch.what
+
+
+def test_digests_tell_scored_tokens_apart() -> None:
+    plan = warm_up.PLANS[0]
+    digests = {
+        trace.plan_digest(msgspec.structs.replace(plan, scored=scored))
+        for scored in ((), (Scored(0, 1, 2, 0),), (Scored(0, 1, 2, 1),), (Scored(1, 1, 2, 0),))
+    }
+    assert len(digests) == 4
 
 
 def test_an_unknown_request_is_named(log: Path) -> None:

@@ -92,12 +92,13 @@ def make_asked() -> list[Asked]:
     """Three requests that begin alike, greedy and sampled."""
     common = [(7 * i + 3) % VOCAB_SIZE for i in range(21)]
     hot: dict[str, Any] = {"temperature": 0.8, "seed": 3, "top_p": 0.9}
+    cold: dict[str, Any] = {"temperature": 0.0}
     return [
         Asked(
             (*common[:length], length),
             SamplingParams(**options, max_tokens=3, ignore_eos=True, logprobs=3, detokenize=False),
         )
-        for length, options in ((20, {"temperature": 0.0}), (5, hot), (18, {"temperature": 0.0}))
+        for length, options in ((20, cold), (5, hot), (18, cold | {"prompt_logprobs": 2}))
     ]
 
 

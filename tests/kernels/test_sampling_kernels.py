@@ -83,7 +83,10 @@ def test_sample_twins_agree_on_large_vocabularies(
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_logprobs_of_large_vocabularies(dtype: torch.dtype) -> None:
     logits = (torch.randn(2, 150_001, generator=torch.Generator().manual_seed(4)) * 3).to(dtype)
-    result = logprobs_both(logits, torch.tensor([0, 150_000], dtype=torch.int32), 20)
+    tokens = torch.tensor([0, 150_000], dtype=torch.int32)
+    for k in (logits.shape[1], 3000, 65):
+        logprobs_both(logits, tokens, k)
+    result = logprobs_both(logits, tokens, 20)
     exact = logits.double().log_softmax(-1)
     assert (result.sampled - exact[[0, 1], [0, 150_000]]).abs().max() < 1e-5
 

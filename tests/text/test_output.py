@@ -9,7 +9,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from quire.engine.params import RequestOutputKind, SamplingParams
-from quire.engine.request import CompletionOutput, Finished, LogprobRows, Request
+from quire.engine.request import (
+    CompletionOutput,
+    Finished,
+    LogprobRows,
+    PromptLogprobs,
+    Request,
+)
 from quire.engine.text.detokenizer import start_detokenizer
 from quire.engine.text.files import TokenizerConfig
 from quire.engine.text.output import OutputState, TokenLogprobs, take_row
@@ -22,10 +28,12 @@ EOS = 1
 DOOR = TOKENIZER.encode(" opened the door. 'Who is there?' she asked")
 
 
-def make_state(params: SamplingParams | None = None, tokenizer: Any = TOKENIZER) -> OutputState:
+def make_state(
+    params: SamplingParams | None = None, tokenizer: Any = TOKENIZER, prompt: Any = PROMPT
+) -> OutputState:
     request = Request(
         request_id="r",
-        prompt_token_ids=np.array(PROMPT, np.int32),
+        prompt_token_ids=np.array(prompt, np.int32),
         params=params or SamplingParams(),
         seed=99,
         eos_token_ids=(EOS,),
@@ -267,6 +275,31 @@ def test_the_token_that_completes_a_repetition_is_shown() -> None:
     stopped = make_state(SamplingParams(stop=[TOKENIZER.token_text(DOOR[0])]))
     stopped.push(DOOR[0], Finished(0, "repetition", "repetition_detected"))
     assert stopped.finish_reason == "stop", "a stop string comes first"
+
+
+def test_a_prompt_is_told_of_when_all_of_it_is_known() -> None:
+    prompt = DOOR[:3]
+    state = make_state(SamplingParams(prompt_logprobs=1), prompt=prompt)
+    for start, top_id in enumerate((DOOR[3], -1), 1):
+        assert state.output().prompt_logprobs is None
+        rows = LogprobRows(
+            sampled=np.array([-2.0], np.float32),
+            ranks=np.array([3], np.int32),
+            top_ids=np.array([[top_id, 9]], np.int32),
+            top=np.array([[-0.5, -1.0]], np.float32),
+        )
+        state.push_prompt(PromptLogprobs("r", start, rows))
+    for kind in map(RequestOutputKind, (0, 1, 1)):
+        first, second, third = state.output(kind).prompt_logprobs or ()
+        assert first is None and second is not None and third is not None
+        assert [(i, p.logprob, p.rank) for i, p in second.items()] == [
+            (prompt[1], -2.0, 3),
+            (DOOR[3], -0.5, 1),
+        ]
+        assert second[DOOR[3]].decoded_token == TOKENIZER.token_text(DOOR[3])
+        assert list(third) == [prompt[2]], "logits that are not finite have no likeliest token"
+    with pytest.raises(AssertionError):
+        state.push_prompt(PromptLogprobs("r", 1, rows))
 
 
 def test_a_drawn_token_keeps_its_rank_among_equals() -> None:

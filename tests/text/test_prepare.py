@@ -24,7 +24,12 @@ VOCAB = TOKENIZER.vocab_size
 
 
 def make_builder(
-    tokenizer: Any = TOKENIZER, *, length: int = 64, seed: int = 0, markers: Markers | None = None
+    tokenizer: Any = TOKENIZER,
+    *,
+    length: int = 64,
+    seed: int = 0,
+    most: int = 20,
+    markers: Markers | None = None,
 ) -> RequestBuilder:
     return RequestBuilder(
         tokenizer,
@@ -32,6 +37,7 @@ def make_builder(
         max_model_len=length,
         eos_token_ids=[1, 2],
         seed=seed,
+        max_logprobs=most,
         markers=markers,
     )
 
@@ -129,6 +135,41 @@ def test_wrong_options_are_refused(options: dict[str, Any], param: str) -> None:
     assert caught.value.param == param
 
 
+@pytest.mark.parametrize("name", ["logprobs", "prompt_logprobs"])
+@pytest.mark.parametrize(
+    ("most", "given", "expected"),
+    [
+        (20, 0, 0),
+        (20, 20, 20),
+        (20, 21, f"{21}: this engine tells at most 20 "),
+        (20, -1, rf"-1 \(all {VOCAB} tokens\): this engine tells at most 20 "),
+        (0, 1, "at most 0"),
+        (VOCAB, -1, VOCAB),
+        (-1, -1, VOCAB),
+        (-1, VOCAB, VOCAB),
+        (-1, VOCAB + 1, "at most"),
+        (VOCAB + 5, VOCAB + 5, VOCAB),
+    ],
+)
+def test_log_probabilities_have_a_limit(name: str, most: int, given: int, expected: Any) -> None:
+    options: dict[str, Any] = {name: given}
+    builder, params = make_builder(most=most), SamplingParams(**options)
+    if isinstance(expected, str):
+        with pytest.raises(ParamsError, match=f"^{name} is .*{expected}") as caught:
+            builder.build([1], params, "r")
+        assert caught.value.param == name
+    else:
+        request = builder.build([1], params, "r").request
+        assert getattr(request.params, name) == expected
+
+
+@pytest.mark.parametrize("name", ["logprobs", "prompt_logprobs"])
+@pytest.mark.parametrize("given", [-2, 1.5, True, "3", 2**31])
+def test_no_count_is_no_parameter(name: str, given: Any) -> None:
+    with pytest.raises(ParamsError, match=f"{name} is .*an integer from -1"):
+        SamplingParams(**{name: given})
+
+
 def test_without_a_tokenizer_ids_only() -> None:
     builder = make_builder(None)
     assert builder.build([5], None, "r").request.prompt_token_ids.tolist() == [5]
@@ -139,7 +180,8 @@ def test_without_a_tokenizer_ids_only() -> None:
 
 
 def test_ids_of_the_tokenizer_that_the_model_has_not_are_refused() -> None:
-    builder = RequestBuilder(TOKENIZER, vocab_size=10, max_model_len=64, eos_token_ids=(), seed=0)
+    options: dict[str, Any] = {"eos_token_ids": (), "seed": 0, "max_logprobs": 20}
+    builder = RequestBuilder(TOKENIZER, vocab_size=10, max_model_len=64, **options)
     with pytest.raises(ParamsError, match="a token id, 0 to 9"):
         builder.build("a door", None, "r")
 
