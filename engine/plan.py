@@ -31,6 +31,8 @@ class Admitted(Struct, frozen=True):
     """Not drawn before params.min_tokens outputs (end-of-sequence ids included)."""
     bad_word_ids: tuple[tuple[int, ...], ...] = ()
     """Sequences of tokens that are not drawn."""
+    num_candidates: int = 0
+    """So many of the likeliest tokens are told at least."""
 
 
 class StepPlan(Struct, frozen=True):

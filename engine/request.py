@@ -37,6 +37,10 @@ class Request(Struct, frozen=True, kw_only=True):
     """Prefix-cache hits happen only between equal salts."""
     tenant: str = ""
     """Whose request it is: tenants wait in turn."""
+    num_candidates: int = 0
+    """So many of the likeliest tokens are told with each, also where params.logprobs is less."""
+    keep: bool = False
+    """When its length has ended it, what it computed stays for forks until it is aborted."""
 
 
 class LogprobRows(Struct, frozen=True):

@@ -118,6 +118,7 @@ class Timelines:
     def _admit(self, request_id: str, slot: int, num_cached: int) -> None:
         story = self._living.get(request_id)
         if story is None:
+            self._slots.pop(slot, None)
             return
         story.slot = slot
         self._slots[slot] = story

@@ -47,6 +47,7 @@ class PlanDiff:
                 request.seed,
                 sequence.stop_ids,
                 request.bad_word_ids,
+                request.num_candidates,
             )
         )
         self._blocks.append((np.full(len(blocks), slot), np.arange(len(blocks)), blocks))
