@@ -13,13 +13,15 @@ if TYPE_CHECKING:
     from .engine.config import EngineConfig
     from .engine.errors import QuireError
     from .engine.llm import LLM
-    from .engine.params import SamplingParams
-    from .engine.request import CompletionOutput, RequestOutput
+    from .engine.params import BeamSearchParams, SamplingParams
+    from .engine.request import BeamSearchOutput, CompletionOutput, RequestOutput
 
 __version__ = "0.1.0"
 
 _HOMES = {
     "AsyncEngine": "async_engine",
+    "BeamSearchOutput": "request",
+    "BeamSearchParams": "params",
     "CompletionOutput": "request",
     "EngineConfig": "config",
     "LLM": "llm",
@@ -30,6 +32,8 @@ _HOMES = {
 
 __all__ = [
     "AsyncEngine",
+    "BeamSearchOutput",
+    "BeamSearchParams",
     "CompletionOutput",
     "EngineConfig",
     "LLM",

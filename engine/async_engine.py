@@ -24,7 +24,7 @@ from .config import EngineConfig
 from .errors import EngineError
 from .front import Front
 from .metrics import EngineMetrics
-from .params import SamplingParams
+from .params import BeamSearchParams, SamplingParams
 from .plan import StepPlan
 from .request import RequestOutput
 from .text.output import OutputKind
@@ -149,7 +149,7 @@ class AsyncEngine:
     def prepare(
         self,
         prompt: Prompt | Prepared,
-        params: SamplingParams | None = None,
+        params: SamplingParams | BeamSearchParams | None = None,
         request_id: str | None = None,
         *,
         priority: int = 0,
@@ -170,7 +170,7 @@ class AsyncEngine:
     async def generate(
         self,
         prompt: Prompt | Prepared,
-        params: SamplingParams | None = None,
+        params: SamplingParams | BeamSearchParams | None = None,
         request_id: str | None = None,
         *,
         priority: int = 0,
@@ -180,7 +180,8 @@ class AsyncEngine:
     ) -> AsyncGenerator[RequestOutput, None]:
         """Stream a request's output; the last one has `finished`. Closing the stream aborts it.
 
-        output_kind: "cumulative" (all so far), "delta" (what is new), "final" (the end only).
+        output_kind: "cumulative" (all so far), "delta" (what is new), "final" (the end only); a
+        beam search has but one output, at its end.
         tenant: whose request it is; tenants wait in turn.
         ParamsError for bad input, EngineError when the engine does not accept requests. A request
         that the engine could not finish ends with finish_reason "error" and `error` set.
@@ -224,6 +225,23 @@ class AsyncEngine:
                 self._idle.set()
             if not state.finished:
                 front.abort(name, time.monotonic())
+
+    async def beam_search(
+        self,
+        prompt: Prompt | Prepared,
+        request_id: str | None,
+        params: BeamSearchParams,
+        *,
+        priority: int = 0,
+        cache_salt: str | None = None,
+        tenant: str = "",
+    ) -> AsyncGenerator[RequestOutput, None]:
+        """Search for the likeliest answers: one output, the best answer first. See generate."""
+        options: dict[str, Any] = {"cache_salt": cache_salt, "tenant": tenant}
+        stream = self.generate(prompt, params, request_id, priority=priority, **options)
+        async with contextlib.aclosing(stream) as outputs:
+            async for output in outputs:
+                yield output
 
     def fork(
         self,

@@ -22,6 +22,7 @@ MAX_BIASES = 1024
 MAX_ALLOWED = 2**20
 MAX_BAD_WORDS = 1024
 MOST_BIAS = 100.0
+MOST_LENGTH_PENALTY = 16.0
 MAX_SHOWN = 200
 """Characters of a wrong value."""
 
@@ -102,21 +103,68 @@ class SamplingParams(Struct, frozen=True, kw_only=True):
         _stops(self)
 
 
-def num_kept(params: SamplingParams, max_model_len: int) -> int | None:
+class BeamSearchParams(Struct, frozen=True, kw_only=True):
+    """A search for the likeliest answers, and when it ends. Nothing is drawn.
+
+    Raises ParamsError that names the field, on construction.
+    """
+
+    beam_width: int
+    """Answers, and sequences that go on in each step."""
+    max_tokens: int | None
+    """None: up to the model length."""
+    ignore_eos: bool = False
+    temperature: float = 0.0
+    """Without effect: log probabilities are those of the raw logits."""
+    length_penalty: float = 1.0
+    """Scores are log probabilities divided by length (the prompt's too) to the power of this."""
+    include_stop_str_in_output: bool = False
+    """Whether the text shows the end-of-sequence token."""
+    early_stopping: bool | str = False
+    """True: end with beam_width answers; False and "never": when no other can be better."""
+    logprobs: int | None = None
+    """Number of likeliest tokens to report beside each; None: all candidates, 2 * beam_width."""
+    skip_special_tokens: bool = True
+    truncate_prompt_tokens: int | None = None
+    """Only so many of the prompt's last tokens are used; -1: as many as fit."""
+
+    def __post_init__(self) -> None:
+        _integer(self, "beam_width", 1, MAX_N)
+        if self.max_tokens is not None:
+            _integer(self, "max_tokens", 1, 2**31 - 1)
+        _real(self, "temperature", 0.0, 1e4)
+        _real(self, "length_penalty", -MOST_LENGTH_PENALTY, MOST_LENGTH_PENALTY)
+        for name in ("ignore_eos", "include_stop_str_in_output", "skip_special_tokens"):
+            if not isinstance(getattr(self, name), bool):
+                raise _wrong(self, name, "true or false")
+        if not isinstance(self.early_stopping, bool) and self.early_stopping != "never":
+            raise _wrong(self, "early_stopping", 'true, false or "never"')
+        if self.logprobs is not None:
+            _integer(self, "logprobs", 0, MAX_LOGPROBS)
+        if self.truncate_prompt_tokens is not None and self.truncate_prompt_tokens != -1:
+            _integer(self, "truncate_prompt_tokens", 1, 2**31 - 1, "or -1")
+
+    @property
+    def num_candidates(self) -> int:
+        """How many of the likeliest tokens may continue each sequence."""
+        return 2 * self.beam_width
+
+
+def num_kept(params: SamplingParams | BeamSearchParams, max_model_len: int) -> int | None:
     """Tell how many of a prompt's last tokens are used at most; None: all."""
     if params.truncate_prompt_tokens != -1:
         return params.truncate_prompt_tokens
     return max(1, max_model_len - (params.max_tokens or 1))
 
 
-def _wrong(params: SamplingParams, name: str, allowed: str) -> ParamsError:
+def _wrong(params: Struct, name: str, allowed: str) -> ParamsError:
     shown = repr(getattr(params, name))
     if len(shown) > MAX_SHOWN:
         shown = shown[:MAX_SHOWN] + "..."
     return ParamsError(f"{name} is {shown}: it must be {allowed}.", name)
 
 
-def _real(params: SamplingParams, name: str, low: float, high: float, above: bool = False) -> None:
+def _real(params: Struct, name: str, low: float, high: float, above: bool = False) -> None:
     value: Any = getattr(params, name)
     allowed = f"a number {'above' if above else 'from'} {low:g} {'up ' if above else ''}to {high:g}"
     if isinstance(value, bool) or not isinstance(value, Real):
@@ -130,7 +178,7 @@ def _real(params: SamplingParams, name: str, low: float, high: float, above: boo
     force_setattr(params, name, number)
 
 
-def _integer(params: SamplingParams, name: str, low: int, high: int, other: str = "") -> None:
+def _integer(params: Struct, name: str, low: int, high: int, other: str = "") -> None:
     value: Any = getattr(params, name)
     good = isinstance(value, Integral) and not isinstance(value, bool)
     if not good or not low <= int(value) <= high:

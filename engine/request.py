@@ -128,6 +128,27 @@ class CompletionOutput(Struct, frozen=True, kw_only=True):
     """The seed that drew it: give it to replay the answer."""
 
 
+class BeamSearchSequence(Struct, frozen=True, kw_only=True):
+    """One answer of a beam search, vLLM's names."""
+
+    tokens: tuple[int, ...]
+    """Prompt and answer, the token that ended it included."""
+    logprobs: tuple[dict[int, Logprob], ...]
+    """For each token of the answer: its own first, then the likeliest ones."""
+    cum_logprob: float
+    text: str | None
+    """Of prompt and answer; None without a tokenizer."""
+    finish_reason: FinishReason | None = None
+    stop_reason: int | str | None = None
+
+
+class BeamSearchOutput(Struct, frozen=True):
+    """What LLM.beam_search gives for one prompt."""
+
+    sequences: tuple[BeamSearchSequence, ...]
+    """The best first, beam_width of them where the vocabulary is large enough."""
+
+
 class RequestOutput(Struct, frozen=True, kw_only=True):
     """What generate() returns or streams (cumulative), vLLM's names."""
 

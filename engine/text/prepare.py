@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, TypedDict
 import numpy as np
 
 from ..errors import ParamsError
-from ..params import SamplingParams, num_kept
+from ..params import BeamSearchParams, SamplingParams, num_kept
 from ..request import IntArray, Request
 from .chat import ChatTemplate
 from .tokenizer import Tokenizer
@@ -41,6 +41,8 @@ class Prepared(NamedTuple):
     prompt_text: str | None
     parent_id: str | None = None
     """The request that it forks, if that still lives then."""
+    beams: BeamSearchParams | None = None
+    """The search that the request begins."""
 
 
 class RequestBuilder:
@@ -64,7 +66,7 @@ class RequestBuilder:
     def build(
         self,
         prompt: Prompt,
-        params: SamplingParams | None,
+        params: SamplingParams | BeamSearchParams | None,
         request_id: str,
         *,
         priority: int = 0,
@@ -73,12 +75,16 @@ class RequestBuilder:
         tenant: str = "",
     ) -> Prepared:
         """Check and tokenize. Raises ParamsError that names the field."""
+        beams, num_candidates = None, 0
+        if isinstance(params, BeamSearchParams):
+            beams, params = params, first_step(params)
+            num_candidates = min(self._vocab_size, max(beams.num_candidates, beams.logprobs or 0))
         params = SamplingParams() if params is None else params
         self._check(params, request_id, priority, cache_salt)
         bad_word_ids = self._bad_words(params)
         if not isinstance(tenant, str):
             raise _wrong("tenant", tenant, "a text")
-        token_ids, text = self._read(prompt, num_kept(params, self._max_model_len))
+        token_ids, text = self._read(prompt, num_kept(beams or params, self._max_model_len))
         if params.seed is None:
             seed = int(self._generator.integers(1 << SEED_BITS))
         else:
@@ -94,8 +100,10 @@ class RequestBuilder:
             arrival_s=arrival_s,
             cache_salt=cache_salt,
             tenant=tenant,
+            num_candidates=num_candidates,
+            keep=beams is not None,
         )
-        return Prepared(request, text)
+        return Prepared(request, text, beams=beams)
 
     def _check(
         self, params: SamplingParams, request_id: str, priority: int, cache_salt: str | None
@@ -206,6 +214,19 @@ class RequestBuilder:
             f"it must have at most {self._max_model_len - 1}, one token is left for the answer.",
             "prompt",
         )
+
+
+def first_step(params: BeamSearchParams) -> SamplingParams:
+    """Say how the one token of each sequence of a search is computed, and how it is shown."""
+    return SamplingParams(
+        max_tokens=1,
+        temperature=0.0,
+        seed=0,
+        ignore_eos=True,
+        logprobs=0,
+        include_stop_str_in_output=params.include_stop_str_in_output,
+        skip_special_tokens=params.skip_special_tokens,
+    )
 
 
 def chat_prompt(

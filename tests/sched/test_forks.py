@@ -185,7 +185,9 @@ ONE = SamplingParams(max_tokens=1)
 
 def keep(rig: Rig, name: str, prompt: list[int], parent: str | None = None) -> list[int]:
     """Queue a sequence of one token that is kept; gives its prompt."""
-    rig.add(replace(make_request(name, prompt, params=ONE, seed=len(rig.outputs)), keep=True), parent)
+    rig.add(
+        replace(make_request(name, prompt, params=ONE, seed=len(rig.outputs)), keep=True), parent
+    )
     return prompt
 
 
