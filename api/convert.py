@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from msgspec.structs import replace
 
 from ..engine.errors import ParamsError
-from ..engine.params import SamplingParams
+from ..engine.params import BeamSearchParams, SamplingParams
+from .beams import beam_params, check_no_search
 from .decode import show
 from .errors import ApiError
 from .schema import ChatBody, CompletionBody, GenerationBody
@@ -54,11 +55,15 @@ def check_model(given: str | None, served: str) -> None:
         )
 
 
-def completion_params(body: CompletionBody) -> SamplingParams:
+def completion_params(body: CompletionBody) -> SamplingParams | BeamSearchParams:
     """ParamsError where a value is out of range."""
     if body.echo and body.logprobs is not None:
         raise ApiError("echo with logprobs is not supported yet: leave one out.", param="echo")
     max_tokens = DEFAULT_MAX_TOKENS if body.max_tokens is None else body.max_tokens
+    if body.use_beam_search:
+        return beam_params(
+            body, best_of=body.best_of, max_tokens=max_tokens, logprobs=body.logprobs
+        )
     params = _params(body, max_tokens, body.logprobs)
     if body.best_of is None or body.best_of == params.n:
         return params
@@ -77,7 +82,7 @@ def completion_params(body: CompletionBody) -> SamplingParams:
     return many
 
 
-def chat_params(body: ChatBody) -> SamplingParams:
+def chat_params(body: ChatBody) -> SamplingParams | BeamSearchParams:
     """ParamsError where a value is out of range."""
     if body.top_logprobs is not None and not body.logprobs:
         raise ApiError("top_logprobs needs logprobs: true.", param="top_logprobs")
@@ -85,6 +90,13 @@ def chat_params(body: ChatBody) -> SamplingParams:
     limit_name, max_tokens = chat_limit(body)
     renamed = {"logprobs": "top_logprobs", "max_tokens": limit_name}
     try:
+        if body.use_beam_search:
+            return beam_params(body, best_of=body.best_of, max_tokens=max_tokens, logprobs=logprobs)
+        if body.best_of not in (None, 1):
+            raise ApiError(
+                f"best_of is {body.best_of}: in a chat it needs use_beam_search: true.",
+                param="best_of",
+            )
         return _params(body, max_tokens, logprobs)
     except ParamsError as error:
         name = error.param or ""
@@ -100,6 +112,7 @@ def chat_limit(body: ChatBody) -> tuple[str, int | None]:
 
 
 def _params(body: GenerationBody, max_tokens: int | None, logprobs: int | None) -> SamplingParams:
+    check_no_search(body)
     given = {name: value for name in PASSED if (value := getattr(body, name)) is not None}
     return SamplingParams(max_tokens=max_tokens, logprobs=logprobs, **given)
 
@@ -187,7 +200,7 @@ def check_length(
 def prepare(
     engine: Engine,
     prompt: TokenPrompt,
-    params: SamplingParams,
+    params: SamplingParams | BeamSearchParams,
     body: GenerationBody,
     *,
     request_id: str,

@@ -68,12 +68,13 @@ class GenerationBody(Struct, forbid_unknown_fields=True, kw_only=True):
     user: str | None = None
     """Whose request it is where there are no API keys."""
     request_id: str | None = None
+    use_beam_search: bool | None = None
+    """Search for the likeliest answers, with best_of or else n beams, of which n are told."""
+    length_penalty: float | None = None
+    early_stopping: bool | str | None = None
     timeline: bool | None = None
     """Tell, with the end of each choice, what happened to it and when."""
 
-    length_penalty: Only = 1
-    use_beam_search: Only = False
-    early_stopping: Only = False
     response_format: Only = None
     structured_outputs: Only = None
     guided_json: Only = None
@@ -121,8 +122,10 @@ class ChatBody(GenerationBody, kw_only=True):
     chat_template_kwargs: dict[str, Any] | None = None
     reasoning_effort: str | None = None
 
+    best_of: int | None = None
+    """Beams, with use_beam_search."""
+
     echo: Only = False
-    best_of: Only = 1
     documents: Only = None
     audio: Only = None
     modalities: Only = None

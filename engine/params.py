@@ -145,6 +145,11 @@ class BeamSearchParams(Struct, frozen=True, kw_only=True):
             _integer(self, "truncate_prompt_tokens", 1, 2**31 - 1, "or -1")
 
     @property
+    def n(self) -> int:
+        """Answers, as SamplingParams calls them."""
+        return self.beam_width
+
+    @property
     def num_candidates(self) -> int:
         """How many of the likeliest tokens may continue each sequence."""
         return 2 * self.beam_width

@@ -43,9 +43,17 @@ class Oracle(NamedTuple):
 
     config: Any
     weights: Any
+    known: dict[Any, list[Found]]
+    """What was searched before."""
 
     def find(self, prompt: list[int], params: BeamSearchParams) -> list[Found]:
         """Search over it."""
+        key = (tuple(prompt), params)
+        if key not in self.known:
+            self.known[key] = self._find(prompt, params)
+        return self.known[key]
+
+    def _find(self, prompt: list[int], params: BeamSearchParams) -> list[Found]:
         assert params.max_tokens is not None
         search = Search(
             beam_width=params.beam_width,
@@ -66,7 +74,7 @@ def oracle(ending: Path) -> Oracle:
 def load_oracle(path: Path) -> Oracle:
     config = read_model_config(path, "float32", sums=choose_sums("auto"))
     weights = load_weights(config, choose_ops("cpu", "reference"), progress=False)
-    return Oracle(config.decoder, weights)
+    return Oracle(config.decoder, weights, {})
 
 
 def found(output: BeamSearchOutput, prompt: list[int]) -> list[Found]:
@@ -198,6 +206,16 @@ def test_preempted_sequences_give_the_same(
         assert_empty(llm)
 
 
+def test_a_search_ends_when_no_better_answer_can_come(llm: LLM, oracle: Oracle) -> None:
+    """Long before its last step, with the answers that all steps would give."""
+    for penalty in (1.0, 0.0, -1.0):
+        params = BeamSearchParams(beam_width=2, max_tokens=24, length_penalty=penalty)
+        before = llm.scheduler.stats.num_steps
+        (output,) = llm.beam_search([7, 8, 9], params)
+        assert found(output, [7, 8, 9]) == oracle.find([7, 8, 9], params)
+        assert llm.scheduler.stats.num_steps - before < 20
+
+
 def test_one_beam_is_the_greedy_answer(llm: LLM) -> None:
     """Tokens, log probabilities and ends, where no token ends it."""
     params = BeamSearchParams(beam_width=1, max_tokens=12, ignore_eos=True)
@@ -216,7 +234,7 @@ def test_one_beam_is_the_greedy_answer(llm: LLM) -> None:
 @pytest.mark.parametrize("caching", [True, False])
 @pytest.mark.parametrize("overlap", [1, 2])
 def test_nothing_is_computed_or_stored_twice(ending: Path, caching: bool, overlap: int) -> None:
-    """The prompt once, then one token for each beam and step; blocks of the prompt are held once."""
+    """The prompt once, then one token a beam and step; the prompt's blocks are held once."""
     prompt, width, num_steps = [5 + i % 90 for i in range(111)], 4, 6
     options = OPTIONS | {"enable_prefix_caching": caching, "overlap": overlap}
     params = BeamSearchParams(beam_width=width, max_tokens=num_steps, ignore_eos=True)
@@ -292,7 +310,7 @@ async def test_closing_the_stream_ends_a_search(ending: Path) -> None:
     async with AsyncEngine(model=str(ending), **OPTIONS, num_kv_blocks=128) as engine:
         task = asyncio.create_task(collect(engine, PROMPTS[0], "x", params))
         scheduler = engine.front.core.scheduler
-        while scheduler.stats.num_steps < 4:
+        while scheduler.stats.num_steps < 4:  # noqa: ASYNC110 - a step has no event
             await asyncio.sleep(0)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
@@ -323,6 +341,7 @@ def test_a_step_that_dies_ends_the_searches_in_it(ending: Path) -> None:
 
 
 def test_bad_searches_are_refused(llm: LLM) -> None:
+    given: dict[str, Any]
     for field, value in (
         ("beam_width", 0),
         ("beam_width", 129),
@@ -334,8 +353,9 @@ def test_bad_searches_are_refused(llm: LLM) -> None:
         ("ignore_eos", 1),
         ("logprobs", -1),
     ):
+        given = {"beam_width": 2, "max_tokens": 4, field: value}
         with pytest.raises(ParamsError, match=field) as caught:
-            BeamSearchParams(**({"beam_width": 2, "max_tokens": 4} | {field: value}))
+            BeamSearchParams(**given)
         assert caught.value.param == field
     front, params = llm._front, BeamSearchParams(beam_width=2, max_tokens=None)
     front.add(front.prepare([1, 2], params, "x"), 0.0)

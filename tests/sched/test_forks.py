@@ -196,7 +196,7 @@ def keep(rig: Rig, name: str, prompt: list[int], parent: str | None = None) -> l
 def test_what_ended_and_was_kept_is_forked_with_another_last_token(
     caching: bool, length: int
 ) -> None:
-    """Each child computes one token; the full blocks are the parent's, the partial one is copied."""
+    """Each child computes one token; full blocks are the parent's, the partial one is copied."""
     rig = Rig(make_limits(caching=caching))
     prompt = keep(rig, "parent", [7] * length)
     rig.step()
