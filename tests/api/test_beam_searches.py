@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import aiohttp
 import openai
 import pytest
+from msgspec.structs import replace
+from quire.engine.errors import ParamsError
+from quire.engine.llm import LLM
 from quire.engine.params import BeamSearchParams
 from quire.engine.request import RequestOutput
 
@@ -174,3 +178,29 @@ async def test_a_client_that_goes_ends_its_search(live: Any, stream: bool) -> No
             await asking
     live.wait_until_empty()
     assert live.num_used_blocks() == 0
+
+
+def test_texts_are_those_of_the_tokens(model_folder: Path) -> None:
+    """Prompt and answer, as in vLLM; the end of sequence is shown where that is asked for."""
+    options: dict[str, Any] = {"load_format": "dummy", "backend": "reference", "num_threads": 1}
+    with LLM(str(model_folder), num_kv_blocks=64, **options) as llm:
+        tokenizer = llm.get_tokenizer()
+        eos = 2
+        for include in (False, True):
+            params = BeamSearchParams(
+                beam_width=128,
+                max_tokens=1,
+                include_stop_str_in_output=include,
+                skip_special_tokens=False,
+                length_penalty=-16,  # for short ones
+            )
+            with pytest.raises(ParamsError, match="beam_width"):
+                llm.beam_search(PROMPT, replace(params, beam_width=0))
+            (output,) = llm.beam_search(PROMPT, params)
+            ended = [one for one in output.sequences if one.finish_reason == "stop"]
+            assert [one.tokens[-1] for one in ended] == [eos]
+            assert ended[0].text == PROMPT + ("<|im_end|>" if include else "")
+        (output,) = llm.beam_search(PROMPT, BeamSearchParams(beam_width=3, max_tokens=8))
+        for one in output.sequences:
+            assert one.text == tokenizer.decode(list(one.tokens))
+            assert one.text is not None and one.text.startswith(PROMPT)

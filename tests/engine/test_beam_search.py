@@ -14,7 +14,9 @@ from quire.engine.errors import ParamsError
 from quire.engine.models.loader import load_weights
 from quire.engine.models.registry import read_model_config
 from quire.engine.opset import choose_ops, choose_sums
-from quire.engine.request import BeamSearchOutput, RequestOutput
+from quire.engine.replay import replay
+from quire.engine.request import BeamSearchOutput, Request, RequestOutput
+from quire.engine.trace import read_log
 from quire.fuzz.checkpoints import VOCAB_SIZE, make_checkpoint
 from quire.reference.beam_search import Found, Search, beam_search
 
@@ -399,3 +401,62 @@ def test_a_beam_wider_than_the_vocabulary_has_the_whole_of_it(tmp_path: Path) ->
         (output,) = llm.beam_search([1, 2, 3], params)
         assert found(output, [1, 2, 3]) == oracle.find([1, 2, 3], params)
         assert len(output.sequences) == 40
+
+
+class Added:
+    """An observer that keeps what is added, and hears nothing else."""
+
+    def __init__(self) -> None:
+        self.requests: list[tuple[Request, str | None]] = []
+
+    def added(self, request: Request, parent_id: str | None) -> None:
+        self.requests.append((request, parent_id))
+
+    def __getattr__(self, name: str) -> Any:
+        return lambda *_: None
+
+
+def test_what_a_request_says_of_itself_holds_for_all_its_sequences(ending: Path) -> None:
+    """Its priority, its salt and its tenant; all but the first are forks of one before."""
+    params = BeamSearchParams(beam_width=3, max_tokens=4, ignore_eos=True)
+    with LLM(str(ending), **OPTIONS, num_kv_blocks=128) as llm:
+        front, added = llm._front, Added()
+        llm.core.watch(added)
+        options: dict[str, Any] = {"priority": 3, "cache_salt": "s", "tenant": "t"}
+        front.add(front.prepare(PROMPTS[0], params, "x", **options), 0.0)
+        llm._run(0, use_tqdm=False)
+        assert len(added.requests) == 1 + 3 * 3
+        names = [request.request_id for request, _ in added.requests]
+        assert len(set(names)) == len(names)
+        for place, (request, parent) in enumerate(added.requests):
+            assert (request.priority, request.cache_salt, request.tenant) == (3, "s", "t")
+            assert (parent in names[:place]) if place else parent is None
+        (first, second) = (
+            llm.beam_search(PROMPTS[0], params, cache_salt=salt) for salt in ("s", "other")
+        )
+        assert first == second
+        assert_empty(llm)
+
+
+def test_a_recorded_search_replays_to_the_same_plans_and_bits(ending: Path, tmp_path: Path) -> None:
+    path = tmp_path / "log"
+    options = OPTIONS | {"num_kv_blocks": 24, "max_model_len": 90, "overlap": 2}
+    with LLM(str(ending), **options, record=str(path)) as llm:
+        llm.beam_search(PROMPTS, BeamSearchParams(beam_width=4, max_tokens=6))
+    verdict = replay(read_log(path), {})
+    assert verdict.mismatch is None
+    assert verdict.num_requests > len(PROMPTS)
+
+
+@pytest.mark.parametrize("width", [20, 128])
+def test_wide_beams_ask_for_more_than_a_request_may(llm: LLM, width: int) -> None:
+    """Up to the whole vocabulary, which has 157 tokens."""
+    params = BeamSearchParams(beam_width=width, max_tokens=3, ignore_eos=True)
+    (output,) = llm.beam_search([7, 8, 9], params)
+    assert len({one.tokens for one in output.sequences}) == width
+    assert min(len(row) for one in output.sequences for row in one.logprobs) == min(
+        2 * width, VOCAB_SIZE
+    )
+    scores = [one.cum_logprob for one in output.sequences]
+    assert scores == sorted(scores, reverse=True)
+    assert_empty(llm)
