@@ -159,7 +159,8 @@ class Front:
             raise ParamsError(f"The request to fork, {request_id!r}, is not open.", "request_id")
         state, parent = entry.state, entry.state.request
         if isinstance(state, BeamSearch):
-            raise ParamsError(f"{request_id!r} is a beam search: it has no one answer to fork.")
+            message = f"{request_id!r} is a beam search: it has no one answer to fork."
+            raise ParamsError(message, "request_id")
         prepared = self.prepare(
             state.known_token_ids,
             replace(parent.params, seed=None) if params is None else params,
