@@ -32,6 +32,10 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
     "min_tokens": (0,),
     "stop": ("", []),
     "stop_token_ids": ([],),
+    "tool_choice": ("none", "auto"),
+    "response_format": ({"type": "text"},),
+    "structured_outputs": (),
+    "prompt_logprobs": (),
 }
 """Fields that a search cannot follow, and the values that ask nothing of it."""
 
@@ -44,7 +48,7 @@ def beam_params(
 ) -> BeamSearchParams:
     """Read a search of `best_of` beams, or else n. ParamsError where a value is out of range."""
     for name, allowed in NEUTRAL.items():
-        value = getattr(body, name)
+        value = getattr(body, name, None)
         if value is not None and value not in allowed:
             raise ApiError(
                 f"{name} is {show(value)}: it is not supported with use_beam_search.",
