@@ -13,14 +13,21 @@ if TYPE_CHECKING:
     from .engine.config import EngineConfig
     from .engine.errors import QuireError
     from .engine.llm import LLM
-    from .engine.params import RepetitionDetectionParams, RequestOutputKind, SamplingParams
-    from .engine.request import CompletionOutput, RequestOutput
+    from .engine.params import (
+        BeamSearchParams,
+        RepetitionDetectionParams,
+        RequestOutputKind,
+        SamplingParams,
+    )
+    from .engine.request import BeamSearchOutput, CompletionOutput, RequestOutput
     from .engine.structured import StructuredOutputsParams
 
 __version__ = "0.1.0"
 
 _HOMES = {
     "AsyncEngine": "async_engine",
+    "BeamSearchOutput": "request",
+    "BeamSearchParams": "params",
     "CompletionOutput": "request",
     "EngineConfig": "config",
     "LLM": "llm",
@@ -34,6 +41,8 @@ _HOMES = {
 
 __all__ = [
     "AsyncEngine",
+    "BeamSearchOutput",
+    "BeamSearchParams",
     "CompletionOutput",
     "EngineConfig",
     "LLM",

@@ -55,9 +55,8 @@ async def answer(
             return await _respond_stream(request, batches, reply)
         outputs: dict[int, RequestOutput] = {}
         async for batch in batches:
-            best = [(place, reply.keep_best(output)) for place, output in batch]
-            outputs.update(one_by_one(best, reply.n))
-    ended = [outputs[index] for index in range(len(prepared) * reply.n)]
+            outputs.update(one_by_one(batch, reply))
+    ended = [outputs[index] for index in sorted(outputs)]
     for output in ended:
         check_output(output)
     return web.Response(
@@ -70,7 +69,9 @@ async def _respond_stream(
 ) -> web.StreamResponse:
     """Headers leave with the first output, so that what fails before it has its own status."""
     first = await anext(batches)
-    for _, output in one_by_one(first, reply.n):
+    # Of a search all answers come here; the best are kept once.
+    first = [(place, reply.keep_best(output)) for place, output in first]
+    for _, output in one_by_one(first, reply):
         check_output(output)
     events = await EventStream.open(request)
     try:
@@ -87,17 +88,18 @@ async def _respond_stream(
 
 def _chunks(batch: Batch, reply: Reply) -> list[msgspec.Struct]:
     chunks: list[msgspec.Struct] = []
-    for index, output in one_by_one(batch, reply.n):
+    for index, output in one_by_one(batch, reply):
         check_output(output)
         chunks += reply.chunks(index, output)
     return chunks
 
 
-def one_by_one(batch: Batch, n: int) -> Batch:
-    """Tell the n answers of each prompt apart; each gets the index of its choice."""
+def one_by_one(batch: Batch, reply: Reply) -> Batch:
+    """Tell the n answers kept of each prompt apart; each gets the index of its choice."""
+    kept = [(place, reply.keep_best(output)) for place, output in batch]
     return [
-        (place * n + one.index, replace(output, outputs=(one,)))
-        for place, output in batch
+        (place * reply.n + one.index, replace(output, outputs=(one,)))
+        for place, output in kept
         for one in output.outputs
     ]
 

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from msgspec.structs import replace
 
 from ..engine.errors import ParamsError
-from ..engine.params import RequestOutputKind, SamplingParams
+from ..engine.params import BeamSearchParams, RequestOutputKind, SamplingParams
+from .beams import beam_params, check_no_search
 from .decode import show
 from .errors import ApiError
 from .schema import ChatBody, CompletionBody, GenerationBody
@@ -58,9 +59,13 @@ def check_model(given: str | None, served: str) -> None:
         )
 
 
-def completion_params(body: CompletionBody) -> SamplingParams:
+def completion_params(body: CompletionBody) -> SamplingParams | BeamSearchParams:
     """ParamsError where a value is out of range."""
     max_tokens = DEFAULT_MAX_TOKENS if body.max_tokens is None else body.max_tokens
+    if body.use_beam_search:
+        return beam_params(
+            body, best_of=body.best_of, max_tokens=max_tokens, logprobs=body.logprobs
+        )
     if is_prompt_alone(body):
         # A step that computes a whole prompt draws a token: it is not told.
         max_tokens = 1
@@ -89,13 +94,20 @@ def is_prompt_alone(body: CompletionBody) -> bool:
     return bool(body.echo) and body.max_tokens == 0
 
 
-def chat_params(body: ChatBody) -> SamplingParams:
+def chat_params(body: ChatBody) -> SamplingParams | BeamSearchParams:
     """ParamsError where a value is out of range."""
     if body.top_logprobs is not None and not body.logprobs:
         raise ApiError("top_logprobs needs logprobs: true.", param="top_logprobs")
     logprobs = (body.top_logprobs or 0) if body.logprobs else None
     _, max_tokens = chat_limit(body)
     with chat_names(body):
+        if body.use_beam_search:
+            return beam_params(body, best_of=body.best_of, max_tokens=max_tokens, logprobs=logprobs)
+        if body.best_of not in (None, 1):
+            raise ApiError(
+                f"best_of is {body.best_of}: in a chat it needs use_beam_search: true.",
+                param="best_of",
+            )
         return _params(body, max_tokens, logprobs)
 
 
@@ -120,6 +132,7 @@ def chat_limit(body: ChatBody) -> tuple[str, int | None]:
 
 
 def _params(body: GenerationBody, max_tokens: int | None, logprobs: int | None) -> SamplingParams:
+    check_no_search(body)
     given = {name: value for name in PASSED if (value := getattr(body, name)) is not None}
     form = output_form(body)
     if form is not None:
@@ -211,7 +224,7 @@ def check_length(
 async def prepare(
     engine: Engine,
     prompt: TokenPrompt,
-    params: SamplingParams,
+    params: SamplingParams | BeamSearchParams,
     body: GenerationBody,
     *,
     request_id: str,

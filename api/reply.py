@@ -270,6 +270,8 @@ class Reply:
     chunk_object: str
     n: int = 1
     """Choices of each prompt."""
+    ranked: bool = False
+    """Whether its answers come best first."""
     include_usage: bool = False
     running_usage: bool = False
     """Usage so far in every chunk."""
@@ -282,7 +284,10 @@ class Reply:
     _num_output_tokens: int = 0
 
     def keep_best(self, output: RequestOutput) -> RequestOutput:
-        """Keep the n likeliest answers, by log probability a token; all of them count as usage."""
+        """Keep the n best answers, or else the likeliest, by log probability a token.
+
+        All of them count as usage.
+        """
         answers = output.outputs
         if len(answers) <= self.n or any(one.finish_reason == "error" for one in answers):
             return output
@@ -290,7 +295,7 @@ class Reply:
         def likelihood(one: CompletionOutput) -> float:
             return (one.cumulative_logprob or 0.0) / max(1, len(one.token_ids))
 
-        ranked = sorted(answers, key=likelihood, reverse=True)
+        ranked = answers if self.ranked else sorted(answers, key=likelihood, reverse=True)
         self._num_output_tokens += sum(len(one.token_ids) for one in ranked[self.n :])
         kept = [replace(one, index=index) for index, one in enumerate(ranked[: self.n])]
         return replace(output, outputs=tuple(kept))

@@ -81,12 +81,13 @@ class GenerationBody(Struct, forbid_unknown_fields=True, kw_only=True):
     """The form of the output: fields of StructuredOutputsParams."""
     prompt_logprobs: int | None = None
     """Likeliest tokens to tell beside each of the prompt; -1: all."""
+    use_beam_search: bool | None = None
+    """Search for the likeliest answers, with best_of or else n beams, of which n are told."""
+    length_penalty: float | None = None
+    early_stopping: bool | str | None = None
     timeline: bool | None = None
     """Tell, with the end of each choice, what happened to it and when."""
 
-    length_penalty: Only = 1
-    use_beam_search: Only = False
-    early_stopping: Only = False
     prompt_embeds: Only = None
     logits_processors: Only = None
 
@@ -126,8 +127,10 @@ class ChatBody(GenerationBody, kw_only=True):
     chat_template_kwargs: dict[str, Any] | None = None
     reasoning_effort: str | None = None
 
+    best_of: int | None = None
+    """Beams, with use_beam_search."""
+
     echo: Only = False
-    best_of: Only = 1
     documents: Only = None
     audio: Only = None
     modalities: Only = None

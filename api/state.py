@@ -16,7 +16,7 @@ from aiohttp import web
 
 from .. import __version__
 from ..engine.metrics import EngineMetrics
-from ..engine.params import SamplingParams
+from ..engine.params import BeamSearchParams, SamplingParams
 from ..engine.request import RequestOutput
 from ..engine.timeline import Timelines
 
@@ -50,7 +50,7 @@ class Engine(Protocol):
     async def prepare(
         self,
         prompt: Prompt | Prepared,
-        params: SamplingParams | None = None,
+        params: SamplingParams | BeamSearchParams | None = None,
         request_id: str | None = None,
         *,
         priority: int = 0,
@@ -61,7 +61,7 @@ class Engine(Protocol):
     def generate(
         self,
         prompt: Prompt | Prepared,
-        params: SamplingParams | None = None,
+        params: SamplingParams | BeamSearchParams | None = None,
         request_id: str | None = None,
     ) -> AsyncGenerator[RequestOutput, None]: ...
 

@@ -24,7 +24,7 @@ from .config import EngineConfig
 from .errors import EngineError
 from .front import Front
 from .metrics import EngineMetrics
-from .params import RequestOutputKind, SamplingParams
+from .params import BeamSearchParams, RequestOutputKind, SamplingParams
 from .plan import StepPlan
 from .request import RequestOutput
 from .text.prepare import Prepared, Prompt, PromptDict
@@ -148,7 +148,7 @@ class AsyncEngine:
     async def prepare(
         self,
         prompt: Prompt | Prepared,
-        params: SamplingParams | None = None,
+        params: SamplingParams | BeamSearchParams | None = None,
         request_id: str | None = None,
         *,
         priority: int = 0,
@@ -164,7 +164,7 @@ class AsyncEngine:
             ids = await asyncio.to_thread(front.tokenizer.encode, prompt)
             prompt = {"prompt": prompt, "prompt_token_ids": ids}
         grammar = None
-        if params is not None and params.structured_outputs is not None:
+        if isinstance(params, SamplingParams) and params.structured_outputs is not None:
             grammar = await asyncio.to_thread(front.find_grammar, params)
         return front.prepare(
             prompt,
@@ -180,7 +180,7 @@ class AsyncEngine:
     async def generate(
         self,
         prompt: Prompt | Prepared,
-        params: SamplingParams | None = None,
+        params: SamplingParams | BeamSearchParams | None = None,
         request_id: str | None = None,
         *,
         priority: int = 0,
@@ -189,7 +189,7 @@ class AsyncEngine:
     ) -> AsyncGenerator[RequestOutput, None]:
         """Stream a request's output; the last one has `finished`. Closing the stream aborts it.
 
-        What each output tells is params.output_kind.
+        What each output tells is params.output_kind; a beam search has but one, at its end.
         tenant: whose request it is; tenants wait in turn.
         ParamsError for bad input, EngineError when the engine does not accept requests. A request
         that the engine could not finish ends with finish_reason "error" and `error` set.
@@ -223,6 +223,23 @@ class AsyncEngine:
                 self._idle.set()
             if not state.finished:
                 front.abort(name, time.monotonic())
+
+    async def beam_search(
+        self,
+        prompt: Prompt | Prepared,
+        request_id: str | None,
+        params: BeamSearchParams,
+        *,
+        priority: int = 0,
+        cache_salt: str | None = None,
+        tenant: str = "",
+    ) -> AsyncGenerator[RequestOutput, None]:
+        """Search for the likeliest answers: one output, the best answer first. See generate."""
+        options: dict[str, Any] = {"cache_salt": cache_salt, "tenant": tenant}
+        stream = self.generate(prompt, params, request_id, priority=priority, **options)
+        async with contextlib.aclosing(stream) as outputs:
+            async for output in outputs:
+                yield output
 
     def fork(
         self,

@@ -19,14 +19,16 @@ from typing import Any
 from msgspec.structs import replace
 
 from .. import __version__
+from .beams import BeamSearch
 from .branches import Branches, branches_of
 from .build import EngineParts
 from .errors import ConfigError, ParamsError
 from .grammar.grammars import Compiled
 from .metrics import EngineMetrics
 from .pacing import Pacer
-from .params import SamplingParams
+from .params import BeamSearchParams, SamplingParams
 from .request import Finished, PromptLogprobs, Request, TokenEvents
+from .searches import Searches
 from .text.chat import ChatTemplate
 from .text.output import OutputState, take_row
 from .text.prepare import (
@@ -50,7 +52,7 @@ logger = logging.getLogger("quire")
 class Open:
     """One request that has not been told its end."""
 
-    state: OutputState
+    state: OutputState | BeamSearch
     arrival_s: float
     name: str
     """The request's id as its owner knows it: one for all its answers."""
@@ -109,7 +111,8 @@ class Front:
             decode = self._whole_text if config.record_text else None
             self.core.watch(Recorder(Path(config.record), config, __version__, decode))
         self._open: dict[str, Open] = {}
-        """By the id of each sequence."""
+        """By the id of each sequence; a search by its request's."""
+        self._searches = Searches(self.core)
         self._members: dict[str, list[str]] = {}
         """Sequences that are open, by the request's id, where it has several answers."""
         self._ids = itertools.count()
@@ -120,6 +123,11 @@ class Front:
         """The checkpoint's tokenizer. ConfigError under skip_tokenizer_init."""
         if self._tokenizer is None:
             raise ConfigError("this needs a tokenizer, and skip_tokenizer_init is set.")
+        return self._tokenizer
+
+    @property
+    def text_tokenizer(self) -> Tokenizer | None:
+        """The checkpoint's tokenizer, None under skip_tokenizer_init."""
         return self._tokenizer
 
     @property
@@ -135,7 +143,7 @@ class Front:
     def prepare(
         self,
         prompt: Prompt | Prepared,
-        params: SamplingParams | None = None,
+        params: SamplingParams | BeamSearchParams | None = None,
         request_id: str | None = None,
         *,
         priority: int = 0,
@@ -177,9 +185,12 @@ class Front:
         entry = self._open.get(request_id)
         if entry is None:
             raise ParamsError(f"The request to fork, {request_id!r}, is not open.", "request_id")
-        parent = entry.state.request
+        state, parent = entry.state, entry.state.request
+        if isinstance(state, BeamSearch):
+            message = f"{request_id!r} is a beam search: it has no one answer to fork."
+            raise ParamsError(message, "request_id")
         prepared = self.prepare(
-            entry.state.known_token_ids,
+            state.known_token_ids,
             replace(parent.params, seed=None) if params is None else params,
             new_request_id,
             priority=parent.priority,
@@ -218,7 +229,7 @@ class Front:
             self._chat_template = ChatTemplate.from_tokenizer(self.tokenizer, clock=self._clock)
         return self._chat_template
 
-    def add(self, prepared: Prepared, now_s: float) -> OutputState | Branches:
+    def add(self, prepared: Prepared, now_s: float) -> OutputState | Branches | BeamSearch:
         """Queue a prepared request. ParamsError if its id is open or it can never fit."""
         name, members = prepared.request.request_id, branches_of(prepared.request)
         for one in members:
@@ -227,6 +238,8 @@ class Front:
                     f"request_id {one.request_id!r} is in use by a request that has not ended.",
                     "request_id",
                 )
+        if prepared.beams is not None:
+            return self._search(prepared, prepared.beams, now_s)
         states = [
             OutputState(one, prepared.prompt_text, self._tokenizer, index)
             for index, one in enumerate(members)
@@ -243,9 +256,32 @@ class Front:
         self._members[name] = [one.request_id for one in members]
         return Branches(states)
 
+    def _search(self, prepared: Prepared, params: BeamSearchParams, now_s: float) -> BeamSearch:
+        """Begin a beam search."""
+        request = prepared.request
+        name, max_len = request.request_id, self.max_model_len
+        if params.max_tokens is not None:
+            max_len = min(max_len, len(request.prompt_token_ids) + params.max_tokens)
+        search = BeamSearch(
+            request,
+            params,
+            prompt_text=prepared.prompt_text,
+            tokenizer=self._tokenizer,
+            max_len=max_len,
+        )
+        self._searches.begin(search)
+        self._open[name] = Open(search, now_s, name)
+        return search
+
     def abort(self, request_id: str, now_s: float) -> list[str]:
         """End a request, with all its answers; return [request_id] if it was open."""
         touched: list[str] = []
+        entry = self._open.get(request_id)
+        if entry is not None and isinstance(entry.state, BeamSearch):
+            self._searches.end(entry.state)
+            entry.state.abort()
+            self._close(request_id, entry, now_s)
+            return [request_id]
         for name in self._members.get(request_id, [request_id])[::-1]:
             events = self.core.abort(name)
             if events is not None:
@@ -253,6 +289,7 @@ class Front:
             elif name in self._open:
                 # Its turn to fork has not come.
                 entry = self._open[name]
+                assert isinstance(entry.state, OutputState)
                 entry.state.push(-1, Finished(0, "abort"))
                 self._close(name, entry, now_s)
                 touched.append(entry.name)
@@ -297,15 +334,15 @@ class Front:
         for told in events.prompts:
             touched += self._push_prompt(told, now_s)
         for index, request_id in enumerate(events.request_ids):
+            if request_id in self._searches:
+                self._take(request_id, events, index, finished.get(index))
+                continue
             entry = self._open.get(request_id)
             if entry is None:
                 continue
+            assert isinstance(entry.state, OutputState), request_id
             if tokens[index] >= 0:
-                since = entry.arrival_s if entry.last_token_s is None else entry.last_token_s
-                (first if entry.last_token_s is None else later).append(now_s - since)
-                if entry.last_token_s is None:
-                    self.timelines.first_token(request_id)
-                entry.last_token_s = now_s
+                self._time(entry, request_id, now_s, first, later)
             end = finished.get(index)
             stopped = self._push(
                 entry.state, events, index, end=end, token=tokens[index], num_cached=cached[index]
@@ -317,8 +354,36 @@ class Front:
             if stopped or end is not None:
                 self._close(request_id, entry, now_s)
             touched.append(entry.name)
+        for search in self._searches.move():
+            name = search.request.request_id
+            entry = self._open[name]
+            self._time(entry, name, now_s, first, later)
+            if search.finished:
+                self._close(name, entry, now_s)
+                touched.append(name)
         self.metrics.observe_tokens(first, later)
         return touched
+
+    def _time(
+        self, entry: Open, request_id: str, now_s: float, first: list[float], later: list[float]
+    ) -> None:
+        """Note how long a token has taken, the first or a later one."""
+        if entry.last_token_s is None:
+            first.append(now_s - entry.arrival_s)
+            self.timelines.first_token(request_id)
+        else:
+            later.append(now_s - entry.last_token_s)
+        entry.last_token_s = now_s
+
+    def _take(self, request_id: str, events: TokenEvents, index: int, end: Finished | None) -> None:
+        """Give a search what came of one of its sequences."""
+        row = None
+        if events.logprobs is not None and events.token_ids[index] >= 0:
+            entry = self._open.get(request_id)
+            if entry is not None:
+                entry.state.num_cached_tokens = int(events.num_cached_tokens[index])
+            row = take_row(events.logprobs, index, self._searches.num_candidates(request_id))
+        self._searches.take(request_id, row, end)
 
     def _push(
         self,
@@ -350,6 +415,7 @@ class Front:
         entry = self._open.get(told.request_id)
         if entry is None:
             return []
+        assert isinstance(entry.state, OutputState), told.request_id
         try:
             entry.state.push_prompt(told)
         except Exception as error:
@@ -369,8 +435,11 @@ class Front:
             if not members:
                 del self._members[entry.name]
         story = self.timelines.story(request_id)
-        reason = entry.state.finish_reason or "abort"
-        self.timelines.end(request_id, reason, entry.state.num_output_tokens)
+        reason, num_outputs = entry.state.finish_reason or "abort", entry.state.num_output_tokens
+        if isinstance(entry.state, BeamSearch):
+            # Its answers grow together.
+            num_outputs = entry.state.num_steps
+        self.timelines.end(request_id, reason, num_outputs)
         queue_s = None
         if story is not None:
             entry.state.timeline = story.tell()

@@ -11,13 +11,13 @@ from typing import Any, cast
 from .build import build_engine
 from .config import EngineConfig
 from .core import EngineCore
-from .errors import ParamsError
+from .errors import EngineError, ParamsError
 from .front import Front
 from .grammar.grammars import Grammars
-from .params import SamplingParams
-from .request import RequestOutput
+from .params import BeamSearchParams, SamplingParams
+from .request import BeamSearchOutput, BeamSearchSequence, RequestOutput
 from .sched.scheduler import Scheduler
-from .text.prepare import Prompt
+from .text.prepare import Prepared, Prompt
 from .text.tokenizer import Tokenizer
 
 Message = dict[str, Any]
@@ -60,18 +60,74 @@ class LLM:
         """
         items = _as_prompts(prompts)
         params = _one_each(sampling_params, len(items), "sampling_params")
-        priorities = _one_each(priority, len(items), "priority") if priority is not None else None
-        now_s = time.monotonic()
-        prepared = [
-            self._front.prepare(
-                prompt,
-                params[index],
-                priority=priorities[index] if priorities else 0,
-                cache_salt=cache_salt,
-                now_s=now_s,
+        priorities = [0] * len(items) if priority is None else priority
+        return self._answer(
+            self._prepare(items, params, _one_each(priorities, len(items), "priority"), cache_salt),
+            use_tqdm=use_tqdm,
+        )
+
+    def beam_search(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        params: BeamSearchParams,
+        *,
+        use_tqdm: bool = False,
+        concurrency_limit: int | None = None,
+        priority: Sequence[int] | None = None,
+        cache_salt: str | None = None,
+    ) -> list[BeamSearchOutput]:
+        """Search for the likeliest answers to every prompt; outputs in the order of the prompts.
+
+        concurrency_limit: so many prompts at once. Raises as generate does, and EngineError where a
+        search fails.
+        """
+        items = _as_prompts(prompts)
+        priorities = [0] * len(items) if priority is None else priority
+        each = _one_each(priorities, len(items), "priority")
+        prepared = self._prepare(items, [params] * len(items), each, cache_salt)
+        at_once = concurrency_limit or max(1, len(prepared))
+        outputs: list[RequestOutput] = []
+        for start in range(0, len(prepared), at_once):
+            outputs += self._answer(prepared[start : start + at_once], use_tqdm=use_tqdm)
+        return [self._as_beams(output) for output in outputs]
+
+    def _as_beams(self, output: RequestOutput) -> BeamSearchOutput:
+        if output.error is not None:
+            raise EngineError(f"The search of {output.request_id} failed: {output.error}")
+        tokenizer = self._front.text_tokenizer
+        prompt, ids = output.prompt, output.prompt_token_ids
+        if prompt is None and tokenizer is not None:
+            prompt = tokenizer.decode(list(ids))
+        return BeamSearchOutput(
+            tuple(
+                BeamSearchSequence(
+                    tokens=(*ids, *one.token_ids),
+                    logprobs=one.logprobs or (),
+                    cum_logprob=one.cumulative_logprob or 0.0,
+                    text=None if tokenizer is None else f"{prompt}{one.text}",
+                    finish_reason=one.finish_reason,
+                    stop_reason=one.stop_reason,
+                )
+                for one in output.outputs
             )
-            for index, prompt in enumerate(items)
+        )
+
+    def _prepare(
+        self,
+        prompts: Sequence[Prompt],
+        params: Sequence[SamplingParams | BeamSearchParams | None],
+        priorities: Sequence[int],
+        cache_salt: str | None,
+    ) -> list[Prepared]:
+        now_s = time.monotonic()
+        return [
+            self._front.prepare(prompt, one, priority=priority, cache_salt=cache_salt, now_s=now_s)
+            for prompt, one, priority in zip(prompts, params, priorities, strict=True)
         ]
+
+    def _answer(self, prepared: Sequence[Prepared], *, use_tqdm: bool) -> list[RequestOutput]:
+        """Run prepared requests to their ends."""
+        now_s = time.monotonic()
         try:
             states = [self._front.add(one, now_s) for one in prepared]
             self._run(self._front.num_open, use_tqdm=use_tqdm)

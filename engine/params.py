@@ -31,6 +31,7 @@ FLAGS = (
     *("ignore_eos", "include_stop_str_in_output", "skip_special_tokens"),
     *("spaces_between_special_tokens", "detokenize"),
 )
+MOST_LENGTH_PENALTY = 16.0
 MAX_SHOWN = 200
 """Characters of a wrong value."""
 
@@ -177,29 +178,79 @@ class SamplingParams(Struct, frozen=True, kw_only=True):
         _stops(self)
 
 
+class BeamSearchParams(Struct, frozen=True, kw_only=True):
+    """A search for the likeliest answers, and when it ends. Nothing is drawn.
+
+    Raises ParamsError that names the field, on construction.
+    """
+
+    beam_width: int
+    """Answers, and sequences that go on in each step."""
+    max_tokens: int | None
+    """None: up to the model length."""
+    ignore_eos: bool = False
+    temperature: float = 0.0
+    """Without effect: log probabilities are those of the raw logits."""
+    length_penalty: float = 1.0
+    """Scores are log probabilities divided by length (the prompt's too) to the power of this."""
+    include_stop_str_in_output: bool = False
+    """Whether the text shows the end-of-sequence token."""
+    early_stopping: bool | str = False
+    """True: end with beam_width answers; False and "never": when no other can be better."""
+    logprobs: int | None = None
+    """Number of likeliest tokens to report beside each, up to the engine's
+    max_logprobs; -1: all of the vocabulary; None: all candidates, 2 * beam_width."""
+    skip_special_tokens: bool = True
+    truncate_prompt_tokens: int | None = None
+    """Only so many of the prompt's last tokens are used; -1: as many as fit."""
+
+    def __post_init__(self) -> None:
+        _integer(self, "beam_width", 1, MAX_N)
+        if self.max_tokens is not None:
+            _integer(self, "max_tokens", 1, 2**31 - 1)
+        _real(self, "temperature", 0.0, 1e4)
+        _real(self, "length_penalty", -MOST_LENGTH_PENALTY, MOST_LENGTH_PENALTY)
+        for name in ("ignore_eos", "include_stop_str_in_output", "skip_special_tokens"):
+            if not isinstance(getattr(self, name), bool):
+                raise _wrong(self, name, "true or false")
+        if not isinstance(self.early_stopping, bool) and self.early_stopping != "never":
+            raise _wrong(self, "early_stopping", 'true, false or "never"')
+        if self.logprobs is not None:
+            _integer(self, "logprobs", -1, 2**31 - 1)
+        if self.truncate_prompt_tokens is not None and self.truncate_prompt_tokens != -1:
+            _integer(self, "truncate_prompt_tokens", 1, 2**31 - 1, "or -1")
+
+    @property
+    def n(self) -> int:
+        """Answers, as SamplingParams calls them."""
+        return self.beam_width
+
+    @property
+    def num_candidates(self) -> int:
+        """How many of the likeliest tokens may continue each sequence."""
+        return 2 * self.beam_width
+
+
 def takes_prompt(processor: LogitsProcessor) -> bool:
     """Tell whether a logits processor has the prompt's tokens as its first argument."""
     return len(inspect.signature(processor).parameters) == 3
 
 
-def num_kept(params: SamplingParams, max_model_len: int) -> int | None:
+def num_kept(params: SamplingParams | BeamSearchParams, max_model_len: int) -> int | None:
     """Tell how many of a prompt's last tokens are used at most; None: all."""
     if params.truncate_prompt_tokens != -1:
         return params.truncate_prompt_tokens
     return max(1, max_model_len - (params.max_tokens or 1))
 
 
-Params = SamplingParams | RepetitionDetectionParams
-
-
-def _wrong(params: Params, name: str, allowed: str) -> ParamsError:
+def _wrong(params: Struct, name: str, allowed: str) -> ParamsError:
     shown = repr(getattr(params, name))
     if len(shown) > MAX_SHOWN:
         shown = shown[:MAX_SHOWN] + "..."
     return ParamsError(f"{name} is {shown}: it must be {allowed}.", name)
 
 
-def _real(params: SamplingParams, name: str, low: float, high: float, above: bool = False) -> None:
+def _real(params: Struct, name: str, low: float, high: float, above: bool = False) -> None:
     value: Any = getattr(params, name)
     allowed = f"a number {'above' if above else 'from'} {low:g} {'up ' if above else ''}to {high:g}"
     if isinstance(value, bool) or not isinstance(value, Real):
@@ -213,14 +264,14 @@ def _real(params: SamplingParams, name: str, low: float, high: float, above: boo
     force_setattr(params, name, number)
 
 
-def _kind(params: Params, name: str, kind: type | UnionType) -> None:
+def _kind(params: Struct, name: str, kind: type | UnionType) -> None:
     if not isinstance(getattr(params, name), kind):
         types = get_args(kind) or (kind,)
         named = ["None" if one is type(None) else one.__name__ for one in types]
         raise _wrong(params, name, f"a {' or '.join(named)}")
 
 
-def _integer(params: Params, name: str, low: int, high: int, other: str = "") -> None:
+def _integer(params: Struct, name: str, low: int, high: int, other: str = "") -> None:
     value: Any = getattr(params, name)
     good = isinstance(value, Integral) and not isinstance(value, bool)
     if not good or not low <= int(value) <= high:

@@ -34,6 +34,8 @@ class Admitted(Struct, frozen=True):
     grammar: GrammarUse | None = None
     """What its outputs follow."""
     thinking: ThinkingBudget | None = None
+    num_candidates: int = 0
+    """So many of the likeliest tokens are told at least."""
 
 
 class Scored(Struct, frozen=True):

@@ -56,6 +56,10 @@ class Request(Struct, frozen=True, kw_only=True):
     """Prefix-cache hits happen only between equal salts."""
     tenant: str = ""
     """Whose request it is: tenants wait in turn."""
+    num_candidates: int = 0
+    """So many of the likeliest tokens are told with each, also where params.logprobs is less."""
+    keep: bool = False
+    """When its length has ended it, what it computed stays for forks until it is aborted."""
 
 
 class LogprobRows(Struct, frozen=True):
@@ -153,6 +157,27 @@ class CompletionOutput(Struct, frozen=True, kw_only=True):
     stop_reason: int | str | None = None
     seed: int | None = None
     """The seed that drew it: give it to replay the answer."""
+
+
+class BeamSearchSequence(Struct, frozen=True, kw_only=True):
+    """One answer of a beam search, vLLM's names."""
+
+    tokens: tuple[int, ...]
+    """Prompt and answer, the token that ended it included."""
+    logprobs: tuple[dict[int, Logprob], ...]
+    """For each token of the answer: its own first, then the likeliest ones."""
+    cum_logprob: float
+    text: str | None
+    """Of prompt and answer; None without a tokenizer."""
+    finish_reason: FinishReason | None = None
+    stop_reason: int | str | None = None
+
+
+class BeamSearchOutput(Struct, frozen=True):
+    """What LLM.beam_search gives for one prompt."""
+
+    sequences: tuple[BeamSearchSequence, ...]
+    """The best first, beam_width of them where the vocabulary is large enough."""
 
 
 class RequestOutput(Struct, frozen=True, kw_only=True):

@@ -86,7 +86,9 @@ class Timelines:
         return self._living.get(request_id)
 
     def added(self, request: Request, parent_id: str | None) -> None:
-        """See Observer."""
+        """See Observer. What goes on with a kept request belongs to the story of that."""
+        if request.keep and parent_id is not None:
+            return
         story = Story(request, self._clock())
         self._living[request.request_id] = story
         self._note(story, "queued", detail=parent_id and f"fork of {parent_id}")
@@ -118,6 +120,7 @@ class Timelines:
     def _admit(self, request_id: str, slot: int, num_cached: int) -> None:
         story = self._living.get(request_id)
         if story is None:
+            self._slots.pop(slot, None)
             return
         story.slot = slot
         self._slots[slot] = story

@@ -13,6 +13,7 @@ from typing import ClassVar
 
 from hypothesis import strategies as st
 from hypothesis.stateful import initialize, precondition, rule
+from msgspec.structs import replace
 
 from ..engine.errors import ParamsError
 from ..engine.kv.prefix_index import UPCOMING
@@ -62,12 +63,18 @@ class SchedulerMachine(NotedMachine):
         """Ids of the requests that have not ended, oldest first."""
         return [name for name in self.requests if name not in self.ended]
 
+    @property
+    def kept(self) -> list[str]:
+        """Ids of those that have ended and were kept."""
+        return list(self.scheduler._shares.kept)
+
     @rule(
         data=st.data(),
         params=sampling_params(),
         eos=st.sampled_from(((), (0,), (0, 1))),
         priority=st.integers(-2, 2),
         salt=st.sampled_from(_SALTS),
+        keep=st.booleans(),
     )
     @noted
     def add(
@@ -77,9 +84,11 @@ class SchedulerMachine(NotedMachine):
         eos: tuple[int, ...],
         priority: int,
         salt: str | None,
+        keep: bool = False,
     ) -> None:
         prompt = data.draw(prompts(self.limits.max_model_len - 1))
         request = self.make(prompt, params, eos=eos, priority=priority, salt=salt)
+        request = replace(request, keep=keep)
         self.scheduler.add(request)
         self.enter(request)
 
@@ -97,6 +106,28 @@ class SchedulerMachine(NotedMachine):
         self.scheduler.fork(parent.request_id, request)
         self.totals["forks"] += 1
         self.enter(request)
+
+    @precondition(lambda self: self.kept)
+    @rule(data=st.data(), cut=st.sampled_from((0, 0, 0, 1, 3)), number=st.integers(1, 4))
+    @noted
+    def fork_kept(self, data: st.DataObject, cut: int, number: int) -> None:
+        """Fork one that was kept, as a step of a search does: `number` with last tokens of their
+        own, each of one token and kept in turn, and the parent goes."""
+        parent = self.requests[data.draw(st.sampled_from(self.kept))]
+        known = [*parent.prompt_token_ids.tolist(), *self.outputs[parent.request_id]]
+        known = known[: max(1, len(known) - cut)]
+        if len(known) + 1 > self.limits.max_model_len:
+            return
+        params = SamplingParams(max_tokens=1, ignore_eos=True)
+        for _ in range(number):
+            prompt = [*known[:-1], data.draw(st.integers(0, VOCAB - 1))]
+            request = self.make(prompt, params, eos=(), priority=0, salt=parent.cache_salt)
+            request = replace(request, keep=True)
+            self.scheduler.fork(parent.request_id, request)
+            self.totals["forks of kept ones"] += 1
+            self.enter(request)
+        self.scheduler.abort(parent.request_id)
+        self.scheduler.check()
 
     @rule(data=st.data())
     @noted
@@ -120,7 +151,12 @@ class SchedulerMachine(NotedMachine):
         single = sorted(steps[0] ^ steps[1]) if len(steps) == 2 else []
         name = data.draw(st.sampled_from(single or [*self.alive, *self.requests]))
         self.totals["aborts in one of two steps"] += bool(single)
+        was_kept = name in self.kept
         events = self.scheduler.abort(name)
+        if was_kept:
+            assert events is not None and not events.request_ids, (name, events)
+            assert name not in self.kept, name
+            return
         assert (events is None) == (name in self.ended), (name, events)
         if events is not None:
             self.totals["aborts"] += 1
@@ -238,6 +274,8 @@ class SchedulerMachine(NotedMachine):
             self.step(1)
         assert not self.flying and not self.alive, self.alive
         self.scheduler.check()
+        for name in self.kept:
+            self.scheduler.abort(name)
         assert self.scheduler.num_free_blocks == self.limits.num_blocks
         assert self.scheduler.plan() is None
         for name, alone in self.expected.items():
@@ -318,6 +356,8 @@ class SchedulerMachine(NotedMachine):
                 assert outputs == alone[: len(outputs)], (name, outputs, alone)
                 self.compare_prompt(self.requests[name])
             if finished is not None:
+                keeps = self.requests[name].keep and finished.reason == "length"
+                assert (name in self.kept) == keeps, (name, finished)
                 self.ended[name] = finished
                 if finished.reason == "abort":
                     self.expected.pop(name)

@@ -1,4 +1,4 @@
-"""Greedy tokens equal transformers' on every family, however the engine is made to work."""
+"""Greedy tokens and beams equal those of transformers, however the engine is made to work."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
+from quire import LLM, BeamSearchParams, SamplingParams
 from quire.fuzz.checkpoints import KINDS, VOCAB_SIZE, make_checkpoint
 from quire.fuzz.engine_runs import Asked, make_requests, run
 from torch import Tensor
@@ -92,3 +93,75 @@ def test_greedy_tokens_and_logprobs_equal_transformers(family: Any, tmp_path: Pa
                 wanted = [float(row[token]) for token, _, _ in entries]
                 given = [logprob for _, logprob, _ in entries]
                 assert given == pytest.approx(wanted, abs=LOGPROB_TOLERANCE), where
+
+
+BEAM_EOS = tuple(range(0, VOCAB_SIZE, 5))
+
+
+def search_transformers(
+    path: Path, prompt: list[int], *, width: int, eos: tuple[int, ...]
+) -> list[tuple[list[int], float]]:
+    """Search with transformers, scores not divided by lengths; return answers and scores."""
+    from transformers import AutoModelForCausalLM
+
+    model: Any = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
+    model.generation_config.eos_token_id = list(eos) or None
+    tokens = torch.tensor([prompt])
+    with torch.inference_mode():
+        given = model.generate(
+            tokens,
+            attention_mask=torch.ones_like(tokens),
+            do_sample=False,
+            num_beams=width,
+            num_return_sequences=width,
+            max_new_tokens=MAX_TOKENS,
+            length_penalty=0.0,
+            early_stopping="never",
+            output_scores=True,
+            return_dict_in_generate=True,
+            pad_token_id=0,
+        )
+    answers = given.sequences[:, len(prompt) :].tolist()
+    return list(zip(answers, given.sequences_scores.tolist(), strict=True))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_beams_equal_transformers(kind: Any, tmp_path: Path) -> None:
+    """Where nothing ends a sequence: all answers are as long, so lengths and ends, which the two
+    count differently (we the prompt too, they only ends among the first beams), play no part."""
+    path = make_checkpoint(kind, tmp_path, seed=5)
+    options: dict[str, Any] = {"num_threads": 1, "dtype": "float32", "num_kv_blocks": 128}
+    with LLM(str(path), skip_tokenizer_init=True, **options) as llm:
+        for prompt in ([*range(5, 44)], [7, 8, 9]):
+            for width in (1, 2, 3, 4):
+                params = BeamSearchParams(
+                    beam_width=width, max_tokens=MAX_TOKENS, ignore_eos=True, length_penalty=0.0
+                )
+                (ours,) = llm.beam_search([prompt], params)
+                if width == 1:
+                    theirs = ask_transformers(path, Asked(tuple(prompt), SamplingParams()))
+                    assert ours.sequences[0].tokens[len(prompt) :] == tuple(theirs.tokens)
+                    continue
+                found = search_transformers(path, prompt, width=width, eos=())
+                assert [list(one.tokens[len(prompt) :]) for one in ours.sequences] == [
+                    answer for answer, _ in found
+                ]
+                for one, (_, score) in zip(ours.sequences, found, strict=True):
+                    assert one.cum_logprob == pytest.approx(score, abs=MAX_TOKENS * 1e-5)
+
+
+def test_where_sequences_end_ours_are_no_worse_than_transformers(tmp_path: Path) -> None:
+    """They take an end only where it is among the first `width` of a step, we (as vLLM) wherever it
+    is among the candidates: so the i-th of ours is at least as likely as the i-th of theirs."""
+    path = make_checkpoint("llama2", tmp_path, seed=3, eos_token_id=list(BEAM_EOS))
+    options: dict[str, Any] = {"num_threads": 1, "dtype": "float32", "num_kv_blocks": 128}
+    with LLM(str(path), skip_tokenizer_init=True, **options) as llm:
+        for prompt in ([*range(5, 44)], [7, 8, 9], [100]):
+            for width in (2, 3, 4):
+                params = BeamSearchParams(
+                    beam_width=width, max_tokens=MAX_TOKENS, length_penalty=0.0
+                )
+                (ours,) = llm.beam_search([prompt], params)
+                found = search_transformers(path, prompt, width=width, eos=BEAM_EOS)
+                for one, (_, score) in zip(ours.sequences, found, strict=True):
+                    assert one.cum_logprob >= score - MAX_TOKENS * 1e-5

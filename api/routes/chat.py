@@ -67,7 +67,8 @@ async def chat_completions(request: web.Request) -> web.StreamResponse:
         response_id=response_id,
         model=engine.model_name,
         created=int(state.clock()),
-        n=params.n,
+        n=body.n or 1,
+        ranked=bool(body.use_beam_search),
         choices=ChatChoices(
             num_top=(body.top_logprobs or 0) if body.logprobs else None,
             return_ids=bool(body.return_token_ids),

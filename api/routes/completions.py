@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from aiohttp import web
 
-from ...engine.params import SamplingParams, num_kept
+from ...engine.params import BeamSearchParams, SamplingParams, num_kept
 from ..answer import answer, check_accepting
 from ..auth import cache_salt, tenant_of
 from ..convert import (
@@ -54,6 +54,7 @@ async def completions(request: web.Request) -> web.StreamResponse:
         model=engine.model_name,
         created=int(state.clock()),
         n=body.n or 1,
+        ranked=bool(body.use_beam_search),
         choices=CompletionChoices(
             n=body.n or 1,
             num_top=body.logprobs,
@@ -74,7 +75,7 @@ async def completions(request: web.Request) -> web.StreamResponse:
 
 
 async def _token_prompts(
-    state: ServerState, body: CompletionBody, params: SamplingParams
+    state: ServerState, body: CompletionBody, params: SamplingParams | BeamSearchParams
 ) -> list[TokenPrompt]:
     engine = state.engine
     last = num_kept(params, engine.max_model_len)

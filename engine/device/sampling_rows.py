@@ -81,7 +81,8 @@ class SamplingTable:
         self._seeds[slot] = np.uint64(admitted.seed).view(np.int64)
         self._num_prompt_tokens[slot] = admitted.num_prompt_tokens
         self._min_tokens[slot] = params.min_tokens
-        self._num_logprobs[slot] = NO_LOGPROBS if params.logprobs is None else params.logprobs
+        num_logprobs = NO_LOGPROBS if params.logprobs is None else params.logprobs
+        self._num_logprobs[slot] = max(num_logprobs, admitted.num_candidates or NO_LOGPROBS)
         edits, grammar = self.edits.admit(admitted), self.grammars.admit(admitted)
         self._features[slot] = HAS_EDITS * edits | HAS_GRAMMAR * grammar
         self._stop_token_ids[slot] = tuple(

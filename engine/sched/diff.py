@@ -49,6 +49,7 @@ class PlanDiff:
                 request.bad_word_ids,
                 request.grammar,
                 request.thinking,
+                request.num_candidates,
             )
         )
         self._blocks.append((np.full(len(blocks), slot), np.arange(len(blocks)), blocks))

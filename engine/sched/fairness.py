@@ -95,7 +95,7 @@ class FairQueue:
         counters = self.counters()
         heap: list[tuple[int, float, int, int, int]] = []
         for index, queue in self._waiting.items():
-            priority, arrival = queue[0].rank
+            priority, arrival, _ = queue[0].rank
             heap.append((priority, float(counters[index]), arrival, index, 0))
         heapify(heap)
         for _ in range(count):
@@ -109,7 +109,7 @@ class FairQueue:
                 continue
             price = _price(sequence, sequence.num_paid, len(sequence.token_ids) + 1)
             counter += price / self._accounts[index].weight
-            priority, arrival = queue[place].rank
+            priority, arrival, _ = queue[place].rank
             heapreplace(heap, (priority, counter, arrival, index, place))
 
     def enter(self, sequence: Sequence) -> None:

@@ -32,6 +32,7 @@ from .planner import Admission, Decision, Grant, State, plan_step
 from .queues import RankedQueue
 from .scoring import Scoring, tell
 from .sequence import Hit, Sequence, make_sequence
+from .shares import Shares
 from .stats import SchedulerStats
 from .stopping import StopFilter, Verdict, ended, judge
 
@@ -66,7 +67,8 @@ class Scheduler:
         self._memory = SlotMemory(limits, secret or secrets.token_bytes(KEY_BYTES))
         rows = self._memory.table.rows([])
         waiting = FairQueue(self._memory.table, limits.tenant_weights)
-        self._state = State(self._memory, waiting=waiting, rows=rows)
+        self._shares = Shares(self._memory, limits.block_size)
+        self._state = State(self._memory, waiting, rows, self._shares.holders)
         self._running = RankedQueue()
         self._draining: list[int] = []
         self._alive: dict[str, Sequence] = {}
@@ -118,35 +120,36 @@ class Scheduler:
         """Queue a request that continues a living one from known tokens: all, or the first.
 
         It shares the parent's blocks of these tokens; a partial last one is copied when it starts.
+        The parent may also be one that was kept: then the last token may be another than it drew,
+        and the child has its place in the order, for it goes on with the same request.
         Raises ParamsError as add() does, if the parent is not alive, if the prompt is not what the
         parent begins with, or if the cache salt is not the parent's.
         """
-        parent = self._alive.get(parent_id)
+        kept = self._shares.kept.get(parent_id)
+        parent = self._alive.get(parent_id) if kept is None else kept
         if parent is None:
             raise ParamsError(f"The request to fork, {parent_id!r}, is not alive.", "request_id")
         child = self._make(request)
         length = len(child.token_ids)
-        if not np.array_equal(child.token_ids, self._known_tokens(parent)[:length]):
+        given, known = child.token_ids, self._known_tokens(parent)
+        same = length if kept is None else length - 1
+        if length > len(known) or not np.array_equal(given[:same], known[:same]):
             raise ParamsError("A fork's prompt must be what its parent begins with.", "prompt")
         if child.root != parent.root:
             raise ParamsError("A fork must have its parent's cache salt.", "cache_salt")
+        if kept is not None:
+            child.rank = (child.rank[0], kept.rank[1], child.rank[2])
+            child.keys = kept.keys[: (length - 1) // self._limits.block_size]
         self._enter(child)
-        if parent.slot < 0:
-            return
-        # What a sequence shares is published, or it could not publish what follows.
-        self._memory.publish(parent.slot)
-        # Steps in flight count: the device runs them before any step of the child.
-        submitted = int(self._memory.table.submitted[parent.slot])
-        computed = min(submitted, child.most_hit)
-        full, rest = divmod(computed, self._limits.block_size)
-        if computed:
-            blocks = self._memory.blocks.row(parent.slot)
-            child.held = Hit(blocks[:full], int(blocks[full]) if rest else -1, computed)
-            self._memory.pool.hold(child.held.held())
-            self._state.holders.append(child)
+        self._shares.share(parent, child)
 
     def abort(self, request_id: str) -> TokenEvents | None:
-        """End a request in whatever state; None if it is not alive."""
+        """End a request in whatever state; None if it is not alive.
+
+        One that was kept has ended: what it holds is given back, and nothing is told of it.
+        """
+        if self._shares.forget(request_id):
+            return _endings([], Verdict("abort"))
         sequence = self._alive.get(request_id)
         if sequence is None:
             return None
@@ -167,8 +170,7 @@ class Scheduler:
         for slot in decision.victims:
             self._preempt(memory.table.sequence(slot))
         if decision.drop_held:
-            for sequence in list(state.holders):
-                self._drop_held(sequence)
+            self._shares.drop_all()
         # Every hit is held before any block is taken: taking may evict cached blocks.
         pins = self._hold_hits(decision.admissions)
         ids = memory.take(decision.num_blocks) if decision.num_blocks else NO_IDS
@@ -237,8 +239,7 @@ class Scheduler:
         self._release_drained()
         for sequence in list(self._running):
             self._preempt(sequence)
-        for sequence in list(self._state.holders):
-            self._drop_held(sequence)
+        self._shares.drop_all()
         self._refresh_rows()
         assert self.reset_prefix_cache(), (self.num_free_blocks, self.num_blocks)
         return _endings(doomed, Verdict("error", None, message))
@@ -268,10 +269,12 @@ class Scheduler:
         for request_id, sequence in self._alive.items():
             assert sequence.request_id == request_id, request_id
         assert len(self._alive) == len(running) + self.num_waiting, list(self._alive)
+        self._shares.check()
+        assert not self._shares.kept.keys() & self._alive.keys(), list(self._shares.kept)
         assert len(self._state.in_flight) == len(self._flights) <= self._limits.overlap
 
     def _make(self, request: Request) -> Sequence:
-        if request.request_id in self._alive:
+        if request.request_id in self._alive or request.request_id in self._shares.kept:
             raise ParamsError(f"Request id {request.request_id!r} is in use.", "request_id")
         root = self._memory.hasher.root(request.cache_salt)
         return make_sequence(request, self._limits, root=root, arrival=self._num_arrivals)
@@ -301,8 +304,7 @@ class Scheduler:
             if sequence.held is None:
                 self._memory.pool.hold(hit.held())
             else:
-                sequence.held = None
-                self._state.holders.remove(sequence)
+                self._shares.used(sequence)
         return pins
 
     def _unpin(self, pins: list[int]) -> None:
@@ -387,27 +389,30 @@ class Scheduler:
                 table.known[slot] -= 1
                 if slot in messages:
                     verdict = verdict._replace(message=messages[slot])
-            self._end(sequence)
+            self._end(sequence, keep=sequence.request.keep and verdict.reason == "length")
             finished.append(Finished(row, *verdict))
         if finished:
             self._refresh_rows()
         return tuple(finished)
 
-    def _end(self, sequence: Sequence) -> None:
-        """Take a living sequence out; callers refresh the rows."""
+    def _end(self, sequence: Sequence, *, keep: bool = False) -> None:
+        """Take a living sequence out; callers refresh the rows. keep: its blocks, for forks."""
         del self._alive[sequence.request_id]
         self._state.waiting.end(sequence)
         if sequence.slot < 0:
             if sequence.held is not None:
-                self._drop_held(sequence)
+                self._shares.drop(sequence)
             return
         self._scoring.leave(sequence.slot)
         self._running.remove(sequence)
         if self._is_in_flight(sequence.slot):
             self._memory.table.draining[sequence.slot] = True
             self._draining.append(sequence.slot)
-        else:
-            self._memory.release(sequence.slot)
+            return
+        if keep:
+            self._shares.keep(sequence, self._known_tokens(sequence))
+        self._memory.release(sequence.slot)
+        sequence.slot = -1
 
     def _release_drained(self) -> None:
         """Release draining slots whose newest step has retired."""
@@ -430,13 +435,6 @@ class Scheduler:
         self._memory.release(slot)
         sequence.slot = -1
         self._stats.num_preemptions += 1
-
-    def _drop_held(self, sequence: Sequence) -> None:
-        """Let a waiting fork give up its share of the parent: it will compute it anew."""
-        assert sequence.held is not None, sequence.request_id
-        self._memory.drop(sequence.held.held()[::-1])
-        sequence.held = None
-        self._state.holders.remove(sequence)
 
     def _refresh_rows(self) -> None:
         self._state.rows = self._memory.table.rows([s.slot for s in self._running])

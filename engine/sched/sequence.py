@@ -36,8 +36,8 @@ class Sequence:
     """What is not needed in every step; the rest is in SlotTable while the sequence runs."""
 
     request: Request
-    rank: tuple[int, int]
-    """(priority, arrival number): the lowest runs first."""
+    rank: tuple[int, int, int]
+    """(priority, arrival number of the request that it goes on with, its own): the lowest first."""
     root: bytes
     """Parent key of the first block."""
     max_len: int
@@ -53,7 +53,7 @@ class Sequence:
     num_cached: int | None = None
     """Hit tokens of the first admission; None before."""
     held: Hit | None = None
-    """A fork's share of its parent, referenced while it waits."""
+    """Referenced while it is in no slot: a waiting fork's share of its parent, or what was kept."""
     account: int = -1
     """FairQueue's, of its tenant."""
     num_paid: int = 0
@@ -110,7 +110,7 @@ def make_sequence(
     eos = () if params.ignore_eos else request.eos_token_ids
     return Sequence(
         request=request,
-        rank=(request.priority if limits.policy == "priority" else 0, arrival),
+        rank=(request.priority if limits.policy == "priority" else 0, arrival, arrival),
         root=root,
         max_len=max_len,
         token_ids=np.ascontiguousarray(request.prompt_token_ids, dtype=np.int32),

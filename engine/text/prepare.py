@@ -7,7 +7,7 @@ is allowed. Behind it, Request is trusted.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple, TypedDict
+from typing import Any, NamedTuple, TypedDict, TypeVar
 
 import numpy as np
 from msgspec.structs import replace
@@ -15,12 +15,13 @@ from msgspec.structs import replace
 from ..errors import ParamsError
 from ..grammar.grammars import Compiled, Grammars
 from ..grammar.source import grammar_source
-from ..params import SamplingParams, num_kept
+from ..params import BeamSearchParams, SamplingParams, num_kept
 from ..request import GrammarUse, IntArray, Request, ThinkingBudget
 from .chat import ChatTemplate
 from .reasoning import Markers
 from .tokenizer import Tokenizer
 
+P = TypeVar("P", SamplingParams, BeamSearchParams)
 CHARS_PER_TOKEN = 64
 """A text longer than this per token of the model length is tried by its beginning first."""
 
@@ -47,6 +48,8 @@ class Prepared(NamedTuple):
     """The request that it forks, if that still lives then."""
     grammar: Compiled | None = None
     """The request's, kept while it lives."""
+    beams: BeamSearchParams | None = None
+    """The search that the request begins."""
 
 
 class FoundGrammar(NamedTuple):
@@ -84,7 +87,7 @@ class RequestBuilder:
     def build(
         self,
         prompt: Prompt,
-        params: SamplingParams | None,
+        params: SamplingParams | BeamSearchParams | None,
         request_id: str,
         *,
         priority: int = 0,
@@ -94,6 +97,11 @@ class RequestBuilder:
         grammar: FoundGrammar | None = None,
     ) -> Prepared:
         """Check and tokenize. Raises ParamsError that names the field."""
+        beams, num_candidates = None, 0
+        if isinstance(params, BeamSearchParams):
+            beams = self._with_logprobs(params)
+            params = first_step(beams)
+            num_candidates = min(self._vocab_size, max(beams.num_candidates, beams.logprobs or 0))
         params = SamplingParams() if params is None else params
         self._check(params, request_id, priority, cache_salt)
         params = self._with_logprobs(params)
@@ -102,7 +110,7 @@ class RequestBuilder:
             grammar = self.find_grammar(params)
         if not isinstance(tenant, str):
             raise _wrong("tenant", tenant, "a text")
-        token_ids, text = self._read(prompt, num_kept(params, self._max_model_len))
+        token_ids, text = self._read(prompt, num_kept(beams or params, self._max_model_len))
         if params.seed is None:
             seed = int(self._generator.integers(1 << SEED_BITS))
         else:
@@ -120,8 +128,11 @@ class RequestBuilder:
             arrival_s=arrival_s,
             cache_salt=cache_salt,
             tenant=tenant,
+            num_candidates=num_candidates,
+            keep=beams is not None,
         )
-        return Prepared(request, text, grammar=None if grammar is None else grammar.compiled)
+        compiled = None if grammar is None else grammar.compiled
+        return Prepared(request, text, grammar=compiled, beams=beams)
 
     def find_grammar(self, params: SamplingParams) -> FoundGrammar:
         """Compile what params.structured_outputs asks, or find it; may take seconds, in any thread.
@@ -157,11 +168,11 @@ class RequestBuilder:
                 given = getattr(params, name)
                 raise _wrong(name, given, "empty: there is no tokenizer to find it")
 
-    def _with_logprobs(self, params: SamplingParams) -> SamplingParams:
+    def _with_logprobs(self, params: P) -> P:
         """Check the numbers of log probabilities; none is above the vocabulary afterwards."""
         numbers = {}
         for name in ("logprobs", "prompt_logprobs"):
-            given = getattr(params, name)
+            given = getattr(params, name, None)
             if given is None:
                 continue
             count = self._vocab_size if given < 0 else given
@@ -275,6 +286,19 @@ class RequestBuilder:
             f"it must have at most {self._max_model_len - 1}, one token is left for the answer.",
             "prompt",
         )
+
+
+def first_step(params: BeamSearchParams) -> SamplingParams:
+    """Say how the one token of each sequence of a search is computed, and how it is shown."""
+    return SamplingParams(
+        max_tokens=1,
+        temperature=0.0,
+        seed=0,
+        ignore_eos=True,
+        logprobs=0,
+        include_stop_str_in_output=params.include_stop_str_in_output,
+        skip_special_tokens=params.skip_special_tokens,
+    )
 
 
 def chat_prompt(

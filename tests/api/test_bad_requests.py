@@ -27,6 +27,11 @@ def chat(*messages: Any, **others: Any) -> dict[str, Any]:
     return {"messages": list(messages), **others}
 
 
+def beams(**others: Any) -> dict[str, Any]:
+    """Fields of a beam search that are under test."""
+    return {"use_beam_search": True, **others}
+
+
 # (fields of a completion beside a good prompt, the param named, words of the message)
 BAD_FIELDS: list[tuple[dict[str, Any], str, str]] = [
     ({"prompt": ""}, "prompt", "at least one token"),
@@ -127,7 +132,34 @@ BAD_FIELDS: list[tuple[dict[str, Any], str, str]] = [
     ({"prompt_logprobs": 21}, "prompt_logprobs", "at most 20"),
     ({"prompt_logprobs": True}, "prompt_logprobs", "bool"),
     ({"guided_json": {"type": "object"}}, "guided_json", "not a known field"),
-    ({"use_beam_search": True}, "use_beam_search", "only false"),
+    ({"use_beam_search": 1}, "use_beam_search", "bool"),
+    ({"length_penalty": 2}, "length_penalty", "needs use_beam_search"),
+    ({"early_stopping": True}, "early_stopping", "needs use_beam_search"),
+    (beams(n=129), "n", "from 1 to 128"),
+    (beams(n=0), "n", "from 1 to 128"),
+    (beams(n=2, best_of=129), "best_of", "from 1 to 128"),
+    (beams(n=3, best_of=2), "best_of", "must not be less"),
+    (beams(length_penalty=99), "length_penalty", "from -16 to 16"),
+    (beams(early_stopping="soon"), "early_stopping", "never"),
+    (beams(max_tokens=0), "max_tokens", "from 1"),
+    (beams(logprobs=21), "logprobs", "at most 20"),
+    (beams(top_p=0.5), "top_p", "not supported with use_beam_search"),
+    (beams(top_k=5), "top_k", "not supported with use_beam_search"),
+    (beams(min_p=0.5), "min_p", "not supported with use_beam_search"),
+    (beams(stop="x"), "stop", "not supported with use_beam_search"),
+    (beams(stop_token_ids=[3]), "stop_token_ids", "not supported with use_beam_search"),
+    (beams(min_tokens=1), "min_tokens", "not supported with use_beam_search"),
+    (beams(presence_penalty=1), "presence_penalty", "not supported with use_beam_search"),
+    (beams(frequency_penalty=1), "frequency_penalty", "not supported with use_beam_search"),
+    (beams(repetition_penalty=2), "repetition_penalty", "not supported with use_beam_search"),
+    (beams(logit_bias={"3": 1}), "logit_bias", "not supported with use_beam_search"),
+    (beams(allowed_token_ids=[3]), "allowed_token_ids", "not supported with use_beam_search"),
+    (beams(bad_words=["a"]), "bad_words", "not supported with use_beam_search"),
+    (beams(prompt_logprobs=1), "prompt_logprobs", "not supported with use_beam_search"),
+    (beams(echo=True, logprobs=1), "echo", "not supported with use_beam_search"),
+    (beams(thinking_token_budget=1), "thinking_token_budget", "not supported with"),
+    (beams(structured_outputs={"regex": "a"}), "structured_outputs", "not supported with"),
+    (beams(n=128, prompt=["a"] * 17), "n", "17 prompts and n is 128"),
     ({"temprature": 1}, "temprature", "did you mean temperature?"),
     ({"xyz": 1}, "xyz", "not a known field"),
 ]
@@ -169,6 +201,11 @@ BAD_CHATS: list[tuple[dict[str, Any], str, str]] = [
     (chat(USER, continue_final_message=True), "continue_final_message", "add_generation_prompt"),
     (chat(USER, modalities=["audio"]), "modalities", "audio"),
     (chat(USER, n=0), "n", "from 1 to 128"),
+    (chat(USER, best_of=2), "best_of", "needs use_beam_search"),
+    (chat(USER, length_penalty=2), "length_penalty", "needs use_beam_search"),
+    (chat(USER, use_beam_search=True, n=129), "n", "from 1 to 128"),
+    (chat(USER, use_beam_search=True, top_p=0.5), "top_p", "not supported with"),
+    (chat(USER, use_beam_search=True, max_completion_tokens=0), "max_completion_tokens", "from 1"),
     (chat(USER, functions=[{"name": "f"}]), "functions", "only []"),
     (chat(USER, web_search_options={}), "web_search_options", "not supported"),
     (chat(USER, prompt="hi"), "prompt", "not a known field"),

@@ -167,7 +167,7 @@ def test_a_hit_of_one_token_too_many_is_seen(monkeypatch: pytest.MonkeyPatch) ->
 
 def test_a_preempted_one_that_loses_its_place_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     def put_back(self: FairQueue, sequence: Sequence) -> None:
-        sequence.rank = (sequence.rank[0], next(later))
+        sequence.rank = (sequence.rank[0], next(later), 0)
         right(self, sequence)
 
     right, later = FairQueue.put_back, count(10**6)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import pytest
+from msgspec.structs import replace
 from quire.engine.errors import ParamsError
 from quire.engine.params import SamplingParams
-from quire.fuzz.oracles import Rig
+from quire.fuzz.oracles import VOCAB, Rig
 from quire.fuzz.strategies import make_limits, make_request
 
 LONG = SamplingParams(max_tokens=9, ignore_eos=True)
@@ -176,4 +177,111 @@ def test_bad_forks_are_refused() -> None:
     with pytest.raises(ParamsError, match="in use"):
         rig.scheduler.fork("parent", make_request("parent", known))
     rig.scheduler.check()
+    rig.drain()
+
+
+ONE = SamplingParams(max_tokens=1)
+
+
+def keep(rig: Rig, name: str, prompt: list[int], parent: str | None = None) -> list[int]:
+    """Queue a sequence of one token that is kept; gives its prompt."""
+    rig.add(
+        replace(make_request(name, prompt, params=ONE, seed=len(rig.outputs)), keep=True), parent
+    )
+    return prompt
+
+
+@pytest.mark.parametrize("caching", [True, False])
+@pytest.mark.parametrize("length", [3, 4, 5, 8])
+def test_what_ended_and_was_kept_is_forked_with_another_last_token(
+    caching: bool, length: int
+) -> None:
+    """Each child computes one token; full blocks are the parent's, the partial one is copied."""
+    rig = Rig(make_limits(caching=caching))
+    prompt = keep(rig, "parent", [7] * length)
+    rig.step()
+    assert rig.ended["parent"].reason == "length" and not rig.scheduler.has_unfinished
+    used = -(-length // 4)
+    assert rig.scheduler.num_blocks - rig.scheduler.num_free_blocks == used
+    for token in (1, 2, 3):
+        keep(rig, f"child{token}", [*prompt, token], "parent")
+    assert rig.scheduler.abort("parent") is not None
+    plan = rig.step()
+    assert plan.num_tokens.tolist() == [1, 1, 1]
+    assert len(plan.copy_sources) == (3 if length % 4 else 0)
+    # Full blocks once, one more for each.
+    assert rig.scheduler.num_blocks - rig.scheduler.num_free_blocks == length // 4 + 3
+    for token in (1, 2, 3):
+        assert rig.scheduler.abort(f"child{token}") is not None
+    rig.drain()
+    assert rig.scheduler.num_free_blocks == rig.scheduler.num_blocks
+
+
+def test_a_child_of_what_was_kept_has_its_place_in_the_order() -> None:
+    """It goes on with the same request: what came later waits behind it."""
+    rig = Rig(make_limits(max_num_seqs=1))
+    prompt = keep(rig, "parent", [7] * 5)
+    rig.step()
+    rig.add(make_request("other", [1, 2], params=ONE, seed=40))
+    for token in (1, 2):
+        keep(rig, f"child{token}", [*prompt, token], "parent")
+    order = []
+    for _ in range(3):
+        rig.step()
+        order.append(list(rig.ended)[-1])
+    assert order == ["child1", "child2", "other"]
+
+
+def test_what_was_kept_gives_way_to_those_that_run() -> None:
+    rig = Rig(make_limits(num_blocks=4, max_model_len=17, max_num_seqs=2, caching=False))
+    prompt = keep(rig, "parent", [7] * 8)
+    rig.step()
+    rig.add(make_request("other", [6] * 8, params=LONG, seed=30))
+    while "other" not in rig.ended:
+        rig.step()
+    keep(rig, "child", [*prompt, 3], "parent")
+    plan = rig.step()
+    assert plan.num_tokens.tolist() == [9], "computed anew"
+    assert rig.scheduler.abort("child") is not None and rig.scheduler.abort("parent") is not None
+    rig.drain()
+
+
+def test_a_step_that_dies_takes_what_was_kept() -> None:
+    rig = Rig(make_limits())
+    prompt = keep(rig, "parent", [7] * 5)
+    rig.step()
+    rig.add(make_request("other", [6] * 8, params=LONG, seed=30))
+    rig.launch()
+    rig.flying.clear()
+    rig.scheduler.fail("the device died")
+    rig.scheduler.check()
+    keep(rig, "child", [*prompt, 3], "parent")
+    assert rig.step().num_tokens.tolist() == [6]
+    assert rig.scheduler.abort("child") is not None and rig.scheduler.abort("parent") is not None
+    assert rig.scheduler.abort("parent") is None
+
+
+def test_a_sequence_that_failed_is_not_kept() -> None:
+    """Nor one that a stop token ended: only what came to its length may be forked."""
+    rig = Rig(make_limits())
+    stopping = SamplingParams(max_tokens=4, stop_token_ids=tuple(range(VOCAB)))
+    rig.add(replace(make_request("a", [1, 2], params=stopping, seed=1), keep=True))
+    rig.step()
+    assert rig.ended["a"].reason == "stop"
+    assert rig.scheduler.abort("a") is None
+    rig.drain()
+
+
+def test_ids_of_what_was_kept_are_in_use_and_other_beginnings_are_refused() -> None:
+    rig = Rig(make_limits())
+    prompt = keep(rig, "parent", [7] * 5)
+    rig.step()
+    with pytest.raises(ParamsError, match="in use"):
+        rig.scheduler.add(make_request("parent", [1]))
+    for other in ([*prompt, 1, 1], [8, *prompt[1:], 1]):
+        with pytest.raises(ParamsError, match="what its parent begins with"):
+            rig.scheduler.fork("parent", make_request("child", other))
+    rig.scheduler.abort("parent")
+    with pytest.raises(ParamsError, match="not alive"):
+        rig.scheduler.fork("parent", make_request("child", [*prompt, 1]))
     rig.drain()
