@@ -77,6 +77,8 @@ class EditTable:
         self._slots: dict[int, SlotEdits] = {}
         self._denied: dict[int, Tensor] = {}
         """[vocab] bool on the device, by slot: tokens that are not among the allowed ones."""
+        self._space: Tensor | None = None
+        """[rows, vocab] float32, used again: the pages of a new one cost more than filling it."""
 
     def admit(self, admitted: Admitted) -> bool:
         """Take a sequence's edits into its slot; whether it has any."""
@@ -105,11 +107,11 @@ class EditTable:
         return StepEdits(rows.tolist(), slots[rows].tolist(), lengths[rows].tolist())
 
     def apply(self, logits: Tensor, known: Tensor, step: StepEdits, *, keep: bool = True) -> Tensor:
-        """Return logits [rows, vocab] as float32 with a step's edits.
+        """Return logits [rows, vocab] as float32 with a step's edits, until the next call.
 
         known: [slots, width], the tokens of each slot. keep: logits stay as they are.
         """
-        x = logits.to(torch.float32, copy=keep)
+        x = self._widen(logits) if keep or logits.dtype != torch.float32 else logits
         edits = [self._slots[slot] for slot in step.slots]
         denied = [i for i, slot in enumerate(step.slots) if slot in self._denied]
         if denied:
@@ -151,6 +153,11 @@ class EditTable:
             if (edits := self._slots[slot]).processors and slot not in faulty
         ]
         return process(x, known, rows)
+
+    def _widen(self, logits: Tensor) -> Tensor:
+        if self._space is None or len(self._space) < len(logits):
+            self._space = torch.empty(logits.shape, dtype=torch.float32, device=logits.device)
+        return self._space[: len(logits)].copy_(logits)
 
     def _ban_words(self, x: Tensor, known: Tensor, step: StepEdits, edits: list[SlotEdits]) -> None:
         """Ban the last token of each word whose other tokens the outputs end with.

@@ -32,7 +32,7 @@ from .inputs import PackedStep, StepInputs, largest_buckets, make_buckets
 from .link import FaultedLanding, Landing, Link, Scores, make_link
 from .logit_edits import StepEdits
 from .prompt_scores import Scorer
-from .sampler import Banned, Drawn, draw
+from .sampler import Banned, Drawn, Told, draw
 from .sampling_rows import NO_LOGPROBS, PLAIN, Forbidden, SamplingTable, StepExtras
 from .state import DeviceTable
 
@@ -219,7 +219,7 @@ class ModelRunner:
             self.model.logits(hidden[:size]),
             SamplingRows(*(part[:size] for part in tensors.sampling)),
             self._ban(step.extras.forbidden),
-            step.extras.num_logprobs,
+            self._told(step.extras),
             self._editor(step.extras, None if masks is None else masks.result()),
         )
         self._store(tensors.sample_slots[:size], tensors.sample_positions[:size], drawn.tokens)
@@ -288,6 +288,12 @@ class ModelRunner:
             message = f"Its logits processors failed: {type(error).__name__}: {error}"
             self._faults[slot] = RowFault(slot, message)
         return edited
+
+    def _told(self, extras: StepExtras) -> Told | None:
+        if extras.num_logprobs == NO_LOGPROBS:
+            return None
+        rows = None if extras.told is None else self._link.upload(extras.told)
+        return Told(rows, extras.num_logprobs)
 
     def _ban(self, forbidden: Forbidden | None) -> Banned | None:
         if forbidden is None:

@@ -13,7 +13,15 @@ import torch
 from torch import Tensor
 
 from ...reference.ops import Logprobs, Ops, SamplingRows
-from .sampling_rows import NO_LOGPROBS
+
+
+class Told(NamedTuple):
+    """What is told beside the tokens."""
+
+    rows: Tensor | None
+    """[m] int64, of those that asked for it; None: of all."""
+    num_top: int
+    """Likeliest tokens of each."""
 
 
 class Banned(NamedTuple):
@@ -29,7 +37,7 @@ class Drawn(NamedTuple):
     tokens: Tensor
     """[rows] int32, -1 where the logits were not finite."""
     logprobs: Logprobs | None
-    """None where no row asked."""
+    """None where no row asked; nothing in those that did not ask."""
 
 
 def draw(
@@ -37,7 +45,7 @@ def draw(
     logits: Tensor,
     rows: SamplingRows,
     banned: Banned | None,
-    num_logprobs: int,
+    told: Told | None,
     edit: Callable[[Tensor], Tensor] | None = None,
 ) -> Drawn:
     """Draw a token for each row of logits [rows, vocab] dtype. Overwrites logits.
@@ -46,10 +54,21 @@ def draw(
     """
     edited = logits if edit is None else edit(logits)
     if banned is not None:
-        if edited is logits and num_logprobs != NO_LOGPROBS:
+        if edited is logits and told is not None:
             edited = logits.clone()
         edited[banned.rows, banned.tokens] = -torch.inf
     tokens = ops.sample(edited, rows)
-    if num_logprobs == NO_LOGPROBS:
-        return Drawn(tokens, None)
-    return Drawn(tokens, ops.logprobs(logits, tokens.clamp(min=0), num_logprobs))
+    return Drawn(tokens, None if told is None else _tell(ops, logits, tokens.clamp(min=0), told))
+
+
+def _tell(ops: Ops, logits: Tensor, tokens: Tensor, told: Told) -> Logprobs:
+    asked = told.rows
+    if asked is None:
+        return ops.logprobs(logits, tokens, told.num_top)
+    few = logits.index_select(0, asked), tokens.index_select(0, asked)
+    return Logprobs(
+        *(
+            part.new_zeros(len(tokens), *part.shape[1:]).index_copy_(0, asked, part)
+            for part in ops.logprobs(*few, told.num_top)
+        )
+    )

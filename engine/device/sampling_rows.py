@@ -43,6 +43,8 @@ class StepExtras(NamedTuple):
     """The most that any row asked for; NO_LOGPROBS where none asked at all."""
     edits: StepEdits | None = None
     masked: MaskedRows | None = None
+    told: NDArray[np.int64] | None = None
+    """[m] rows that asked for log probabilities; None where all or none did."""
 
 
 PLAIN = StepExtras(None, NO_LOGPROBS)
@@ -116,7 +118,9 @@ class SamplingTable:
                 masked = MaskedRows(rows.tolist(), slots[rows].tolist(), early[rows].tolist())
                 early[rows] = False  # their masks say it
         forbidden = self._forbid(slots, np.flatnonzero(early)) if early.any() else None
-        return StepExtras(forbidden, int(words[6].max()), edits, masked)
+        asked = np.flatnonzero(words[6] != NO_LOGPROBS)
+        told = None if len(asked) in (0, size) else asked
+        return StepExtras(forbidden, int(words[6].max()), edits, masked, told)
 
     def _forbid(self, slots: IntArray, early: NDArray[np.int64]) -> Forbidden | None:
         """Collect the stop tokens of the rows in early."""

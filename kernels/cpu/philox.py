@@ -23,24 +23,26 @@ _ROUNDS = 10
 
 
 @inlined
+def _block(counter: Any, index: int, seed: int) -> Any:
+    """Return the four words of a counter, as uint64."""
+    a, b, c, d = np.uint64(counter) & _WORD, np.uint64(index) & _WORD, np.uint64(0), np.uint64(0)
+    low_key, high_key = np.uint64(seed) & _WORD, np.uint64(seed) >> _HIGH
+    for _ in range(_ROUNDS):
+        first, second = a * _M0, c * _M1
+        a = (second >> _HIGH) ^ b ^ low_key
+        b = second & _WORD
+        c = (first >> _HIGH) ^ d ^ high_key
+        d = first & _WORD
+        low_key = (low_key + _W0) & _WORD
+        high_key = (high_key + _W1) & _WORD
+    return a, b, c, d
+
+
+@inlined
 def group_words(words: Any, group: int, index: int, seed: int) -> None:
     """Fill words, uint32[64], with those of tokens 64 * group .. 64 * group + 63."""
     for i in range(GROUP // 4):
-        a, b, c, d = (
-            np.uint64(group * (GROUP // 4) + i),
-            np.uint64(index) & _WORD,
-            np.uint64(0),
-            np.uint64(0),
-        )
-        low_key, high_key = np.uint64(seed) & _WORD, np.uint64(seed) >> _HIGH
-        for _ in range(_ROUNDS):
-            first, second = a * _M0, c * _M1
-            a = (second >> _HIGH) ^ b ^ low_key
-            b = second & _WORD
-            c = (first >> _HIGH) ^ d ^ high_key
-            d = first & _WORD
-            low_key = (low_key + _W0) & _WORD
-            high_key = (high_key + _W1) & _WORD
+        a, b, c, d = _block(group * (GROUP // 4) + i, index, seed)
         words[4 * i] = np.uint32(a)
         words[4 * i + 1] = np.uint32(b)
         words[4 * i + 2] = np.uint32(c)
@@ -48,8 +50,18 @@ def group_words(words: Any, group: int, index: int, seed: int) -> None:
 
 
 @inlined
+def least_word(group: int, index: int, seed: int) -> Any:
+    """Return the least of group_words, as uint64: less work than to have them in order."""
+    least = _WORD
+    for i in range(GROUP // 4):
+        a, b, c, d = _block(group * (GROUP // 4) + i, index, seed)
+        least = min(least, a, b, c, d)
+    return least
+
+
+@inlined
 def gumbel(word: Any) -> Any:
-    """Twin of reference.philox.gumbel, for one uint32."""
+    """Twin of reference.philox.gumbel, for one uint32. The greater the word, the less."""
     low = np.int32(word) >= np.int32(0)
     t = (np.float32(np.int32(word) if low else np.int32(~word)) + _HALF) * _UNIT
     y = _ONE - t if low else t

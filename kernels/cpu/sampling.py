@@ -23,7 +23,7 @@ from ...reference.ops import Logprobs, SamplingRows
 from ...reference.sampling import MIN_NORMAL, WEIGHT_BITS
 from .activation import exp2, log
 from .launch import compiled, inlined, outlined, run_ranges
-from .philox import GROUP, group_words, gumbel
+from .philox import GROUP, group_words, gumbel, least_word
 from .simd import (
     INFINITY_KEY,
     bfloat16s,
@@ -42,6 +42,9 @@ _LAST_BIN = np.float32(_BINS - 1)
 _NO_WEIGHT = np.float32(30.0)
 """At this distance the weight is surely 0: exp(-30) < 2^-40."""
 _GREATEST_NOISE = np.float32(23.0)
+_SLACK, _RELATIVE_SLACK = np.float32(0.01), np.float32(2.0**-21)
+"""Of a noise that is compared by its word, far more than its rounding and that of a sum."""
+_WORDS, _LAST_WORD = np.float32(2.0**32), 2**32 - 1
 _LOG2_E = np.float32(LOG2_E)
 _SCALE = np.float32(2.0**WEIGHT_BITS)
 _UNSCALE = np.float32(2.0**-WEIGHT_BITS)
@@ -111,18 +114,25 @@ def _first(logits: Any, maxima: Any, key: Any) -> int:
 
 
 @outlined
-def _divide(logits: Any, temperature: Any, x: Any, maxima: Any) -> None:
-    """Fill x = logits / temperature, padded with -inf to whole groups, and the maxima of groups."""
+def _divide_maxima(maxima: Any, temperature: Any) -> None:
+    """Make the maxima of logits / temperature of those of the logits: division keeps the order."""
+    for group in range(len(maxima)):
+        maxima[group] = order_key(from_order_key(maxima[group]) / temperature)
+
+
+@outlined
+def _divide(logits: Any, temperature: Any, x: Any, maxima: Any, floor: Any) -> None:
+    """Fill the groups of x = logits / temperature that reach floor; -inf behind the last token."""
     vocab = len(logits)
-    for i in range(vocab):
+    floor_key = order_key(floor)
+    for group in range(vocab // GROUP):
+        if maxima[group] >= floor_key:
+            for i in range(group * GROUP, (group + 1) * GROUP):
+                x[i] = widen(logits[i]) / temperature
+    for i in range(vocab - vocab % GROUP, vocab):
         x[i] = widen(logits[i]) / temperature
     for i in range(vocab, len(x)):
         x[i] = -_INFINITY
-    for group in range(len(maxima)):
-        high = _LOWEST_KEY
-        for i in range(GROUP):
-            high = max(high, order_key(x[group * GROUP + i]))
-        maxima[group] = high
 
 
 @outlined
@@ -151,8 +161,8 @@ def _bin(x: Any, floor: Any, top: Any) -> Any:
 
 
 @outlined
-def _fill_bins(x: Any, maxima: Any, bounds: Any, bins: Any) -> None:
-    """Count candidates and sum masses: bins int64[2, _BINS + 1]. bounds: (floor, top)."""
+def _fill_bins(x: Any, maxima: Any, bounds: Any, bins: Any, counts: bool) -> None:
+    """Sum masses, count candidates if asked: bins int64[2, _BINS + 1]. bounds: (floor, top)."""
     floor, top = bounds
     for place in range(_BINS + 1):
         bins[0, place] = bins[1, place] = 0
@@ -167,8 +177,10 @@ def _fill_bins(x: Any, maxima: Any, bounds: Any, bins: Any) -> None:
             masses[i] = _weight(value - top)
             places[i] = _bin(value, floor, top)
         for i in range(GROUP):
-            bins[0, places[i]] += 1
             bins[1, places[i]] += masses[i]
+        if counts:
+            for i in range(GROUP):
+                bins[0, places[i]] += 1
 
 
 @outlined
@@ -221,15 +233,18 @@ def _select(items: Any, limit: Any, top: Any, by_mass: bool) -> Any:
     """Return the first item, in order, at which a running sum reaches limit.
 
     The sum is of weights, or of ones; that of all items must reach limit. Bisects the range of
-    values and drops what is outside: at most 64 passes, for any input. Destroys items.
+    values that are left and drops what is outside: at most 64 passes, for any input. Destroys
+    items.
     """
-    low, high = items[0], items[0]
-    for i in range(len(items)):
-        low, high = min(low, items[i]), max(high, items[i])
     count = len(items)
-    while low < high:
-        middle = (low >> 1) + (high >> 1) + (low & high & 1)
+    while True:
         here = items[:count]
+        low, high = here[0], here[0]
+        for i in range(count):
+            low, high = min(low, here[i]), max(high, here[i])
+        if low == high:
+            return low
+        middle = (low >> 1) + (high >> 1) + (low & high & 1)
         if by_mass:
             reached = _mass(here, middle, top)
         else:
@@ -237,10 +252,7 @@ def _select(items: Any, limit: Any, top: Any, by_mass: bool) -> Any:
             for i in range(count):
                 reached += 1 if items[i] <= middle else 0
         lower = reached >= limit
-        if lower:
-            high = middle
-        else:
-            low = middle + 1
+        if not lower:
             limit -= reached
         kept = 0
         for i in range(count):
@@ -248,7 +260,6 @@ def _select(items: Any, limit: Any, top: Any, by_mass: bool) -> Any:
             items[kept] = item
             kept += 1 if (item <= middle) == lower else 0
         count = kept
-    return low
 
 
 @outlined
@@ -270,16 +281,16 @@ def _floor(maxima: Any, vocab: int, top: Any, filters: Any) -> Any:
 
 
 @outlined
-def _last_kept(x: Any, maxima: Any, vocab: int, top: Any, filters: Any) -> Any:
+def _last_kept(x: Any, maxima: Any, vocab: int, bounds: Any, filters: Any) -> Any:
     """Return the last candidate that min_p, top_k and top_p keep. filters: these three."""
     _, top_k, top_p = filters
-    bounds = (_floor(maxima, vocab, top, filters), top)
+    top = bounds[1]
     last = _candidate(bounds[0], _ID_MASK)
     if (top_k <= 0 or top_k >= vocab) and top_p >= _ONE:
         return last
     bins = np.empty((2, _BINS + 1), np.int64)
     items = np.empty(len(x), np.int64)
-    _fill_bins(x, maxima, bounds, bins)
+    _fill_bins(x, maxima, bounds, bins, top_k > 0)
     if top_k > 0:
         place, before = _find_bin(bins[0], top_k)
         if place < _BINS:
@@ -300,6 +311,18 @@ def _last_kept(x: Any, maxima: Any, vocab: int, top: Any, filters: Any) -> Any:
     return last
 
 
+@inlined
+def _greatest_word(best: Any, value: Any) -> Any:
+    """Return a word above which value + noise is surely less than best, which may be -inf.
+
+    The noise -log(-log(1 - u)) reaches g where u <= 1 - exp(-exp(-g)) <= exp(-g), u = word / 2^32.
+    """
+    over = (value - best) + (_SLACK + abs(best) * _RELATIVE_SLACK)
+    if not over < _ZERO:
+        return np.uint64(_LAST_WORD)
+    return np.uint64(exp2(over * _LOG2_E) * _WORDS)
+
+
 @outlined
 def _draw(x: Any, maxima: Any, last: int, index: int, seed: int) -> int:
     """Return the kept token with the greatest value plus noise, ties to the lowest id."""
@@ -313,6 +336,9 @@ def _draw(x: Any, maxima: Any, last: int, index: int, seed: int) -> int:
         if maxima[group] < last_key:
             continue
         if order_key(from_order_key(maxima[group]) + _GREATEST_NOISE) <= best:
+            continue
+        most = _greatest_word(from_order_key(best), from_order_key(maxima[group]))
+        if least_word(group, index, seed) > most:
             continue
         group_words(words, group, index, seed)
         kept_in_group = np.int32(min(max(last_id - start, -1), GROUP))
@@ -332,19 +358,21 @@ def _draw(x: Any, maxima: Any, last: int, index: int, seed: int) -> int:
 
 
 @outlined
-def _open_row(logits: Any, temperature: Any, maxima: Any, x: Any) -> Any:
-    """Decide the row if it is bad or greedy, else fill x and its maxima.
+def _open_row(logits: Any, temperature: Any, filters: Any, maxima: Any, x: Any) -> Any:
+    """Decide the row if it is bad or greedy, else fill the maxima of x, and x where it matters.
 
-    Returns (token, greatest x); token is _UNDECIDED where candidates and noise must tell.
+    Returns (token, (floor, greatest x)); token is _UNDECIDED where candidates and noise must tell.
     """
     key, good = _scan(logits, maxima)
     top = from_order_key(key) / temperature
     if not good:
-        return -1, top
+        return -1, (top, top)
     if temperature == _ZERO or abs(order_key(top)) >= _HIGHEST_KEY:
-        return _first(logits, maxima, key), top
-    _divide(logits, temperature, x, maxima)
-    return _UNDECIDED, top
+        return _first(logits, maxima, key), (top, top)
+    _divide_maxima(maxima, temperature)
+    floor = _floor(maxima, len(logits), top, filters)
+    _divide(logits, temperature, x, maxima, floor)
+    return _UNDECIDED, (floor, top)
 
 
 @compiled("void(UniTuple(int64, 12), int64, int64)")
@@ -356,14 +384,15 @@ def _sample(args: tuple[int, ...], start: int, end: int) -> None:
     top_p, min_p = float32s(args[7], rows), float32s(args[8], rows)
     seeds, indices, out = int64s(args[9], rows), int32s(args[10], rows), int32s(args[11], rows)
     for r in range(start, end):
+        filters = (min_p[r], top_k[r], top_p[r])
         if is_half:
             halves = bfloat16s(logits + r * stride * 2, vocab)
-            token, top = _open_row(halves, temperature[r], maxima, x)
+            token, bounds = _open_row(halves, temperature[r], filters, maxima, x)
         else:
             floats = float32s(logits + r * stride * 4, vocab)
-            token, top = _open_row(floats, temperature[r], maxima, x)
+            token, bounds = _open_row(floats, temperature[r], filters, maxima, x)
         if token == _UNDECIDED:
-            last = _last_kept(x, maxima, vocab, top, (min_p[r], top_k[r], top_p[r]))
+            last = _last_kept(x, maxima, vocab, bounds, filters)
             token = _draw(x, maxima, last, indices[r], seeds[r])
         out[r] = token
 

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import torch
 from quire.engine.device.link import HostLink
-from quire.engine.device.sampler import Banned, Drawn, draw
+from quire.engine.device.sampler import Banned, Drawn, Told, draw
 from quire.engine.device.sampling_rows import (
     NO_LOGPROBS,
     NUM_PARAMETERS,
@@ -68,7 +68,11 @@ def draw_from(table: SamplingTable, logits: torch.Tensor, slots: np.ndarray) -> 
     banned = None
     if extras.forbidden is not None:
         banned = Banned(*(torch.from_numpy(part) for part in extras.forbidden))
-    return draw(REFERENCE, logits, rows, banned, extras.num_logprobs)
+    told = None
+    if extras.num_logprobs != NO_LOGPROBS:
+        asked = None if extras.told is None else torch.from_numpy(extras.told)
+        told = Told(asked, extras.num_logprobs)
+    return draw(REFERENCE, logits, rows, banned, told)
 
 
 def test_rows_are_the_parameters_of_their_slots() -> None:
@@ -128,20 +132,23 @@ def test_stops_are_forbidden_before_min_tokens_only() -> None:
 
 
 def test_forbidden_tokens_are_not_drawn_but_counted_in_logprobs() -> None:
-    table = SamplingTable(HostLink(), 2, VOCAB_SIZE)
+    """Log probabilities of the rows that asked, wherever they are."""
+    table = SamplingTable(HostLink(), 3, VOCAB_SIZE)
     admit(table, 0, temperature=0.0, min_tokens=1, stops=(7,), logprobs=2)
-    admit(table, 1, temperature=0.0, stops=(7,))
-    logits = torch.arange(VOCAB_SIZE).repeat(2, 1) / 8
+    admit(table, 1, temperature=0.0, stops=(7,), logprobs=0)
+    admit(table, 2, temperature=0.0)
+    logits = torch.arange(VOCAB_SIZE).repeat(3, 1) / 8
     logits[:, 7] = 9.0
     wanted = logits.double().log_softmax(-1)[0]
-    tokens, rows = draw_from(table, logits.clone(), ints(0, 1))
-    assert tokens.tolist() == [31, 7]
+    tokens, rows = draw_from(table, logits.clone(), ints(0, 2, 1))
+    assert tokens.tolist() == [31, 7, 7]
     assert rows is not None
-    assert rows.ranks.tolist() == [2, 1]
-    assert rows.top_ids.tolist() == [[7, 31], [7, 31]]
+    assert rows.ranks.tolist() == [2, 0, 1]
+    assert rows.top_ids.tolist() == [[7, 31], [0, 0], [7, 31]]
     assert math.isclose(rows.sampled[0], wanted[31], abs_tol=1e-5)
     admit(table, 0, temperature=0.0, min_tokens=1, stops=(7,))
-    tokens, rows = draw_from(table, logits.clone(), ints(0, 1))
+    admit(table, 1, temperature=0.0, stops=(7,))
+    tokens, rows = draw_from(table, logits[:2].clone(), ints(0, 1))
     assert (tokens.tolist(), rows) == ([31, 7], None)
 
 

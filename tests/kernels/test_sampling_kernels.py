@@ -80,6 +80,15 @@ def test_sample_twins_agree_on_large_vocabularies(
     sample_both(logits, make_sampling_rows(3, temperature=0.9, filters=filters, seed=2**64 - 5))
 
 
+@pytest.mark.parametrize("vocab", [157, 1000, 5000])
+@pytest.mark.parametrize("scale", [0.1, 1.0, 6.0])
+def test_many_draws_are_twins(vocab: int, scale: float) -> None:
+    """Noise that is left out since it surely loses: wrong rarely, so rows and seeds are many."""
+    logits = torch.randn(64, vocab, generator=torch.Generator().manual_seed(vocab)) * scale
+    for filters in ((0, 1.0, 0.0), (0, 0.95, 0.0), (40, 1.0, 0.01)):
+        sample_both(logits, make_sampling_rows(64, filters=filters))
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_logprobs_of_large_vocabularies(dtype: torch.dtype) -> None:
     logits = (torch.randn(2, 150_001, generator=torch.Generator().manual_seed(4)) * 3).to(dtype)
