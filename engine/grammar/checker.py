@@ -18,7 +18,7 @@ from typing import Any, BinaryIO
 
 import llguidance
 
-MOST_SECONDS = 2.0
+MOST_SECONDS = 0.8
 MOST_BYTES = 192 * 2**20
 STACK_BYTES = 2**21
 NUM_TRIED = 8
