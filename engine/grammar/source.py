@@ -20,6 +20,8 @@ MAX_SOURCE_BYTES = 2**20
 MAX_SCHEMA_NODES = 200_000
 MAX_GBNF_WORK = 2**25
 """Bytes of a grammar in GBNF times its rules and comments: what its converter's time grows with."""
+OPTIONS = '%llguidance {"no_forcing": true}'
+"""Without it llguidance computes as much as must come in each step, be it without end."""
 _LARK = re.compile(r"(?m)^[^\S\n]*(?:%llguidance\b|start\s*:)")
 """What llguidance tells Lark from GBNF by; theirs takes a time quadratic in the empty lines."""
 
@@ -45,19 +47,19 @@ def grammar_source(asked: StructuredOutputsParams, special_tokens: Collection[st
 
 def _write(asked: StructuredOutputsParams, special_tokens: Collection[str]) -> str:
     if asked.regex is not None:
-        return _top({"lark_grammar": f"start: {regex_literal(asked.regex)}"})
-    if asked.choice is not None:
+        text = f"start: {regex_literal(asked.regex)}"
+    elif asked.choice is not None:
         # One terminal: as alternatives of a rule, 2,000 are the most.
-        return "start: CHOICE\nCHOICE: " + " | ".join(map(quote, asked.choice))
-    if asked.grammar is not None:
-        return _lark(asked.grammar)
-    if asked.structural_tag is not None:
-        return tags_source(_object("structural_tag", asked.structural_tag), special_tokens)
-    return _top({"json_schema": _schema(asked)})
-
-
-def _top(grammar: dict[str, Any]) -> str:
-    return msgspec.json.encode({"grammars": [grammar]}).decode()
+        text = "start: CHOICE\nCHOICE: " + " | ".join(map(quote, asked.choice))
+    elif asked.grammar is not None:
+        text = _lark(asked.grammar)
+    elif asked.structural_tag is not None:
+        text = tags_source(_object("structural_tag", asked.structural_tag), special_tokens)
+    else:
+        head = {"lark_grammar": f"start: @json\n{OPTIONS}"}
+        parts = [head, {"name": "json", "json_schema": _schema(asked)}]
+        return msgspec.json.encode({"grammars": parts}).decode()
+    return f"{text}\n{OPTIONS}\n"
 
 
 def _lark(text: str) -> str:

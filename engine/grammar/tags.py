@@ -43,7 +43,7 @@ def tags_source(tag: Any, special_tokens: Collection[str]) -> str:
             "structures",
             0,
         )
-    return "\n".join(["%llguidance {}", f"start: {start}", *writer.rules]) + "\n"
+    return "\n".join([f"start: {start}", *writer.rules])
 
 
 class _Writer:
