@@ -16,6 +16,7 @@ import sys
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any, NamedTuple
 from weakref import WeakValueDictionary
@@ -70,6 +71,8 @@ class Grammars:
         self._alive: WeakValueDictionary[str, Compiled] = WeakValueDictionary()
         self._kept: OrderedDict[str, Compiled] = OrderedDict()
         self._num_kept_bytes = 0
+        self._pending: dict[str, Future[Compiled]] = {}
+        """What some thread compiles; others that ask for it wait."""
         self._checkers: queue.LifoQueue[Checker | None] = queue.LifoQueue()
         for _ in range(NUM_CHECKERS):
             self._checkers.put(None)
@@ -102,8 +105,25 @@ class Grammars:
         if found is not None:
             return found
         self._ready()
-        num_bytes = self._check(source)
-        return self._compile(source, num_bytes)
+        with self._lock:
+            found, theirs = self._alive.get(source), self._pending.get(source)
+            if found is None and theirs is None:
+                mine = self._pending[source] = Future[Compiled]()
+        if found is not None:
+            return found
+        if theirs is not None:
+            return theirs.result()
+        try:
+            compiled = self._compile(source, self._check(source))
+            mine.set_result(compiled)
+            return compiled
+        except BaseException as error:
+            interrupted = ParamsError("structured_outputs: compiling was interrupted.", FIELD)
+            mine.set_exception(error if isinstance(error, Exception) else interrupted)
+            raise
+        finally:
+            with self._lock:
+                del self._pending[source]
 
     def resume(self, source: str) -> Compiled:
         """Compile what was checked once, where nobody kept it."""
@@ -114,9 +134,8 @@ class Grammars:
         return self._compile(source, 0)
 
     def close(self) -> None:
-        """End the checkers."""
-        for _ in range(NUM_CHECKERS):
-            checker = self._checkers.get()
+        """End the checkers, once they have answered."""
+        for checker in [self._checkers.get() for _ in range(NUM_CHECKERS)]:
             if checker is not None:
                 checker.close()
             self._checkers.put(None)
@@ -148,15 +167,21 @@ class Grammars:
         """Let a checker compile it; return the bytes that it takes."""
         checker = self._checkers.get()
         try:
+            if checker is not None and not checker.is_alive:
+                checker.close()
+                checker = None
             if checker is None:
                 assert self._vocabulary is not None
                 checker = Checker(self._vocabulary)
             answer = checker.ask(source)
-        except CheckerDied as death:
+        except BaseException as error:
+            # Nobody may get an answer that is still to come.
             if checker is not None:
                 checker.close()
             checker = None
-            raise ParamsError(f"structured_outputs: {death}", FIELD) from None
+            if isinstance(error, CheckerDied):
+                raise ParamsError(f"structured_outputs: {error}", FIELD) from None
+            raise
         finally:
             self._checkers.put(checker)
         _refuse(answer["error"])
@@ -219,8 +244,17 @@ class Checker:
         )
         head, data = _pack(vocabulary)
         packed = json.dumps(head).encode()
-        self._send(HEADER.pack(len(packed), len(data)) + packed + data)
+        try:
+            self._send(HEADER.pack(len(packed), len(data)) + packed + data)
+        except CheckerDied:
+            self.close()
+            raise
         self._timeout_s = START_TIMEOUT_S
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether it can be asked."""
+        return self._process.poll() is None
 
     def ask(self, source: str) -> dict[str, Any]:
         """Let it check one grammar. Raises CheckerDied."""
