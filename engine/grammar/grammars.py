@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from weakref import WeakValueDictionary
 
-from ..errors import ParamsError
+from ..errors import EngineError, ParamsError
 from ..structured import FIELD
 
 NUM_CHECKERS = 2
@@ -76,6 +76,7 @@ class Grammars:
         self._checkers: queue.LifoQueue[Checker | None] = queue.LifoQueue()
         for _ in range(NUM_CHECKERS):
             self._checkers.put(None)
+        self._is_closed = False
 
     def provide(self, load: Callable[[], Vocabulary]) -> None:
         """Say where the vocabulary comes from."""
@@ -99,7 +100,7 @@ class Grammars:
     def compile(self, source: str) -> Compiled:
         """Check and compile, or return what is there. May take seconds: not for an event loop.
 
-        ParamsError says what is wrong with it.
+        ParamsError says what is wrong with it. EngineError behind close.
         """
         found = self.find(source)
         if found is not None:
@@ -134,7 +135,8 @@ class Grammars:
         return self._compile(source, 0)
 
     def close(self) -> None:
-        """End the checkers, once they have answered."""
+        """End the checkers, once they have answered; whoever waits for one gets an EngineError."""
+        self._is_closed = True
         for checker in [self._checkers.get() for _ in range(NUM_CHECKERS)]:
             if checker is not None:
                 checker.close()
@@ -167,6 +169,8 @@ class Grammars:
         """Let a checker compile it; return the bytes that it takes."""
         checker = self._checkers.get()
         try:
+            if self._is_closed:
+                raise EngineError("the engine is shutting down: no grammar is compiled.")
             if checker is not None and not checker.is_alive:
                 checker.close()
                 checker = None

@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
-from quire.engine.errors import ParamsError
+from quire.engine.errors import EngineError, ParamsError
 from quire.engine.grammar import grammars as module
 from quire.engine.grammar.grammars import LEAST_COST, Checker, Grammars, Vocabulary
 from quire.fuzz.schema_suite import accepts, byte_vocabulary
@@ -165,10 +165,10 @@ def test_the_same_grammar_at_the_same_time_is_compiled_once(
     assert not fresh._pending
 
 
-def test_closing_ends_all_checkers_and_the_next_grammar_starts_one(
+def test_closing_ends_all_checkers_and_nobody_starts_another(
     fresh: Grammars, checkers: list[Checker], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Two, since two different grammars were checked at the same time."""
+    """Two, since two different grammars were checked at the same time. What is compiled stays."""
     both, ask = threading.Barrier(2), Checker.ask
 
     def meet(self: Checker, source: str) -> dict[str, Any]:
@@ -176,7 +176,7 @@ def test_closing_ends_all_checkers_and_the_next_grammar_starts_one(
         return ask(self, source)
 
     monkeypatch.setattr(Checker, "ask", meet)
-    in_threads(lambda number: fresh.compile(source_of(number)), 4)
+    made = in_threads(lambda number: fresh.compile(source_of(number)), 4)
     monkeypatch.setattr(Checker, "ask", ask)
     assert len(checkers) == 2 and all(one.is_alive for one in checkers)
     fresh.close()
@@ -184,7 +184,10 @@ def test_closing_ends_all_checkers_and_the_next_grammar_starts_one(
     for one in checkers:
         with pytest.raises(ProcessLookupError):
             os.kill(one._process.pid, 0)
-    assert accepts(fresh.compile(source_of(9)), "9") and len(checkers) == 3
+    with pytest.raises(EngineError, match="shutting down"):
+        fresh.compile(source_of(9))
+    assert len(checkers) == 2 and fresh.compile(source_of(3)) is made[3]
+    assert accepts(fresh.resume(source_of(9)), "9")
 
 
 def test_a_grammar_that_takes_too_long_is_refused_alone(

@@ -4,11 +4,17 @@ notice."""
 from __future__ import annotations
 
 import asyncio
+import re
+import threading
 from collections.abc import AsyncIterator
 
+import pytest
 import pytest_asyncio
 from quire import AsyncEngine, RequestOutput, SamplingParams
-from quire.engine.errors import ParamsError
+from quire.engine.async_engine import LONG_PROMPT_CHARS
+from quire.engine.errors import EngineError, ParamsError
+from quire.engine.structured import StructuredOutputsParams
+from quire.engine.text.prepare import FoundGrammar
 from quire.fuzz.hostile_forms import MAKERS, make_hostile
 
 NUMBERS = (*range(len(MAKERS)), 33, 35, 48, 56, 97, 100, 277)
@@ -66,3 +72,40 @@ async def test_hostile_forms_hurt_nobody_else(engine: AsyncEngine) -> None:
     assert verdicts[35] == verdicts[48] == verdicts[56] == "refused", verdicts
     assert await answers(engine) == expected
     assert engine.is_running and engine.num_unfinished == 0
+
+
+async def test_grammars_that_wait_to_be_compiled_hold_no_other_request_up(
+    engine: AsyncEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A long text is tokenized in a thread: there is one, however many grammars take their time."""
+    begun, let_go, find = threading.Event(), threading.Event(), engine.front.find_grammar
+
+    def wait(params: SamplingParams) -> FoundGrammar:
+        begun.set()
+        assert let_go.wait(60)
+        return find(params)
+
+    monkeypatch.setattr(engine.front, "find_grammar", wait)
+    form = StructuredOutputsParams(regex="[a-z]{3}")
+    waiting = asyncio.gather(
+        *(
+            ask(engine, PROMPTS[0], SamplingParams(seed=seed, structured_outputs=form))
+            for seed in range(40)
+        )
+    )
+    try:
+        async with asyncio.timeout(30):
+            assert await asyncio.to_thread(begun.wait, 20)
+            long = "word " * LONG_PROMPT_CHARS
+            params = SamplingParams(max_tokens=2, truncate_prompt_tokens=9)
+            assert len((await ask(engine, long, params)).outputs[0].token_ids) > 0
+    finally:
+        let_go.set()
+    assert all(re.fullmatch("[a-z]{3}", one.outputs[0].text) for one in await waiting)
+
+
+async def test_a_stopped_engine_compiles_nothing(engine: AsyncEngine) -> None:
+    await engine.stop()
+    form = StructuredOutputsParams(regex="[a-z]{3}")
+    with pytest.raises(EngineError, match="shutting down"):
+        await ask(engine, PROMPTS[0], SamplingParams(structured_outputs=form))
