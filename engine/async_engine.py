@@ -15,6 +15,7 @@ import threading
 import time
 import traceback
 from collections.abc import AsyncGenerator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
 from types import TracebackType
 from typing import Any
@@ -35,6 +36,9 @@ logger = logging.getLogger("quire")
 
 LONG_PROMPT_CHARS = 4096
 """A longer text is tokenized in a thread (its work releases the GIL): 1 ms is about 4,096 chars."""
+NUM_COMPILING = 16
+"""Grammars that are compiled, or wait for it, at the same time. Each may take seconds, in a thread
+that nothing else needs."""
 
 
 class AsyncEngine:
@@ -53,6 +57,7 @@ class AsyncEngine:
         self._idle.set()
         self._accepting = False
         self._error: BaseException | None = None
+        self._compiling = ThreadPoolExecutor(NUM_COMPILING, "quire-compile")
 
     async def start(self) -> None:
         """Load the model and begin to serve. ConfigError or CheckpointError if it cannot."""
@@ -165,7 +170,8 @@ class AsyncEngine:
             prompt = {"prompt": prompt, "prompt_token_ids": ids}
         grammar = None
         if isinstance(params, SamplingParams) and params.structured_outputs is not None:
-            grammar = await asyncio.to_thread(front.find_grammar, params)
+            loop = asyncio.get_running_loop()
+            grammar = await loop.run_in_executor(self._compiling, front.find_grammar, params)
         return front.prepare(
             prompt,
             params,

@@ -9,7 +9,7 @@ two backends side by side and names the operation.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, cast
 
@@ -17,13 +17,16 @@ import numpy as np
 from msgspec.structs import replace
 from numpy.typing import NDArray
 
-from .build import LoadedRunner, load_runner, make_limits
+from ..reference.ops import Ops
+from .build import LoadedRunner, load_runner, make_limits, resolve_model
 from .config import EngineConfig
 from .device.tracing import Difference, TracedOps, first_difference, traced
 from .errors import ParamsError
 from .plan import StepPlan, StepResult
 from .request import Request
 from .sched.scheduler import Scheduler
+from .text.tokenizer import load_tokenizer
+from .text.vocabulary import read_vocabulary
 from .trace import (
     Aborted,
     Added,
@@ -115,7 +118,7 @@ def replay(log: Log, options: Mapping[str, Any]) -> Verdict:
     Stops at the first mismatch. ConfigError or CheckpointError if the engine cannot be built.
     """
     assert log.is_foldable, log.header
-    loaded = load_runner(replay_config(log.header, options))
+    loaded = load(replay_config(log.header, options))
     fold, verdict = Fold(loaded.config), Verdict()
     results: deque[StepResult] = deque()
     for entry in log.entries:
@@ -145,6 +148,19 @@ def replay_config(header: Header, options: Mapping[str, Any]) -> EngineConfig:
     """Return the recorded configuration with some options changed, and nothing recorded."""
     given = {"bfloat16_sums": "auto"} if options.get("device") == "cuda" else {}
     return replace(header.config, record=None, record_text=False, **(given | dict(options)))
+
+
+def load(config: EngineConfig, wrap: Callable[[Ops], Ops] | None = None) -> LoadedRunner:
+    """Load a runner, and the tokenizer once a grammar needs it. wrap: see load_runner."""
+    loaded = load_runner(config, wrap)
+    if not config.skip_tokenizer_init:
+        path, model = config.tokenizer or config.model, loaded.model_config
+        loaded.grammars.provide(
+            lambda: read_vocabulary(
+                load_tokenizer(resolve_model(path)), model.vocab_size, model.eos_token_ids
+            )
+        )
+    return loaded
 
 
 def compare_step(entry: Landed, plan: StepPlan, result: StepResult, fold: Fold) -> Mismatch | None:
@@ -211,7 +227,7 @@ def compare_backends(
 
 def load_traced(config: EngineConfig) -> tuple[LoadedRunner, TracedOps]:
     """Load a runner whose operations are watched."""
-    loaded = load_runner(config, traced)
+    loaded = load(config, traced)
     tracer = cast(TracedOps, loaded.runner.ops)
     tracer.name_weights(loaded.runner.model.weights)
     return loaded, tracer
@@ -296,7 +312,7 @@ def replay_requests(log: Log, options: Mapping[str, Any], request_id: str | None
         found, unknown, unrecorded = {request_id: found[request_id]}, [], []
     for name in unrecorded:
         found.pop(name, None)
-    loaded = load_runner(replay_config(log.header, options))
+    loaded = load(replay_config(log.header, options))
     verdict = Verdict(num_requests=len(found), unknown=unknown, unrecorded=unrecorded)
     answers = _answer(loaded, [one.request for one in found.values()])
     for name, recorded in found.items():

@@ -2,11 +2,12 @@
 
 Recorder hears a core and writes; `read_log` gives the entries back. A log holds token ids and,
 unless that is asked for, no text of a prompt; stop strings are left out (the abort that they cause
-is an entry), cache salts and names of tenants are replaced by digests of them. Logits processors
-are Python and left out too: requests with some cannot be run again. The file is a row of frames, a
-length of four bytes and one msgpack object each. It is bounded: a full part FILE becomes FILE.1,
-that FILE.2, and the part after FILE.3 is dropped. What cannot be written ends the recording and
-nothing else.
+is an entry), cache salts and names of tenants are replaced by digests of them. The grammar of an
+output is there as it was compiled, with the words that it allows: without it nothing could be drawn
+again. Logits processors are Python and left out: requests with some cannot be run again. The file
+is a row of frames, a length of four bytes and one msgpack object each. It is bounded: a full part
+FILE becomes FILE.1, that FILE.2, and the part after FILE.3 is dropped. What cannot be written ends
+the recording and nothing else.
 """
 
 from __future__ import annotations
@@ -266,7 +267,8 @@ class Recorder:
         """See Observer."""
         text, params = None, request.params
         unrecorded = ("logits_processors",) if params.logits_processors else ()
-        params = replace(params, logits_processors=None)
+        # request.grammar says what structured_outputs does, which may hold what a log cannot.
+        params = replace(params, logits_processors=None, structured_outputs=None)
         if self._decode is None:
             params = replace(params, stop=(), bad_words=())
         else:

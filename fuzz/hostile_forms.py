@@ -198,6 +198,9 @@ def _lark_ambiguous(rng: random.Random) -> str:
             "start: x\nx: y\ny: x",
             "start: /a/ start | start /b/ | /c/",
             "start: %json " + json.dumps(_recursive(rng)),
+            'start: "b" | "a" x x\nx: /a+/',
+            "\n" * _power(rng),
+            "root ::= r0\n" + "".join(f"r{n} ::= r{n + 1}\n" for n in range(_power(rng) % 20000)),
         )
     )
 

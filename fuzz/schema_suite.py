@@ -12,7 +12,7 @@ import json
 import random
 import sys
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -34,10 +34,11 @@ _CLOSERS = frozenset(b'"}],:0123456789eE.-truefalsn')
 _LONGER = ('{"', '":', '": ', '", "', '"}', "}]", "true", "false", "null", "foo", "bar", "12")
 
 
-def byte_vocabulary() -> Vocabulary:
-    """Every byte is a token, then the end, then some that are longer."""
-    tokens = [bytes((byte,)) for byte in range(256)] + [b"<|end|>"]
-    return Vocabulary([*tokens, *(text.encode() for text in _LONGER)], {"<|end|>": END}, (END,))
+def byte_vocabulary(special: Sequence[str] = ()) -> Vocabulary:
+    """Every byte is a token, then the end and other special ones, then some that are longer."""
+    named = {text: END + index for index, text in enumerate(("<|end|>", *special))}
+    tokens = [bytes((byte,)) for byte in range(256)]
+    return Vocabulary([*tokens, *(text.encode() for text in (*named, *_LONGER))], named, (END,))
 
 
 class Tried(NamedTuple):
@@ -57,8 +58,23 @@ class Tried(NamedTuple):
     """Valid instances."""
 
 
-def generate(compiled: Compiled, vocabulary: Vocabulary, rng: random.Random) -> bytes | None:
-    """Draw an output, inclined to end; None if it does not."""
+def closes(token: bytes) -> bool:
+    """Tell whether a token brings JSON to its end."""
+    return all(byte in _CLOSERS for byte in token)
+
+
+def generate(
+    compiled: Compiled,
+    vocabulary: Vocabulary,
+    rng: random.Random,
+    *,
+    likes: Callable[[bytes], bool] = closes,
+    liking: float = 0.75,
+) -> bytes | None:
+    """Draw an output, the end and some tokens more often; None if it does not end.
+
+    liking: how often one of those comes, where one may.
+    """
     follower, out = Follower(compiled), list[bytes]()
     mask = np.zeros(-(-len(vocabulary.tokens) // 32), np.uint32)
     for _ in range(MOST_TOKENS):
@@ -67,12 +83,8 @@ def generate(compiled: Compiled, vocabulary: Vocabulary, rng: random.Random) -> 
         bits = np.unpackbits(mask.view(np.uint8), bitorder="little")[: len(vocabulary.tokens)]
         allowed = [int(token) for token in bits.nonzero()[0]]
         assert allowed, "nothing may come next"
-        closing = [
-            token
-            for token in allowed
-            if token == END or all(byte in _CLOSERS for byte in vocabulary.tokens[token])
-        ]
-        token = rng.choice(closing if closing and rng.random() < 0.75 else allowed)
+        liked = [t for t in allowed if t == END or likes(vocabulary.tokens[t])]
+        token = rng.choice(liked if liked and rng.random() < liking else allowed)
         if token == END:
             return b"".join(out)
         out.append(vocabulary.tokens[token])
@@ -80,11 +92,27 @@ def generate(compiled: Compiled, vocabulary: Vocabulary, rng: random.Random) -> 
     return None
 
 
-def accepts(compiled: Compiled, text: str) -> bool:
+def accepts(compiled: Compiled, text: str | bytes) -> bool:
     """Tell whether a grammar takes a whole text, byte by byte."""
     matcher = compiled.start()
-    data = list(text.encode())
+    data = list(text.encode() if isinstance(text, str) else text)
     return bool(matcher.try_consume_tokens(data) == len(data) and matcher.is_accepting())
+
+
+def outputs_of(
+    grammars: Grammars,
+    form: StructuredOutputsParams,
+    *,
+    count: int = NUM_OUTPUTS,
+    likes: Callable[[bytes], bool] = closes,
+) -> list[bytes]:
+    """Compile a form and draw outputs of it; those that end."""
+    vocabulary = grammars.vocabulary
+    compiled = grammars.compile(grammar_source(form, vocabulary.special))
+    drawn = [
+        generate(compiled, vocabulary, random.Random(seed), likes=likes) for seed in range(count)
+    ]
+    return [output for output in drawn if output is not None]
 
 
 def try_schema(

@@ -9,6 +9,7 @@ runs on a small stack, so what passes here has room anywhere.
 from __future__ import annotations
 
 import json
+import os
 import resource
 import signal
 import struct
@@ -83,12 +84,15 @@ def read_tokenizer(head: dict[str, Any], data: bytes) -> llguidance.LLTokenizer:
 def check(tokenizer: llguidance.LLTokenizer, source: str) -> dict[str, Any]:
     """Compile one grammar and compute its first mask, bounded."""
     before = _resident()
-    answer: dict[str, Any] = {}
+    answer: dict[str, Any] = {"error": "the compiler failed", "bytes": 0}
 
     def work() -> None:
-        matcher = compile_grammar(tokenizer, source)
-        answer["error"] = find_fault(matcher.deep_copy())
-        answer["bytes"] = max(0, _resident() - before)
+        try:
+            matcher = compile_grammar(tokenizer, source)
+            answer["error"] = find_fault(matcher.deep_copy())
+            answer["bytes"] = max(0, _resident() - before)
+        except MemoryError:
+            os.abort()  # as the compiler does
 
     thread = threading.Thread(target=work)
     signal.setitimer(signal.ITIMER_PROF, MOST_SECONDS)

@@ -16,11 +16,12 @@ import sys
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any, NamedTuple
 from weakref import WeakValueDictionary
 
-from ..errors import ParamsError
+from ..errors import EngineError, ParamsError
 from ..structured import FIELD
 
 NUM_CHECKERS = 2
@@ -70,9 +71,12 @@ class Grammars:
         self._alive: WeakValueDictionary[str, Compiled] = WeakValueDictionary()
         self._kept: OrderedDict[str, Compiled] = OrderedDict()
         self._num_kept_bytes = 0
+        self._pending: dict[str, Future[Compiled]] = {}
+        """What some thread compiles; others that ask for it wait."""
         self._checkers: queue.LifoQueue[Checker | None] = queue.LifoQueue()
         for _ in range(NUM_CHECKERS):
             self._checkers.put(None)
+        self._is_closed = False
 
     def provide(self, load: Callable[[], Vocabulary]) -> None:
         """Say where the vocabulary comes from."""
@@ -96,14 +100,31 @@ class Grammars:
     def compile(self, source: str) -> Compiled:
         """Check and compile, or return what is there. May take seconds: not for an event loop.
 
-        ParamsError says what is wrong with it.
+        ParamsError says what is wrong with it. EngineError behind close.
         """
         found = self.find(source)
         if found is not None:
             return found
         self._ready()
-        num_bytes = self._check(source)
-        return self._compile(source, num_bytes)
+        with self._lock:
+            found, theirs = self._alive.get(source), self._pending.get(source)
+            if found is None and theirs is None:
+                mine = self._pending[source] = Future[Compiled]()
+        if found is not None:
+            return found
+        if theirs is not None:
+            return theirs.result()
+        try:
+            compiled = self._compile(source, self._check(source))
+            mine.set_result(compiled)
+            return compiled
+        except BaseException as error:
+            interrupted = ParamsError("structured_outputs: compiling was interrupted.", FIELD)
+            mine.set_exception(error if isinstance(error, Exception) else interrupted)
+            raise
+        finally:
+            with self._lock:
+                del self._pending[source]
 
     def resume(self, source: str) -> Compiled:
         """Compile what was checked once, where nobody kept it."""
@@ -114,9 +135,9 @@ class Grammars:
         return self._compile(source, 0)
 
     def close(self) -> None:
-        """End the checkers."""
-        for _ in range(NUM_CHECKERS):
-            checker = self._checkers.get()
+        """End the checkers, once they have answered; whoever waits for one gets an EngineError."""
+        self._is_closed = True
+        for checker in [self._checkers.get() for _ in range(NUM_CHECKERS)]:
             if checker is not None:
                 checker.close()
             self._checkers.put(None)
@@ -148,15 +169,23 @@ class Grammars:
         """Let a checker compile it; return the bytes that it takes."""
         checker = self._checkers.get()
         try:
+            if self._is_closed:
+                raise EngineError("the engine is shutting down: no grammar is compiled.")
+            if checker is not None and not checker.is_alive:
+                checker.close()
+                checker = None
             if checker is None:
                 assert self._vocabulary is not None
                 checker = Checker(self._vocabulary)
             answer = checker.ask(source)
-        except CheckerDied as death:
+        except BaseException as error:
+            # Nobody may get an answer that is still to come.
             if checker is not None:
                 checker.close()
             checker = None
-            raise ParamsError(f"structured_outputs: {death}", FIELD) from None
+            if isinstance(error, CheckerDied):
+                raise ParamsError(f"structured_outputs: {error}", FIELD) from None
+            raise
         finally:
             self._checkers.put(checker)
         _refuse(answer["error"])
@@ -219,8 +248,17 @@ class Checker:
         )
         head, data = _pack(vocabulary)
         packed = json.dumps(head).encode()
-        self._send(HEADER.pack(len(packed), len(data)) + packed + data)
+        try:
+            self._send(HEADER.pack(len(packed), len(data)) + packed + data)
+        except CheckerDied:
+            self.close()
+            raise
         self._timeout_s = START_TIMEOUT_S
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether it can be asked."""
+        return self._process.poll() is None
 
     def ask(self, source: str) -> dict[str, Any]:
         """Let it check one grammar. Raises CheckerDied."""

@@ -10,13 +10,14 @@ import msgspec
 WHITESPACE = r"[ ]|\r?\n[ \t]{0,64}"
 """Between JSON's tokens: a space, or a new line with its indentation. Without a bound a model may
 write space until its tokens are used up."""
+SPACE_OPTIONS = {"whitespace_flexible", "whitespace_pattern"}
 PLAIN = {"\n": "n", "\r": "r", "/": "/"}
 """What a regular expression in Lark has behind a backslash."""
 
 
 def quote(text: str) -> str:
     """Write a text as Lark and JSON do."""
-    return msgspec.json.encode(text).decode()
+    return msgspec.json.encode(text).decode().replace("\x7f", "\\u007f")
 
 
 def regex_literal(pattern: str) -> str:
@@ -29,7 +30,8 @@ def regex_literal(pattern: str) -> str:
         else:
             written.append(char)
         escaped = char == "\\" and not escaped
-    return "/" + "".join(written) + "/"
+    # Two slashes begin a comment.
+    return "/" + ("".join(written) or "(?:)") + "/"
 
 
 def with_space(schema: Any, options: Mapping[str, Any] | None = None) -> Any:
@@ -37,13 +39,16 @@ def with_space(schema: Any, options: Mapping[str, Any] | None = None) -> Any:
 
     What the schema says itself stays, where there are no options.
     """
+    if schema is True:
+        schema = {}
     if not isinstance(schema, dict):
         return schema
     own = schema.get("x-guidance", {})
     if not isinstance(own, dict):
         return schema
     if options is None:
-        options = {"whitespace_pattern": WHITESPACE}
-        if own.keys() & {"whitespace_flexible", "whitespace_pattern"}:
+        if own.keys() & SPACE_OPTIONS:
             return schema
-    return {**schema, "x-guidance": {**own, **options}}
+        options = {"whitespace_pattern": WHITESPACE}
+    rest = {name: value for name, value in own.items() if name not in SPACE_OPTIONS}
+    return {**schema, "x-guidance": {**rest, **options}}

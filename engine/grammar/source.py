@@ -5,6 +5,7 @@ What cannot be said is a ParamsError; whether it compiles is found out by compil
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Mapping
 from typing import Any
 
@@ -17,6 +18,12 @@ from .tags import tags_source
 
 MAX_SOURCE_BYTES = 2**20
 MAX_SCHEMA_NODES = 200_000
+MAX_GBNF_WORK = 2**25
+"""Bytes of a grammar in GBNF times its rules and comments: what its converter's time grows with."""
+OPTIONS = '%llguidance {"no_forcing": true}'
+"""Without it llguidance computes as much as must come in each step, be it without end."""
+_LARK = re.compile(r"(?m)^[^\S\n]*(?:%llguidance\b|start\s*:)")
+"""What llguidance tells Lark from GBNF by; theirs takes a time quadratic in the empty lines."""
 
 
 def grammar_source(asked: StructuredOutputsParams, special_tokens: Collection[str] = ()) -> str:
@@ -40,27 +47,37 @@ def grammar_source(asked: StructuredOutputsParams, special_tokens: Collection[st
 
 def _write(asked: StructuredOutputsParams, special_tokens: Collection[str]) -> str:
     if asked.regex is not None:
-        return _top({"lark_grammar": f"start: {regex_literal(asked.regex)}"})
-    if asked.choice is not None:
-        return "start: " + " | ".join(map(quote, asked.choice))
-    if asked.grammar is not None:
-        return _lark(asked.grammar)
-    if asked.structural_tag is not None:
-        return tags_source(_object("structural_tag", asked.structural_tag), special_tokens)
-    return _top({"json_schema": _schema(asked)})
-
-
-def _top(grammar: dict[str, Any]) -> str:
-    return msgspec.json.encode({"grammars": [grammar]}).decode()
+        text = f"start: {regex_literal(asked.regex)}"
+    elif asked.choice is not None:
+        # One terminal: as alternatives of a rule, 2,000 are the most.
+        text = "start: CHOICE\nCHOICE: " + " | ".join(map(quote, asked.choice))
+    elif asked.grammar is not None:
+        text = _lark(asked.grammar)
+    elif asked.structural_tag is not None:
+        text = tags_source(_object("structural_tag", asked.structural_tag), special_tokens)
+    else:
+        head = {"lark_grammar": f"start: @json\n{OPTIONS}"}
+        parts = [head, {"name": "json", "json_schema": _schema(asked)}]
+        return msgspec.json.encode({"grammars": parts}).decode()
+    return f"{text}\n{OPTIONS}\n"
 
 
 def _lark(text: str) -> str:
-    from llguidance.gbnf_to_lark import any_to_lark
+    if _LARK.search(text) is not None:
+        return text
+    work = len(text) * (1 + text.count("::=") + text.count("#"))
+    if len(text) > MAX_SOURCE_BYTES or work > MAX_GBNF_WORK:
+        raise ParamsError("structured_outputs.grammar is too large for GBNF: write Lark.", FIELD)
+    from llguidance.gbnf_to_lark import gbnf_to_lark
 
     try:
-        return str(any_to_lark(text))
+        return str(gbnf_to_lark(text))
     except Exception as error:  # the converter raises what it likes
-        raise ParamsError(f"structured_outputs.grammar: {error!s:.300}", FIELD) from None
+        raise ParamsError(
+            f"structured_outputs.grammar is neither Lark, which has a rule named start, nor GBNF: "
+            f"{error!s:.300}.",
+            FIELD,
+        ) from None
 
 
 def _schema(asked: StructuredOutputsParams) -> Any:

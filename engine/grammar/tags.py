@@ -1,7 +1,8 @@
 """Structural tags: free text that a tag may interrupt, inside which a schema holds. Pure.
 
 Both spellings that vLLM takes: {"structures": [...], "triggers": [...]}, and {"format": ...} of
-nested formats (xgrammar's). Written as Lark for llguidance.
+nested formats (xgrammar's). Written as Lark for llguidance, whose patterns take all that they can:
+where a text follows one (a tag's end, for instance), the pattern stops where that text first comes.
 """
 
 from __future__ import annotations
@@ -31,13 +32,18 @@ def tags_source(tag: Any, special_tokens: Collection[str]) -> str:
     else:
         start = writer.triggered(
             [
-                {"begin": one.get("begin"), "content": one.get("schema"), "end": one.get("end", "")}
-                for one in _list(tag, "structures", "structural_tag", Mapping)
+                {
+                    "begin": one.get("begin"),
+                    "content": _schema(one, "schema", f"structures[{i}]"),
+                    "end": one.get("end", ""),
+                }
+                for i, one in enumerate(_list(tag, "structures", "structural_tag", Mapping))
             ],
             _list(tag, "triggers", "structural_tag", str),
             "structures",
+            0,
         )
-    return "\n".join(["%llguidance {}", f"start: {start}", *writer.rules]) + "\n"
+    return "\n".join([f"start: {start}", *writer.rules])
 
 
 class _Writer:
@@ -47,33 +53,41 @@ class _Writer:
         self.rules: list[str] = []
         names = sorted(filter(_is_name, special_tokens), key=len, reverse=True)
         self._special = frozenset(names)
-        self._splitter = re.compile("|".join(map(re.escape, names))) if names else None
+        self._splitter = re.compile(f"({'|'.join(map(re.escape, names))})") if names else None
 
     def write(self, form: Any, where: str, depth: int) -> str:
         """Return the expression of one format."""
         if depth > MAX_DEPTH:
-            raise ParamsError(f"structured_outputs.structural_tag: {where} is too deep.", FIELD)
+            raise ParamsError(
+                f"structured_outputs.structural_tag: {where:.40}... is too deep.", FIELD
+            )
         kind = form.get("type") if isinstance(form, Mapping) else None
         match kind:
             case "const_string":
                 return self._literal(_text(form, "value", where))
             case "json_schema":
-                return f"%json {_json(with_space(form.get('json_schema')))}"
-            case "regex":
-                return self._rule(regex_literal(_text(form, "pattern", where)))
-            case "any_text":
-                return self._rule(TEXT)
-            case "sequence" | "or":
-                elements = _list(form, "elements", where, Mapping)
+                return _json(_schema(form, "json_schema", where))
+            case "regex" | "any_text":
+                return self._alone(_pattern(form, where) or TEXT)
+            case "sequence":
+                return self._sequence(form, where, depth)
+            case "or":
                 parts = [
                     self.write(one, f"{where}.elements[{i}]", depth + 1)
-                    for i, one in enumerate(elements)
+                    for i, one in enumerate(_list(form, "elements", where, Mapping))
                 ]
-                return "(" + (" " if kind == "sequence" else " | ").join(parts) + ")"
+                return "(" + " | ".join(parts) + ")"
             case "tag":
                 return self._tag(form, where, depth)
             case "triggered_tags":
-                return self._triggered(form, where)
+                return self.triggered(
+                    _list(form, "tags", where, Mapping),
+                    _list(form, "triggers", where, str),
+                    f"{where}.tags",
+                    depth,
+                    at_least_one=form.get("at_least_one"),
+                    stop_after_first=form.get("stop_after_first"),
+                )
             case "tags_with_separator":
                 tags = _list(form, "tags", where, Mapping)
                 parts = [self._tag(one, f"{where}.tags[{i}]", depth) for i, one in enumerate(tags)]
@@ -90,7 +104,12 @@ class _Writer:
                 )
 
     def triggered(
-        self, tags: Sequence[Mapping[str, Any]], triggers: Sequence[str], where: str, **how: Any
+        self,
+        tags: Sequence[Mapping[str, Any]],
+        triggers: Sequence[str],
+        where: str,
+        depth: int,
+        **how: Any,
     ) -> str:
         """Write text in which a trigger begins one of the tags."""
         by_trigger: dict[str, list[str]] = {}
@@ -100,76 +119,85 @@ class _Writer:
             trigger = next((one for one in triggers if one and begin.startswith(one)), None)
             if trigger is None:
                 raise _wrong(f"{here}.begin", begin, "a text that one of the triggers begins")
+            token = self._parts(begin)[0]
+            if token in self._special and token.startswith(trigger):
+                trigger = token  # part of a token does not come without the rest
             rest = self._literal(begin[len(trigger) :])
-            body = f"{rest} {self._content(tag, here, 0)} {self._end(tag, here)}"
-            by_trigger.setdefault(trigger, []).append(body)
-        options = []
-        for trigger, bodies in by_trigger.items():
-            body = "(" + " | ".join(bodies) + ")"
-            if trigger in self._special:
-                options.append(f"{self._rule(TEXT)} {trigger} {body}")
-            else:
-                head = self._rule(f"{self._terminal(TEXT)} {quote(trigger)}", lazy=True)
-                options.append(f"{head} {body}")
+            by_trigger.setdefault(trigger, []).append(f"{rest} {self._inside(tag, here, depth)}")
+        options = [
+            f"{self._ended(TEXT, trigger)} ({' | '.join(bodies)})"
+            for trigger, bodies in by_trigger.items()
+        ]
         choice = self._rule(" | ".join(options))
-        text = self._rule(self._terminal(TEXT))
+        text = self._alone(TEXT)
         if how.get("stop_after_first"):
             return f"({choice})" if how.get("at_least_one") else f"({choice} | {text})"
         return f"({choice}{'+' if how.get('at_least_one') else '*'} {text})"
 
-    def _triggered(self, form: Mapping[str, Any], where: str) -> str:
-        return self.triggered(
-            _list(form, "tags", where, Mapping),
-            _list(form, "triggers", where, str),
-            f"{where}.tags",
-            at_least_one=form.get("at_least_one"),
-            stop_after_first=form.get("stop_after_first"),
-        )
+    def _sequence(self, form: Mapping[str, Any], where: str, depth: int) -> str:
+        """Write elements in a row; a pattern ends where the text that follows it begins."""
+        parts: list[str] = []
+        pattern: str | None = None
+        for index, one in enumerate(_list(form, "elements", where, Mapping)):
+            here = f"{where}.elements[{index}]"
+            before, pattern = pattern, _pattern(one, here)
+            if pattern is not None:
+                pattern = pattern if before is None else f"{before} {pattern}"
+            elif before is None:
+                parts.append(self.write(one, here, depth + 1))
+            elif one.get("type") == "const_string":
+                parts.append(self._ended(before, _text(one, "value", here)))
+            elif one.get("type") == "tag":
+                parts.append(self._tag(one, here, depth, before))
+            else:
+                parts += self._alone(before), self.write(one, here, depth + 1)
+        if pattern is not None:
+            parts.append(self._alone(pattern))
+        return f"({' '.join(parts)})"
 
-    def _tag(self, form: Mapping[str, Any], where: str, depth: int) -> str:
-        begin = self._literal(_text(form, "begin", where))
-        return f"({begin} {self._content(form, where, depth)} {self._end(form, where)})"
+    def _tag(
+        self, form: Mapping[str, Any], where: str, depth: int, before: str | None = None
+    ) -> str:
+        """Write a tag. before: a pattern in front of it."""
+        begin = _text(form, "begin", where)
+        head = self._literal(begin) if before is None else self._ended(before, begin)
+        return f"({head} {self._inside(form, where, depth)})"
 
-    def _content(self, tag: Mapping[str, Any], where: str, depth: int) -> str:
-        content = tag.get("content")
-        if isinstance(content, Mapping) and "type" in content and _is_format(content):
-            if content["type"] == "any_text" and isinstance(tag.get("end"), str) and tag["end"]:
-                return ""  # the end's rule takes the text before it
-            return self.write(content, f"{where}.content", depth + 1)
-        return f"%json {_json(with_space(content))}"
-
-    def _end(self, tag: Mapping[str, Any], where: str) -> str:
-        end = tag.get("end", "")
+    def _inside(self, tag: Mapping[str, Any], where: str, depth: int) -> str:
+        """Write what a tag has behind its beginning."""
+        end, content = tag.get("end", ""), tag.get("content")
         ends = [end] if isinstance(end, str) else end
         if not isinstance(ends, list) or not ends or not all(isinstance(e, str) for e in ends):
             raise _wrong(f"{where}.end", end, "a text or some")
-        content = tag.get("content")
-        if isinstance(content, Mapping) and content.get("type") == "any_text" and end:
-            parts = [
-                f"{self._rule(TEXT)} {one}"
-                if one in self._special
-                else self._rule(f"{self._terminal(TEXT)} {quote(one)}", lazy=True)
-                for one in ends
-            ]
+        pattern = _pattern(content, f"{where}.content")
+        if pattern is not None:
+            return "(" + " | ".join(self._ended(pattern, one) for one in ends) + ")"
+        if isinstance(content, Mapping) and content.get("type") in FORMATS:
+            written = self.write(content, f"{where}.content", depth + 1)
         else:
-            parts = [self._literal(one) or '""' for one in ends]
-        return parts[0] if len(parts) == 1 else "(" + " | ".join(parts) + ")"
+            written = _json(_schema(tag, "content", where))
+        return f"{written} ({' | '.join(self._literal(one) for one in ends)})"
+
+    def _ended(self, pattern: str, text: str) -> str:
+        """Write a pattern and a text behind it, which ends it where it first comes."""
+        parts = self._parts(text)
+        if parts and parts[0] not in self._special:
+            parts[0] = self._rule(f"{self._terminal(pattern)} {parts[0]}", lazy=True)
+        else:
+            parts.insert(0, self._alone(pattern))
+        return " ".join(parts)
+
+    def _alone(self, pattern: str) -> str:
+        """Write a pattern that takes all that it can."""
+        return self._rule(self._terminal(pattern))
 
     def _literal(self, text: str) -> str:
-        """Write a text, special tokens in it as what they are."""
-        if not text:
-            return ""
-        if self._splitter is None:
-            return quote(text)
-        parts, last = [], 0
-        for found in self._splitter.finditer(text):
-            if found.start() > last:
-                parts.append(quote(text[last : found.start()]))
-            parts.append(found.group())
-            last = found.end()
-        if last < len(text):
-            parts.append(quote(text[last:]))
-        return " ".join(parts)
+        return " ".join(self._parts(text)) or '""'
+
+    def _parts(self, text: str) -> list[str]:
+        """Split a text at special tokens, and write its parts."""
+        found = [text] if self._splitter is None else self._splitter.split(text)
+        return [one if one in self._special else quote(one) for one in found if one]
 
     def _rule(self, body: str, *, lazy: bool = False) -> str:
         return self._add(f"r{len(self.rules)}", body, "[lazy]" if lazy else "")
@@ -192,9 +220,15 @@ FORMATS = (
 )
 
 
-def _is_format(content: Mapping[str, Any]) -> bool:
-    """Tell a format from a JSON Schema, which may stand in its place."""
-    return content["type"] in FORMATS
+def _pattern(form: Any, where: str) -> str | None:
+    """Return the regular expression of a format that is nothing else."""
+    match form.get("type") if isinstance(form, Mapping) else None:
+        case "any_text":
+            return TEXT
+        case "regex":
+            return regex_literal(_text(form, "pattern", where))
+        case _:
+            return None
 
 
 def _is_name(text: str) -> bool:
@@ -202,8 +236,15 @@ def _is_name(text: str) -> bool:
     return bool(re.fullmatch(r"<[^<>\s\"/]+>", text))
 
 
-def _json(value: Any) -> str:
-    return msgspec.json.encode(value).decode()
+def _json(schema: Any) -> str:
+    return f"%json {msgspec.json.encode(with_space(schema)).decode()}"
+
+
+def _schema(form: Mapping[str, Any], name: str, where: str) -> Any:
+    value = form.get(name)
+    if not isinstance(value, Mapping | bool):
+        raise _wrong(f"{where}.{name}", value, "a JSON Schema")
+    return value
 
 
 def _text(form: Mapping[str, Any], name: str, where: str) -> str:

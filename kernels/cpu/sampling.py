@@ -5,9 +5,6 @@ A row goes through these passes, all of which vectorize: scan (greatest logit, m
 value, in bins of 1/32; the last kept candidate, by bisection inside one bin; noise for the groups
 that hold a kept token. A floor found from the maxima of groups spares most groups all passes but
 the first two.
-
-A candidate is one int64: the negated order key of its value above its id, so that integers ascend
-in the order of candidates.
 """
 
 from __future__ import annotations
@@ -22,10 +19,19 @@ from ...reference.activation import LOG2_E
 from ...reference.ops import Logprobs, SamplingRows
 from ...reference.sampling import MIN_NORMAL, WEIGHT_BITS
 from .activation import exp2, log
+from .candidates import (
+    HIGHEST_KEY,
+    LOWEST_KEY,
+    candidate,
+    first_of,
+    kth_greatest,
+    scan,
+    value_of,
+    weight,
+)
 from .launch import compiled, inlined, outlined, run_ranges
 from .philox import GROUP, group_words, gumbel, least_word
 from .simd import (
-    INFINITY_KEY,
     bfloat16s,
     float32s,
     from_order_key,
@@ -46,7 +52,6 @@ _SLACK, _RELATIVE_SLACK = np.float32(0.01), np.float32(2.0**-21)
 """Of a noise that is compared by its word, far more than its rounding and that of a sum."""
 _WORDS, _LAST_WORD = np.float32(2.0**32), 2**32 - 1
 _LOG2_E = np.float32(LOG2_E)
-_SCALE = np.float32(2.0**WEIGHT_BITS)
 _UNSCALE = np.float32(2.0**-WEIGHT_BITS)
 _MIN_NORMAL = np.float32(MIN_NORMAL)
 _INFINITY = np.float32(np.inf)
@@ -54,63 +59,9 @@ _NAN = np.float32(np.nan)
 _ONE = np.float32(1.0)
 _ZERO = np.float32(0.0)
 _ID_MASK = 0xFFFFFFFF
-_LOWEST_KEY = np.int32(-INFINITY_KEY)
-_HIGHEST_KEY = np.int32(INFINITY_KEY)
 _UNDECIDED = -2
 _MOST_INSERTED = 64
 """Candidates that are kept in order while they are found: their cost is that of k * k."""
-
-
-@inlined
-def _weight(distance: Any) -> Any:
-    """Twin of reference.sampling.weights."""
-    return np.int64(exp2(distance * _LOG2_E) * _SCALE)
-
-
-@inlined
-def _candidate(x: Any, token: Any) -> Any:
-    return (-np.int64(order_key(x)) << 32) | np.int64(token)
-
-
-@inlined
-def _value(candidate: Any) -> Any:
-    return from_order_key(np.int32(-(candidate >> 32)))
-
-
-@outlined
-def _scan(logits: Any, maxima: Any) -> Any:
-    """Fill the greatest order key of each group; return (the greatest, whether the row is good)."""
-    vocab = len(logits)
-    greatest, least, smallest = _LOWEST_KEY, _HIGHEST_KEY, _HIGHEST_KEY
-    for group in range(vocab // GROUP):
-        start = group * GROUP
-        high, low, small = _LOWEST_KEY, _HIGHEST_KEY, _HIGHEST_KEY
-        for i in range(GROUP):
-            key = order_key(widen(logits[start + i]))
-            high, low, small = max(high, key), min(low, key), min(small, abs(key))
-        maxima[group] = high
-        greatest, least, smallest = max(greatest, high), min(least, low), min(smallest, small)
-    if vocab % GROUP:
-        high = _LOWEST_KEY
-        for i in range(vocab - vocab % GROUP, vocab):
-            key = order_key(widen(logits[i]))
-            high, least, smallest = max(high, key), min(least, key), min(smallest, abs(key))
-        maxima[vocab // GROUP] = high
-        greatest = max(greatest, high)
-    is_number = greatest <= _HIGHEST_KEY and least >= _LOWEST_KEY
-    return greatest, is_number and smallest < _HIGHEST_KEY
-
-
-@outlined
-def _first(logits: Any, maxima: Any, key: Any) -> int:
-    """Return the first token whose order key is `key`, the greatest of all."""
-    group = 0
-    while maxima[group] != key:
-        group += 1
-    token = group * GROUP
-    while order_key(widen(logits[token])) != key:
-        token += 1
-    return token
 
 
 @outlined
@@ -135,23 +86,6 @@ def _divide(logits: Any, temperature: Any, x: Any, maxima: Any, floor: Any) -> N
         x[i] = -_INFINITY
 
 
-@outlined
-def _kth_greatest(keys: Any, k: int) -> Any:
-    """Return the k-th greatest of keys, 1 <= k <= len(keys), by bisection of the values."""
-    low, high = np.int64(_LOWEST_KEY), np.int64(_HIGHEST_KEY)
-    while low < high:
-        middle = (low + high + 1) >> 1
-        bound = np.int32(middle)
-        count = 0
-        for i in range(len(keys)):
-            count += 1 if keys[i] >= bound else 0
-        if count >= k:
-            low = middle
-        else:
-            high = middle - 1
-    return np.int32(low)
-
-
 @inlined
 def _bin(x: Any, floor: Any, top: Any) -> Any:
     """Return the bin of a value's distance from the top; _BINS below the floor."""
@@ -174,7 +108,7 @@ def _fill_bins(x: Any, maxima: Any, bounds: Any, bins: Any, counts: bool) -> Non
             continue
         for i in range(GROUP):
             value = x[group * GROUP + i]
-            masses[i] = _weight(value - top)
+            masses[i] = weight(value - top)
             places[i] = _bin(value, floor, top)
         for i in range(GROUP):
             bins[1, places[i]] += masses[i]
@@ -212,7 +146,7 @@ def _gather(x: Any, maxima: Any, bounds: Any, which: tuple[int, int], items: Any
             continue
         for token in range(start, start + GROUP):
             if _bin(x[token], floor, top) == place:
-                item = _candidate(x[token], token)
+                item = candidate(x[token], token)
                 if item <= last:
                     items[count] = item
                     count += 1
@@ -224,7 +158,7 @@ def _mass(items: Any, bound: Any, top: Any) -> Any:
     """Sum the weights of items up to bound."""
     mass = np.int64(0)
     for i in range(len(items)):
-        mass += _weight(_value(items[i]) - top) if items[i] <= bound else 0
+        mass += weight(value_of(items[i]) - top) if items[i] <= bound else 0
     return mass
 
 
@@ -274,7 +208,7 @@ def _floor(maxima: Any, vocab: int, top: Any, filters: Any) -> Any:
     if min_p > _ZERO:
         floor = top + log(max(min_p, _MIN_NORMAL))
     if 0 < top_k <= len(maxima) and top_k < vocab:
-        floor = max(floor, from_order_key(_kth_greatest(maxima, top_k)))
+        floor = max(floor, from_order_key(kth_greatest(maxima, top_k)))
     if top_p < _ONE:
         floor = max(floor, top - _NO_WEIGHT)
     return floor
@@ -285,7 +219,7 @@ def _last_kept(x: Any, maxima: Any, vocab: int, bounds: Any, filters: Any) -> An
     """Return the last candidate that min_p, top_k and top_p keep. filters: these three."""
     _, top_k, top_p = filters
     top = bounds[1]
-    last = _candidate(bounds[0], _ID_MASK)
+    last = candidate(bounds[0], _ID_MASK)
     if (top_k <= 0 or top_k >= vocab) and top_p >= _ONE:
         return last
     bins = np.empty((2, _BINS + 1), np.int64)
@@ -330,7 +264,7 @@ def _draw(x: Any, maxima: Any, last: int, index: int, seed: int) -> int:
     keys = np.empty(GROUP, np.int32)
     last_key = np.int32(-(last >> 32))
     last_id: Any = np.int64(last & _ID_MASK)
-    best, token = _LOWEST_KEY, -1
+    best, token = LOWEST_KEY, -1
     for group in range(len(maxima)):
         start = group * GROUP
         if maxima[group] < last_key:
@@ -342,12 +276,12 @@ def _draw(x: Any, maxima: Any, last: int, index: int, seed: int) -> int:
             continue
         group_words(words, group, index, seed)
         kept_in_group = np.int32(min(max(last_id - start, -1), GROUP))
-        high = _LOWEST_KEY
+        high = LOWEST_KEY
         for i in range(GROUP):
             value = x[start + i]
             key = order_key(value)
             kept = (key > last_key) | ((key == last_key) & (np.int32(i) <= kept_in_group))
-            score = order_key(value + gumbel(words[i])) if kept else _LOWEST_KEY
+            score = order_key(value + gumbel(words[i])) if kept else LOWEST_KEY
             keys[i] = score
             high = max(high, score)
         if high > best:
@@ -363,12 +297,12 @@ def _open_row(logits: Any, temperature: Any, filters: Any, maxima: Any, x: Any) 
 
     Returns (token, (floor, greatest x)); token is _UNDECIDED where candidates and noise must tell.
     """
-    key, good = _scan(logits, maxima)
+    key, good = scan(logits, maxima)
     top = from_order_key(key) / temperature
     if not good:
         return -1, (top, top)
-    if temperature == _ZERO or abs(order_key(top)) >= _HIGHEST_KEY:
-        return _first(logits, maxima, key), (top, top)
+    if temperature == _ZERO or abs(order_key(top)) >= HIGHEST_KEY:
+        return first_of(logits, maxima, key), (top, top)
     _divide_maxima(maxima, temperature)
     floor = _floor(maxima, len(logits), top, filters)
     _divide(logits, temperature, x, maxima, floor)
@@ -422,13 +356,13 @@ def sample(logits: Tensor, rows: SamplingRows) -> Tensor:
 def _find_top(x: Any, maxima: Any, items: Any) -> None:
     """Fill items with the first candidates of the row, in order."""
     k = len(items)
-    floor = _kth_greatest(maxima, k) if k <= len(maxima) else _LOWEST_KEY
+    floor = kth_greatest(maxima, k) if k <= len(maxima) else LOWEST_KEY
     count = 0
     for group in range(len(maxima)):
         if maxima[group] >= floor:
             for token in range(group * GROUP, min((group + 1) * GROUP, len(x))):
                 if order_key(x[token]) >= floor:
-                    count = insert(items, count, _candidate(x[token], token))
+                    count = insert(items, count, candidate(x[token], token))
 
 
 @inlined
@@ -441,7 +375,7 @@ def _sorts(k: int, vocab: int) -> bool:
 def _sort(x: Any, items: Any, spare: Any) -> None:
     """Fill items with all candidates of the row, in order."""
     for i in range(len(x)):
-        items[i] = _candidate(x[i], i)
+        items[i] = candidate(x[i], i)
     sort_by_high_words(items, spare)
 
 
@@ -450,17 +384,17 @@ def _logprobs_row(x: Any, token: int, scratch: Any, top_ids: Any, values: Any) -
     """Fill top_ids and values, return (sampled, rank). Twin of reference.sampling._logprobs_row."""
     maxima, items, spare = scratch
     k = len(top_ids)
-    key, good = _scan(x, maxima)
+    key, good = scan(x, maxima)
     if not good:
         for i in range(k):
             top_ids[i], values[i] = -1, _NAN
         return _NAN, 0
     top = from_order_key(key)
     log_total = _NAN
-    if key < _HIGHEST_KEY:
+    if key < HIGHEST_KEY:
         total = np.int64(0)
         for i in range(len(x)):
-            total += _weight(x[i] - top)
+            total += weight(x[i] - top)
         log_total = log(np.float32(total) * _UNSCALE)
     if k > 0:
         if _sorts(k, len(x)):
@@ -469,7 +403,7 @@ def _logprobs_row(x: Any, token: int, scratch: Any, top_ids: Any, values: Any) -
             _find_top(x, maxima, items)
         for i in range(k):
             top_ids[i] = items[i] & _ID_MASK
-            values[i] = ((_value(items[i]) - top) - log_total) + _ZERO
+            values[i] = ((value_of(items[i]) - top) - log_total) + _ZERO
     if token < 0 or token >= len(x):
         return _NAN, 0
     rank = 1

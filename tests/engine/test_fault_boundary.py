@@ -12,7 +12,9 @@ import torch
 from quire import AsyncEngine, RequestOutput, SamplingParams
 from quire.engine import front
 from quire.engine.device.sampling_rows import SamplingTable
+from quire.engine.grammar.follower import Follower
 from quire.engine.sched import stopping
+from quire.engine.structured import StructuredOutputsParams
 from quire.engine.text import output
 from quire.engine.text.output import OutputState
 from quire.engine.text.stop import StopMatcher
@@ -21,6 +23,9 @@ VICTIM = "victim"
 PROMPTS = ["Tell me a story.", "Tell me a story of a fox.", "What is two plus three?", "Hello"]
 MARK = 77
 """Asked for by the victim alone: its top_k, and its seed."""
+
+
+FORM = StructuredOutputsParams(regex=r"[ -~\n]*")
 
 
 class Broken(Exception):
@@ -88,6 +93,17 @@ def break_parameters(patch: pytest.MonkeyPatch, engine: AsyncEngine) -> None:
     patch.setattr(SamplingTable, "admit", admit)
 
 
+def break_grammar(patch: pytest.MonkeyPatch, engine: AsyncEngine) -> None:
+    """Of the victim, the only one that has the form; in its fourth step."""
+    masks = iter(range(100))
+    patch.setattr(Follower, "fill", wrapped(Follower.fill, lambda *_: next(masks) == 3))
+
+
+def break_compiler(patch: pytest.MonkeyPatch, engine: AsyncEngine) -> None:
+    grammars = engine.front.grammars
+    patch.setattr(grammars, "compile", wrapped(grammars.compile, lambda _: True))
+
+
 def break_logits(patch: pytest.MonkeyPatch, engine: AsyncEngine) -> None:
     """A row of NaN."""
     runner = engine.front.core._executor._runner  # type: ignore[attr-defined]
@@ -130,8 +146,10 @@ async def until_empty(engine: AsyncEngine) -> None:
     scheduler.check()
 
 
-async def ask(engine: AsyncEngine, prompt: str, name: str) -> RequestOutput | Exception:
-    """Give the last output, or what the stream raised."""
+async def ask(
+    engine: AsyncEngine, prompt: str, name: str, form: StructuredOutputsParams | None = None
+) -> RequestOutput | Exception:
+    """Give the last output, or what the stream raised. form: the victim's."""
     victim = name == VICTIM
     params = SamplingParams(
         max_tokens=12,
@@ -142,6 +160,7 @@ async def ask(engine: AsyncEngine, prompt: str, name: str) -> RequestOutput | Ex
         stop=["no such words", VICTIM] if victim else ["no such words"],
         logprobs=7 if victim else 2,
         prompt_logprobs=4 if victim else 1,
+        structured_outputs=form if victim else None,
     )
     last: RequestOutput | None = None
     try:
@@ -172,6 +191,8 @@ def told(given: RequestOutput | Exception) -> tuple[Any, ...]:
         (break_prompt_logprobs, "Broken: planted"),
         (break_stop_rule, "A stop rule failed: Broken: planted"),
         (break_parameters, "Its parameters failed: Broken: planted"),
+        (break_compiler, None),
+        (break_grammar, "Its grammar failed: Broken: planted"),
         (break_logits, "not finite"),
         (break_output, None),
     ],
@@ -186,7 +207,10 @@ async def test_a_fault_of_one_request_ends_that_request_alone(
 
     async def round_of(names: list[str]) -> list[RequestOutput | Exception]:
         texts = [f"A {VICTIM}" if name == VICTIM else PROMPTS[int(name)] for name in names]
-        return await asyncio.gather(*map(ask, [engine] * len(names), texts, names))
+        form = FORM if place in (break_grammar, break_compiler) else None
+        return await asyncio.gather(
+            *(ask(engine, text, name, form) for text, name in zip(texts, names, strict=True))
+        )
 
     others = [str(index) for index in range(len(PROMPTS))]
     expected = list(map(told, await round_of(others)))
@@ -200,6 +224,8 @@ async def test_a_fault_of_one_request_ends_that_request_alone(
     else:
         assert isinstance(victim, RequestOutput), victim
         assert victim.outputs[0].finish_reason == "error"
+        if place is break_grammar:
+            assert len(victim.outputs[0].token_ids) == 3, "what it had drawn before is told"
         assert victim.error is not None
         assert says in victim.error
     await until_empty(engine)
