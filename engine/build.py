@@ -29,6 +29,7 @@ from .models.loader import load_model
 from .models.registry import ModelConfig, read_model_config
 from .opset import Device, choose_device, choose_ops, choose_sums, refuse_shape
 from .sched.scheduler import Scheduler, SchedulerLimits
+from .spec.ngram import NgramDrafter
 
 logger = logging.getLogger("quire")
 
@@ -61,7 +62,7 @@ def build_engine(config: EngineConfig) -> EngineParts:
     executor = InlineExecutor(loaded.runner, config.num_threads)
     return EngineParts(
         config=config,
-        core=EngineCore(Scheduler(limits), executor, overlap=limits.overlap),
+        core=EngineCore(make_scheduler(config, limits), executor, overlap=limits.overlap),
         renew_executor=lambda: InlineExecutor(loaded.runner.renewed(), config.num_threads),
         tokenizer_path=resolve_model(config.tokenizer or config.model),
         vocab_size=loaded.model_config.vocab_size,
@@ -113,6 +114,7 @@ def make_limits(config: EngineConfig) -> SchedulerLimits:
     """Return what the scheduler may use, of options that were all decided."""
     overlap, max_num_batched_tokens = config.overlap, config.max_num_batched_tokens
     num_blocks, max_model_len = config.num_kv_blocks, config.max_model_len
+    speculative = config.speculative_config
     assert overlap and max_num_batched_tokens and num_blocks and max_model_len, config
     return SchedulerLimits(
         max_num_seqs=config.max_num_seqs,
@@ -123,8 +125,18 @@ def make_limits(config: EngineConfig) -> SchedulerLimits:
         enable_prefix_caching=config.enable_prefix_caching,
         policy=config.scheduling_policy,
         overlap=overlap,
+        num_drafts=0 if speculative is None else speculative.num_speculative_tokens,
         tenant_weights=config.tenant_weights,
     )
+
+
+def make_scheduler(config: EngineConfig, limits: SchedulerLimits) -> Scheduler:
+    """Compose the control plane, with who guesses for it."""
+    wanted = config.speculative_config
+    if wanted is None:
+        return Scheduler(limits)
+    drafter = NgramDrafter(wanted.prompt_lookup_min, wanted.prompt_lookup_max)
+    return Scheduler(limits, drafter=drafter)
 
 
 def fill_defaults(config: EngineConfig, device: Device) -> EngineConfig:

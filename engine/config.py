@@ -44,6 +44,31 @@ class ReasoningConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
             )
 
 
+class SpeculativeConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Who guesses tokens, and how many: no answer depends on it."""
+
+    method: Literal["ngram"] = "ngram"
+    """ngram: what followed the last time that prompt or answer ended alike."""
+    num_speculative_tokens: int = 4
+    """Most guesses of a sequence in a step."""
+    prompt_lookup_min: int = 2
+    """ngram: fewest tokens that must be alike,"""
+    prompt_lookup_max: int = 5
+    """and the most that are compared."""
+
+    def __post_init__(self) -> None:
+        for name, low, high in (
+            ("num_speculative_tokens", 1, 16),
+            ("prompt_lookup_min", 1, 64),
+            ("prompt_lookup_max", self.prompt_lookup_min, 64),
+        ):
+            value = getattr(self, name)
+            if not low <= value <= high:
+                raise ConfigError(
+                    f"speculative_config: {name} is {value}: it must be from {low} to {high}."
+                )
+
+
 class EngineConfig(Struct, frozen=True, kw_only=True):
     """Everything that decides what an engine does. Raises ConfigError that names the option."""
 
@@ -97,6 +122,8 @@ class EngineConfig(Struct, frozen=True, kw_only=True):
     reasoning_config: ReasoningConfig | None = None
     """The markers of a model that thinks (a dict of its fields will do): thinking_token_budget
     needs them."""
+    speculative_config: SpeculativeConfig | None = None
+    """Speculative decoding (a dict of its fields will do); None: none."""
     seed: int = 0
     """Draws the seeds of requests that bring none, and dummy weights."""
     step_timeout_s: float = 600.0
@@ -147,12 +174,8 @@ class EngineConfig(Struct, frozen=True, kw_only=True):
                 raise ConfigError(
                     f"tenant_weights says {weight!r} for {name!r}: it must be a number above 0."
                 )
-        if isinstance(self.reasoning_config, dict):
-            try:
-                markers = msgspec.convert(self.reasoning_config, ReasoningConfig)
-            except msgspec.ValidationError as error:
-                raise ConfigError(f"reasoning_config: {error}.") from None
-            force_setattr(self, "reasoning_config", markers)
+        _struct(self, "reasoning_config", ReasoningConfig)
+        _struct(self, "speculative_config", SpeculativeConfig)
         if self.record_text and (self.record is None or self.skip_tokenizer_init):
             raise ConfigError("record_text needs record, and a tokenizer.")
         part = self.gpu_memory_utilization
@@ -161,6 +184,17 @@ class EngineConfig(Struct, frozen=True, kw_only=True):
                 f"gpu_memory_utilization is {part!r}: it must be a number above 0, at most 1."
             )
         force_setattr(self, "model", str(self.model))
+
+
+def _struct(config: EngineConfig, name: str, kind: type[Struct]) -> None:
+    """Make what was given as a dict a struct."""
+    value = getattr(config, name)
+    if isinstance(value, dict):
+        try:
+            value = msgspec.convert(value, kind)
+        except msgspec.ValidationError as error:
+            raise ConfigError(f"{name}: {error}.") from None
+        force_setattr(config, name, value)
 
 
 def _integer(config: EngineConfig, name: str, low: int, high: int) -> None:

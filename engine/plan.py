@@ -51,6 +51,21 @@ class Scored(Struct, frozen=True):
     """Likeliest tokens to tell beside each."""
 
 
+MAX_DRAFTS = 16
+"""Guesses of a row."""
+VOID = -2
+"""Drawn behind a guess, and of no use: the row is computed again."""
+
+
+class Drafts(Struct, frozen=True):
+    """Guesses: the last tokens of some rows, to be compared with what is drawn."""
+
+    counts: IntArray
+    """[rows] how many of a row's tokens are guesses,"""
+    token_ids: IntArray
+    """and these, row after row: the device does not have them yet."""
+
+
 class StepPlan(Struct, frozen=True):
     """One step. Order on the device: admitted, new blocks, copies, forward, sample."""
 
@@ -74,9 +89,46 @@ class StepPlan(Struct, frozen=True):
     num_tokens: IntArray
     """[rows] and how many tokens (their inputs are in the device table already)."""
     samples: NDArray[np.bool_]
-    """[rows] whether the row's last token yields a sampled token, written at start + num_tokens."""
+    """[rows] whether the row's last known token yields a sampled token, written behind it, and each
+    of its guesses another."""
     scored: tuple[Scored, ...] = ()
     """In the order of their rows."""
+    drafts: Drafts | None = None
+    """None: nobody guesses."""
+
+    def sampled(self) -> tuple[IntArray, IntArray]:
+        """Give slot and position of each token that the step draws: [samples] int32."""
+        slots, ends = self.slots[self.samples], (self.starts + self.num_tokens)[self.samples]
+        if self.drafts is None:
+            return slots, ends
+        counts = self.drafts.counts[self.samples] + 1
+        total = int(counts.sum())
+        behind = counts.cumsum().repeat(counts) - np.arange(1, total + 1)
+        return slots.repeat(counts), (ends.repeat(counts) - behind).astype(np.int32)
+
+    def guesses(self) -> IntArray | None:
+        """Give the guess that each drawn token comes behind: [samples], -1 where that is none."""
+        if self.drafts is None:
+            return None
+        counts = self.drafts.counts[self.samples] + 1
+        guesses = np.full(int(counts.sum()), -1, np.int32)
+        is_guess = np.ones(len(guesses), np.bool_)
+        is_guess[counts.cumsum() - counts] = False
+        guesses[is_guess] = self.drafts.token_ids
+        return guesses
+
+    def right(self, token_ids: IntArray) -> NDArray[np.bool_]:
+        """Tell which of the drawn token_ids [samples] come behind right guesses only."""
+        guesses = self.guesses()
+        if guesses is None:
+            return np.ones(len(token_ids), np.bool_)
+        behind = guesses >= 0
+        wrong = behind & ((np.roll(token_ids, 1) != guesses) | (token_ids == VOID))
+        num_wrong = wrong.cumsum()
+        firsts = (~behind).nonzero()[0]
+        before = (num_wrong - wrong)[firsts].repeat(np.diff(firsts, append=len(guesses)))
+        right: NDArray[np.bool_] = num_wrong == before
+        return right
 
     @property
     def num_scheduled_tokens(self) -> int:
@@ -92,11 +144,12 @@ class RowFault(Struct, frozen=True):
 
 
 class StepResult(Struct, frozen=True):
-    """What a step gave. `samples` rows of the plan, in order."""
+    """What a step gave: for the tokens of the plan's `sampled`, in order."""
 
     step: int
     token_ids: IntArray
-    """[samples] the drawn tokens; -1 where the logits were not finite (that request ends)."""
+    """[samples] the drawn tokens; -1 where the logits were not finite (that request ends), VOID
+    behind a guess that could not be followed."""
     logprobs: LogprobRows | None = None
     faults: tuple[RowFault, ...] = ()
     """Of rows whose token is -1 for another reason."""

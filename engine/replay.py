@@ -18,13 +18,12 @@ from msgspec.structs import replace
 from numpy.typing import NDArray
 
 from ..reference.ops import Ops
-from .build import LoadedRunner, load_runner, make_limits, resolve_model
+from .build import LoadedRunner, load_runner, make_limits, make_scheduler, resolve_model
 from .config import EngineConfig
 from .device.tracing import Difference, TracedOps, first_difference, traced
 from .errors import ParamsError
 from .plan import StepPlan, StepResult
 from .request import Request
-from .sched.scheduler import Scheduler
 from .text.tokenizer import load_tokenizer
 from .text.vocabulary import read_vocabulary
 from .trace import (
@@ -69,7 +68,7 @@ class Fold:
     """A scheduler that repeats a log's calls, checking every plan."""
 
     def __init__(self, config: EngineConfig) -> None:
-        self.scheduler = Scheduler(make_limits(config))
+        self.scheduler = make_scheduler(config, make_limits(config))
         self.flights: deque[StepPlan] = deque()
         self._names: dict[int, str] = {}
 
@@ -165,7 +164,7 @@ def load(config: EngineConfig, wrap: Callable[[Ops], Ops] | None = None) -> Load
 
 def compare_step(entry: Landed, plan: StepPlan, result: StepResult, fold: Fold) -> Mismatch | None:
     """Compare a step's tokens and log probabilities with the recorded ones."""
-    recorded, slots = _ids(entry.token_ids), _ids(entry.slots)
+    recorded, slots = _ids(entry.token_ids), plan.sampled()[0]
     if entry.step != plan.step or len(recorded) != len(result.token_ids):
         return Mismatch(plan.step, None, f"step {entry.step} landed in the log")
     differ = (recorded != result.token_ids).nonzero()[0]
@@ -243,7 +242,7 @@ def _slot_of(plan: StepPlan, difference: Difference) -> int:
     elif plan.scored:
         return -1
     else:
-        owners = plan.slots[plan.samples]
+        owners = plan.sampled()[0]
     return int(owners[difference.row]) if difference.row < len(owners) else -1
 
 
@@ -328,7 +327,7 @@ def replay_requests(log: Log, options: Mapping[str, Any], request_id: str | None
 
 def _answer(loaded: LoadedRunner, requests: Sequence[Request]) -> dict[str, list[int]]:
     """Run requests to their ends; return the tokens of each."""
-    scheduler, runner = Scheduler(loaded.limits), loaded.runner
+    scheduler, runner = make_scheduler(loaded.config, loaded.limits), loaded.runner
     answers: dict[str, list[int]] = {}
     for request in requests:
         answers[request.request_id] = []

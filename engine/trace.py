@@ -151,6 +151,8 @@ def plan_digest(plan: StepPlan) -> int:
     ):
         digest.update(len(array).to_bytes(4, "little"))
         digest.update(np.ascontiguousarray(array).tobytes())
+    if plan.drafts is not None:
+        digest.update(plan.drafts.counts.tobytes() + plan.drafts.token_ids.tobytes())
     for scored in plan.scored:
         digest.update(repr((scored.row, scored.start, scored.end, scored.num_top)).encode())
     return digest.intdigest()
@@ -296,7 +298,8 @@ class Recorder:
 
     def landed(self, plan: StepPlan, result: StepResult) -> None:
         """See Observer."""
-        slots = plan.slots[plan.samples].astype("<i4").tobytes()
+        owners = np.where(plan.right(result.token_ids), plan.sampled()[0], -1)
+        slots = owners.astype("<i4").tobytes()
         tokens = result.token_ids.astype("<i4").tobytes()
         self._write(Landed(plan.step, slots, tokens, logprobs_digest(result)))
 

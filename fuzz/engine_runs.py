@@ -25,6 +25,8 @@ from ..engine.request import RequestOutput, ThinkingBudget
 from ..engine.sched.scheduler import SchedulerStats
 from ..reference.generate import Wish, generate
 from ..reference.ops import Logprobs
+from .checkpoints import VOCAB_SIZE
+from .drafters import KnowingDrafter
 from .grammar_cases import FORMS, make_vocabulary, source_of
 from .step_plans import count_of, edits_of
 
@@ -172,14 +174,27 @@ class Outcome(NamedTuple):
     stats: SchedulerStats
 
 
-def run(path: Path, requests: Sequence[Asked], *, alone: bool = False, **options: Any) -> Outcome:
+def run(
+    path: Path,
+    requests: Sequence[Asked],
+    *,
+    alone: bool = False,
+    told: Sequence[Answer] = (),
+    **options: Any,
+) -> Outcome:
     """Answer all requests at once, or one after the other in the same engine.
 
+    told: what they answer, for a drafter that knows it, where options have a speculative_config.
     Asserts that the engine is empty and whole afterwards.
     """
+    texts = [[*one.prompt, *answer.token_ids] for one, answer in zip(requests, told, strict=False)]
     fixed: dict[str, Any] = {"skip_tokenizer_init": True, "reasoning_config": REASONING}
     with LLM(str(path), max_logprobs=-1, **fixed, **options) as llm:
         llm.grammars.provide(make_vocabulary)
+        if texts:
+            drafting = llm.scheduler._state.drafting
+            assert drafting is not None, options
+            drafting._drafter = KnowingDrafter(lambda: texts, VOCAB_SIZE)
         for one in requests:
             if one.params.structured_outputs is not None:
                 llm.grammars.resume(source_of(one.params.structured_outputs))
@@ -247,7 +262,7 @@ def ways_that_differ(dtype: DTypeName) -> list[str]:
 
     A GPU has bits of its own, so the engine itself is the oracle: eager, one step in flight.
     """
-    from .checkpoints import VOCAB_SIZE, make_checkpoint
+    from .checkpoints import make_checkpoint
 
     asked = make_requests(VOCAB_SIZE, seed=1, max_tokens=12, sampled=True)
     common: dict[str, Any] = {

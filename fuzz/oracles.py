@@ -138,14 +138,18 @@ class FakeDevice:
         self._change_slots(plan)
         for source, target in zip(plan.copy_sources, plan.copy_targets, strict=True):
             self._copy(int(source), int(target), plan)
-        rows = list(zip(plan.slots, plan.starts, plan.num_tokens, plan.samples, strict=True))
-        for slot, start, count, samples in rows:
-            self._write(int(slot), int(start), int(count), samples=bool(samples))
-        for slot, start, count, _ in rows:
-            self._read(int(slot), int(start) + int(count))
-            self.slots[int(slot)].computed = int(start) + int(count)
+        columns = plan.slots, plan.starts, plan.num_tokens, plan.samples
+        rows = list(zip(*(column.tolist() for column in columns), _guesses(plan), strict=True))
+        for slot, start, count, samples, guesses in rows:
+            assert samples or not guesses, (slot, guesses)
+            self._write(slot, start, count, samples=samples, guesses=guesses)
+        for slot, start, count, _, guesses in rows:
+            self._read(slot, start + count, guesses)
+            self.slots[slot].computed = start + count
         told = tuple(self._tell(plan, one) for one in plan.scored)
-        drawn = [self._sample(int(slot)) for slot, _, _, samples in rows if samples]
+        drawn: list[int] = []
+        for slot, _, _, samples, guesses in rows:
+            drawn += self._sample(slot, guesses) if samples else []
         return StepResult(plan.step, np.array(drawn, np.int32), prompt_logprobs=told)
 
     def _tell(self, plan: StepPlan, scored: Scored) -> LogprobRows:
@@ -196,44 +200,67 @@ class FakeDevice:
         for offset in range(self.limits.block_size):
             self.memory[target, offset] = self.memory.get((source, offset), -1)
 
-    def _write(self, slot_index: int, start: int, count: int, *, samples: bool) -> None:
+    def _write(
+        self, slot_index: int, start: int, count: int, *, samples: bool, guesses: list[int]
+    ) -> None:
         slot, size = self.slots[slot_index], self.limits.block_size
+        known = len(slot.token_ids)
+        said = [*slot.token_ids, *guesses]
         assert start >= 0 and count > 0, (slot_index, start, count)
         assert slot.computed in (None, start), (slot_index, slot.computed, start)
         end = start + count
-        assert end <= len(slot.token_ids), (slot_index, end, len(slot.token_ids))
-        assert samples == (end == len(slot.token_ids)), (slot_index, end, len(slot.token_ids))
+        assert start < known and end <= len(said), (slot_index, start, end, said)
+        assert samples == (end == len(said)), (slot_index, end, said)
         assert end <= len(slot.blocks) * size, (slot_index, end, slot.blocks)
         assert end < self.limits.max_model_len, (slot_index, end)
         history = slot.root
-        for position, token in enumerate(slot.token_ids[:end]):
+        for position, token in enumerate(said[:end]):
             history = extend_history(history, token)
             if position >= start:
                 block = slot.blocks[position // size]
                 assert not self.readers(block, slot_index), (slot_index, block, "is shared")
                 self.memory[block, position % size] = history
 
-    def _read(self, slot_index: int, end: int) -> None:
+    def _read(self, slot_index: int, end: int, guesses: list[int]) -> None:
         """Attend to all positions before `end`: each must hold this sequence's own history."""
         slot, size = self.slots[slot_index], self.limits.block_size
         history = slot.root
-        for position, token in enumerate(slot.token_ids[:end]):
+        for position, token in enumerate([*slot.token_ids, *guesses][:end]):
             history = extend_history(history, token)
             place = (slot.blocks[position // size], position % size)
             assert self.memory.get(place) == history, (slot_index, position, place)
 
-    def _sample(self, slot_index: int) -> int:
+    def _sample(self, slot_index: int, guesses: list[int]) -> list[int]:
+        """Draw a token behind what is known and behind each guess; keep those behind right ones.
+
+        What was written for wrong guesses stays in memory, and is not this sequence's any more.
+        """
         slot = self.slots[slot_index]
-        history = slot.root
-        for token in slot.token_ids:
-            history = extend_history(history, token)
-        admitted = slot.admitted
-        num_outputs = len(slot.token_ids) - admitted.num_prompt_tokens
-        early = num_outputs < admitted.params.min_tokens
-        barred = frozenset(admitted.stop_token_ids if early else ())
-        token = draw_token(history, admitted.seed, barred)
-        slot.token_ids.append(token)
-        return token
+        known, drawn = list(slot.token_ids), list[int]()
+        for guess in [*guesses, None]:
+            history = slot.root
+            for token in known:
+                history = extend_history(history, token)
+            admitted = slot.admitted
+            early = len(known) - admitted.num_prompt_tokens < admitted.params.min_tokens
+            barred = frozenset(admitted.stop_token_ids if early else ())
+            drawn.append(draw_token(history, admitted.seed, barred))
+            if known == slot.token_ids:
+                slot.token_ids.append(drawn[-1])
+            known.append(-9 if guess is None else guess)
+        slot.computed = len(slot.token_ids) - 1
+        return drawn
+
+
+def _guesses(plan: StepPlan) -> list[list[int]]:
+    """Give the guesses of each row."""
+    if plan.drafts is None:
+        return [[] for _ in plan.slots]
+    assert plan.drafts.counts.sum() == len(plan.drafts.token_ids), plan.drafts
+    ends = plan.drafts.counts.cumsum().tolist()
+    starts = (plan.drafts.counts.cumsum() - plan.drafts.counts).tolist()
+    ids = plan.drafts.token_ids.tolist()
+    return [ids[start:end] for start, end in zip(starts, ends, strict=True)]
 
 
 def told_tokens(told: PromptLogprobs) -> list[tuple[int, int]]:

@@ -83,7 +83,11 @@ def limits(draw: st.DrawFn) -> SchedulerLimits:
         policy=draw(st.sampled_from(("fcfs", "priority"))),
         overlap=draw(st.integers(1, 2)),
     )
-    return replace(made, tenant_weights=draw(st.sampled_from(({}, {"a": 3.0}))))
+    return replace(
+        made,
+        tenant_weights=draw(st.sampled_from(({}, {"a": 3.0}))),
+        num_drafts=draw(st.sampled_from((0, 0, 1, 3, 7))),
+    )
 
 
 @st.composite

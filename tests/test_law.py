@@ -48,6 +48,19 @@ WAYS = {
     ),
     "priority": Way({"scheduling_policy": "priority", "max_num_batched_tokens": 33}),
 }
+SPECULATIVE_WAYS = {
+    "together": Way({}),
+    "alone": Way({"alone": True}, ("prefix_hits", "num_copies")),
+    "overlap 2": Way({"overlap": 2}),
+    "small chunks": Way({"max_num_batched_tokens": 7}, ("num_copies",)),
+    "few blocks": Way({"block_size": 4, **LEAST_POOL}, ("num_preemptions",)),
+    "few blocks of 1, overlap 2, no cache": Way(
+        {"block_size": 1, "num_kv_blocks": 216, "enable_prefix_caching": False, "overlap": 2},
+        ("num_preemptions",),
+    ),
+    "two threads, one guess": Way({"num_threads": 2, "num_drafts": 1}),
+    "reference": Way({"backend": "reference", "block_size": 8}, ("prefix_hits",)),
+}
 
 
 @pytest.fixture(scope="module")
@@ -82,6 +95,21 @@ def test_every_way_gives_the_oracles_bits(way: str, checkpoint: Path, case: Case
     outcome = run(checkpoint, asked, **(numbers | common | WAYS[way].options))
     assert outcome.answers == expected
     for counter in WAYS[way].proves:
+        assert getattr(outcome.stats, counter) > 0, (counter, outcome.stats)
+
+
+@pytest.mark.parametrize("way", SPECULATIVE_WAYS)
+def test_guesses_change_no_bit(way: str, checkpoint: Path, case: Case) -> None:
+    """Right ones and wrong ones, in grammars, behind penalties and for those who are told more."""
+    numbers, asked, expected = case
+    common = {"num_threads": 1, "num_kv_blocks": 64, "max_model_len": 216}
+    options = dict(SPECULATIVE_WAYS[way].options)
+    options["speculative_config"] = {"num_speculative_tokens": options.pop("num_drafts", 4)}
+    outcome = run(checkpoint, asked, told=expected, **(numbers | common | options))
+    assert outcome.answers == expected
+    assert outcome.stats.num_accepted_tokens > 0
+    assert outcome.stats.num_draft_tokens > outcome.stats.num_accepted_tokens
+    for counter in SPECULATIVE_WAYS[way].proves:
         assert getattr(outcome.stats, counter) > 0, (counter, outcome.stats)
 
 

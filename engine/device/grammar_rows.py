@@ -36,6 +36,9 @@ class MaskedRows(NamedTuple):
     slots: list[int]
     early: list[bool]
     """Whether the row may not stop yet (min_tokens)."""
+    guesses: Sequence[int] = ()
+    """The guess that a row comes behind, the row before it being the same slot's; -1 where it comes
+    behind known tokens. Empty: all do."""
 
 
 class Masks(NamedTuple):
@@ -46,6 +49,8 @@ class Masks(NamedTuple):
     """[masked, vocab / 32] one bit a token, the lowest first."""
     faults: dict[int, str]
     """By slot: grammars that cannot be followed."""
+    void: list[int]
+    """Rows whose guesses failed the grammar's compiler: what they draw must not count."""
 
 
 @dataclass(slots=True, eq=False)
@@ -55,14 +60,17 @@ class Constrained:
     follower: Follower
     stop_token_ids: tuple[int, ...]
     """Not drawn while it is early, where anything else may come."""
-    unread: deque[tuple[Landing, int]] = field(default_factory=deque)
-    """Tokens that were drawn since: (step, row among its samples)."""
+    unread: deque[tuple[Landing, int, list[int]]] = field(default_factory=deque)
+    """Tokens that were drawn since: (step, row among its samples, guesses that rows behind it
+    follow)."""
 
     def read(self) -> None:
-        """Wait for what was drawn, and take it in."""
+        """Wait for what was drawn, and take in what counts."""
         while self.unread:
-            landing, row = self.unread.popleft()
-            self.follower.read([int(landing.tokens()[row])])
+            landing, row, guesses = self.unread.popleft()
+            drawn = landing.tokens()[row : row + len(guesses) + 1].tolist()
+            wrong = (i for i, guess in enumerate(guesses) if guess != drawn[i])
+            self.follower.read(drawn[: next(wrong, len(guesses)) + 1])
 
 
 class GrammarRows:
@@ -75,6 +83,8 @@ class GrammarRows:
         self._slots: dict[int, Constrained] = {}
         self._thread: ThreadPoolExecutor | None = None
         self._bits: Tensor | None = None
+        self._void: list[int] = []
+        """Of the newest masks."""
 
     def admit(self, admitted: Admitted) -> bool:
         """Take a sequence's grammar into its slot; whether it has one. ParamsError if it fails."""
@@ -96,9 +106,14 @@ class GrammarRows:
         return self._thread.submit(self._fill, masked)
 
     def launched(self, masked: MaskedRows, landing: Landing) -> None:
-        """Remember which step draws the next token of each row."""
-        for row, slot in zip(masked.rows, masked.slots, strict=True):
-            self._slots[slot].unread.append((landing, row))
+        """Remember which step draws the next tokens of each slot."""
+        for row, slot, guess in zip(masked.rows, masked.slots, guesses_of(masked), strict=True):
+            unread = self._slots[slot].unread
+            if guess < 0:
+                unread.append((landing, row, []))
+            elif row not in self._void:
+                unread[-1][2].append(guess)
+        self._void.clear()
 
     def apply(self, logits: Tensor, masks: Masks, *, keep: bool) -> Tensor:
         """Return logits [rows, vocab] with what must not be drawn at -infinity.
@@ -115,22 +130,33 @@ class GrammarRows:
 
     def _fill(self, masked: MaskedRows) -> Masks:
         num_words = -(-self._vocab_size // BITS)
-        words = np.zeros((len(masked.rows), num_words), np.uint32)
-        faults: dict[int, str] = {}
-        for mask, slot, is_early in zip(words, masked.slots, masked.early, strict=True):
-            one = self._slots[slot]
+        masks = Masks(masked.rows, np.zeros((len(masked.rows), num_words), np.uint32), {}, [])
+        ahead: Follower | None = None
+        rows = zip(masked.rows, masked.slots, masked.early, guesses_of(masked), strict=True)
+        for index, (row, slot, is_early, guess) in enumerate(rows):
+            one, mask, fault = self._slots[slot], masks.words[index], None
+            is_void = guess >= 0 and row - 1 in masks.void
             try:
-                one.read()
-                one.follower.fill(mask)
-                fault = one.follower.fault
+                if guess < 0:
+                    one.read()
+                    ahead = one.follower
+                    ahead.fill(mask)
+                else:
+                    ahead = _follow(one, ahead, guess, masks.words[index - 1], mask)
+                fault = None if ahead is None else ahead.fault
             except Exception as error:  # of this row alone
                 logger.exception("the grammar of the sequence in slot %d failed", slot)
                 fault = f"Its grammar failed: {type(error).__name__}: {error}"
-            if fault is not None:
-                mask[:], faults[slot] = ALL, fault
+            if fault is not None and guess < 0:
+                masks.faults[slot] = fault
+            elif fault is not None or is_void:
+                masks.void.append(row)
+            if fault is not None or ahead is None:
+                mask[:], ahead = ALL, None
             elif is_early:
                 _withhold(mask, one.stop_token_ids)
-        return Masks(masked.rows, words, faults)
+        self._void = list(masks.void)
+        return masks
 
     def _unpack(self, words: NDArray[np.uint32]) -> Tensor:
         """Return [masked, vocab] bool on the device: true for what must not be drawn."""
@@ -140,6 +166,32 @@ class GrammarRows:
         packed = self._link.upload(words.reshape(-1).view(np.int32)).view(torch.uint8)
         denied = self._bits.index_select(0, packed.int())
         return denied.view(len(words), -1)[:, : self._vocab_size]
+
+
+def guesses_of(masked: MaskedRows) -> Sequence[int]:
+    """Give the guess that each row comes behind, or -1."""
+    return masked.guesses or [-1] * len(masked.rows)
+
+
+def _follow(
+    one: Constrained,
+    ahead: Follower | None,
+    guess: int,
+    before: NDArray[np.uint32],
+    mask: NDArray[np.uint32],
+) -> Follower | None:
+    """Fill the mask of a row behind a guess, by a copy of the follower: nothing is rolled back.
+
+    ahead: at the row before it, whose mask is `before`. None where the guess cannot be drawn there:
+    then no row behind it counts.
+    """
+    if ahead is None or not before[guess // BITS] >> np.uint32(guess % BITS) & 1:
+        return None
+    if ahead is one.follower:
+        ahead = ahead.copy()
+    ahead.read([guess])
+    ahead.fill(mask)
+    return ahead
 
 
 def _withhold(mask: NDArray[np.uint32], tokens: Sequence[int]) -> None:

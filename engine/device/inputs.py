@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ...reference.ops import SamplingRows, StepRows
-from ..plan import StepPlan
+from ..plan import MAX_DRAFTS, StepPlan
 from ..request import IntArray
 from .link import Link
 from .sampling_rows import NUM_PARAMETERS, PADDING, PLAIN, SamplingTable, StepExtras
@@ -34,7 +34,7 @@ class Layout(NamedTuple):
     num_rows: int
     num_samples: int
     has_tail: bool
-    """Whether some tokens of the step yield no sample."""
+    """Whether some tokens of the step yield no sample, so that samples are rows of their own."""
 
 
 class _Sections(NamedTuple):
@@ -130,7 +130,7 @@ class StepInputs:
         self._link = link
         self._max_len = max_len
         self._buckets = buckets
-        _, num_words = _cut(Layout(max_rows, max_rows, has_tail=True))
+        _, num_words = _cut(Layout(max_rows, max_rows * (1 + MAX_DRAFTS), has_tail=True))
         # torch allocates at cache lines, numpy does not.
         self._host: IntArray = torch.zeros(num_words, dtype=torch.int32).numpy()
         self._mirror = link.mirror(self._host)
@@ -145,13 +145,12 @@ class StepInputs:
         longest = int(kv_lens.max())
         assert plan.num_tokens.min() > 0, plan.num_tokens
         assert longest <= self._max_len, (longest, self._max_len)
-        slots, positions, has_tail = plan.slots, kv_lens, num_tokens > num_rows
-        if not plan.samples.all():
-            slots, positions, has_tail = slots[plan.samples], kv_lens[plan.samples], True
+        slots, positions = plan.sampled()
         num_samples = len(slots)
+        has_tail = num_tokens > num_samples
         # A token that is drawn must have a place, too.
         assert not num_samples or positions.max() < self._max_len, (positions, self._max_len)
-        bucket = 0 if has_tail else self._bucket(num_rows)
+        bucket = 0 if num_tokens > num_rows or has_tail else self._bucket(num_rows)
         layout = Layout(bucket or num_rows, bucket or num_samples, has_tail)
         arrays, tensors, num_words = self._view(layout)
         arrays.slots[:num_rows] = plan.slots
@@ -162,9 +161,9 @@ class StepInputs:
         if num_samples:
             arrays.sample_slots[:num_samples] = slots
             arrays.sample_positions[:num_samples] = positions
-            extras = table.fill(slots, positions, arrays.parameters, arrays.seeds)
+            extras = table.fill(slots, positions, arrays.parameters, arrays.seeds, plan.guesses())
         if has_tail:
-            arrays.tail_tokens[:] = ends[plan.samples] - 1
+            arrays.tail_tokens[:] = _sampling_tokens(plan, ends)
             arrays.tail_starts[:] = positions - 1
             arrays.tail_query_starts[:] = np.arange(num_samples + 1)
         if bucket > num_rows:
@@ -202,6 +201,16 @@ class StepInputs:
             )
             self._views[layout] = found
         return found
+
+
+def _sampling_tokens(plan: StepPlan, ends: IntArray) -> NDArray[np.int64]:
+    """Index the tokens that yield samples among the step's: [samples]; ends: of the rows."""
+    ends = ends[plan.samples]
+    if plan.drafts is None:
+        return ends.astype(np.int64) - 1
+    counts = plan.drafts.counts[plan.samples] + 1
+    behind = counts.cumsum().repeat(counts) - np.arange(int(counts.sum()))
+    return ends.repeat(counts).astype(np.int64) - behind
 
 
 def _cut(layout: Layout) -> tuple[_Sections, int]:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ...reference.ops import Logprobs
-from ..plan import RowFault, StepPlan, StepResult
+from ..plan import VOID, RowFault, StepPlan, StepResult
 from ..request import IntArray, LogprobRows
 
 Scores = Sequence[Sequence[Logprobs]]
@@ -132,13 +132,23 @@ class Landed:
 
 
 class FaultedLanding:
-    """Landing of a step in which some sequences cannot be computed: their tokens become -1."""
+    """Landing of a step in which some sequences cannot be computed: their tokens become -1.
 
-    def __init__(self, landing: Landing, plan: StepPlan, faults: Mapping[int, RowFault]) -> None:
-        """faults: by slot."""
+    Those that are drawn behind guesses that cannot be followed become VOID.
+    """
+
+    def __init__(
+        self,
+        landing: Landing,
+        plan: StepPlan,
+        faults: Mapping[int, RowFault],
+        void: Sequence[int] = (),
+    ) -> None:
+        """faults: by slot. void: rows among the samples."""
         self._landing = landing
-        self._slots = plan.slots[plan.samples].tolist()
+        self._slots = plan.sampled()[0].tolist()
         self._faults = dict(faults)
+        self._void = list(void)
 
     @property
     def is_ready(self) -> bool:
@@ -153,9 +163,10 @@ class FaultedLanding:
         """See Landing."""
         result = self._landing.result()
         rows = [row for row, slot in enumerate(self._slots) if slot in self._faults]
-        if not rows:
+        if not (rows or self._void):
             return result
         tokens = result.token_ids.copy()
+        tokens[self._void] = VOID
         tokens[rows] = -1
         faults = tuple(self._faults[self._slots[row]] for row in rows)
         return replace(result, token_ids=tokens, faults=faults)

@@ -80,6 +80,8 @@ class ModelRunner:
         self._graphs = StepGraphs(CudaCapture()) if decoding == "graphs" else None
         self._faults: dict[int, RowFault] = {}
         """By slot: sequences that cannot be computed; each ends with its next token."""
+        self._void: list[int] = []
+        """Samples of the newest step that do not count."""
         self._scorer = Scorer(model, ops, self._link)
         self._nothing = torch.empty(0, dtype=torch.int32, device=model.device)
         # What was made here was made on another stream than steps run on.
@@ -121,7 +123,10 @@ class ModelRunner:
             landing = self._link.land(plan.step, *drawn, scores)
             if step.extras.masked is not None:
                 self._sampling.grammars.launched(step.extras.masked, landing)
-            return FaultedLanding(landing, plan, self._faults) if self._faults else landing
+            if self._faults or self._void:
+                landing = FaultedLanding(landing, plan, self._faults, self._void)
+                self._void = []
+            return landing
 
     def _admit(self, admitted: Admitted) -> None:
         """Take a sequence's parameters; if that fails, it draws plainly and its tokens are void."""
@@ -266,8 +271,10 @@ class ModelRunner:
         edits = extras.edits
         if edits is None and masks is None:
             return None
-        for slot, message in () if masks is None else masks.faults.items():
-            self._faults[slot] = RowFault(slot, message)
+        if masks is not None:
+            self._void = masks.void
+            for slot, message in masks.faults.items():
+                self._faults[slot] = RowFault(slot, message)
         keep = extras.num_logprobs != NO_LOGPROBS
         return partial(self._edit, step=edits, masks=masks, keep=keep)
 

@@ -97,10 +97,12 @@ class SamplingTable:
         positions: IntArray,
         parameters: IntArray,
         seeds: NDArray[np.int64],
+        guesses: IntArray | None = None,
     ) -> StepExtras:
         """Write the rows that draw the tokens at positions [n > 0] of slots [n].
 
-        Into the first n columns of parameters [NUM_PARAMETERS, >= n] and of seeds [>= n].
+        Into the first n columns of parameters [NUM_PARAMETERS, >= n] and of seeds [>= n]. guesses:
+        [n] which each comes behind, or -1; None: nobody guesses.
         """
         size = len(slots)
         words = self._words[:, slots]
@@ -115,7 +117,12 @@ class SamplingTable:
             edits = self.edits.of_step(slots, positions, flags) if flags.any() else None
             rows = np.flatnonzero(words[7] & HAS_GRAMMAR)
             if len(rows):
-                masked = MaskedRows(rows.tolist(), slots[rows].tolist(), early[rows].tolist())
+                masked = MaskedRows(
+                    rows.tolist(),
+                    slots[rows].tolist(),
+                    early[rows].tolist(),
+                    () if guesses is None else guesses[rows].tolist(),
+                )
                 early[rows] = False  # their masks say it
         forbidden = self._forbid(slots, np.flatnonzero(early)) if early.any() else None
         asked = np.flatnonzero(words[6] != NO_LOGPROBS)

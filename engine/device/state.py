@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from ..plan import Admitted, StepPlan
+from ..plan import Admitted, Drafts, StepPlan
 from .link import Link
 
 
@@ -37,7 +37,7 @@ class DeviceTable:
         return sum(table.numel() * table.itemsize for table in (self.tokens, self.block_tables))
 
     def apply(self, plan: StepPlan) -> None:
-        """Take in the admitted sequences' tokens and the new blocks."""
+        """Take in the admitted sequences' tokens, the new blocks and the guesses."""
         if plan.admitted:
             self._admit(plan.admitted)
         size = len(plan.block_ids)
@@ -50,6 +50,20 @@ class DeviceTable:
             words[2 * size :] = plan.block_ids
             sent = self._link.upload(words)
             self.block_tables.put_(sent[: 2 * size].view(torch.int64), sent[2 * size :])
+        if plan.drafts is not None:
+            self._guess(plan, plan.drafts)
+
+    def _guess(self, plan: StepPlan, drafts: Drafts) -> None:
+        """Put the guesses behind the known tokens, for this step to compute."""
+        size, counts = len(drafts.token_ids), drafts.counts
+        words = np.empty(3 * size, dtype=np.int32)
+        places = words[: 2 * size].view(np.int64)
+        behind = counts.cumsum().repeat(counts) - np.arange(size)
+        np.multiply(plan.slots.repeat(counts), self.max_model_len, out=places, dtype=np.int64)
+        places += (plan.starts + plan.num_tokens).repeat(counts) - behind
+        words[2 * size :] = drafts.token_ids
+        sent = self._link.upload(words)
+        self.tokens.put_(sent[: 2 * size].view(torch.int64), sent[2 * size :])
 
     def _admit(self, admitted: Sequence[Admitted]) -> None:
         sizes = [len(one.token_ids) for one in admitted]

@@ -41,6 +41,12 @@ class Follower:
             if token_id < 0 or not self._matcher.consume_token(token_id):
                 return
 
+    def copy(self) -> Follower:
+        """Return another at the same place."""
+        other = object.__new__(Follower)
+        other._compiled, other._matcher = self._compiled, self._matcher.deep_copy()
+        return other
+
     def fill(self, mask: NDArray[np.uint32]) -> None:
         """Write one bit for each token that may come next: those that end it, where it is complete.
 

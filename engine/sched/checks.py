@@ -73,10 +73,12 @@ def _check_sequence(state: State, limits: SchedulerLimits, sequence: Sequence) -
     table, slot, size = state.memory.table, sequence.slot, limits.block_size
     known, target = int(table.known[slot]), int(table.target[slot])
     submitted, capacity = int(table.submitted[slot]), int(state.memory.blocks.capacity[slot])
-    assert 0 < submitted <= capacity < submitted + size, (slot, submitted, capacity)
+    # Blocks that were taken for wrong guesses stay.
+    most = submitted + size + limits.num_drafts
+    assert 0 < submitted <= capacity < most, (slot, submitted, capacity)
     assert submitted <= table.limit[slot] == sequence.max_len - 1, (slot, submitted)
     assert table.quiet[slot] == quiet_length(sequence) <= table.limit[slot], slot
-    assert known <= target <= known + limits.overlap, (slot, known, target)
+    assert known <= target <= known + max(limits.overlap, limits.num_drafts), (known, target)
     assert target <= sequence.max_len <= limits.max_model_len, (slot, target)
     idle = not any((busy == slot).any() for busy in state.in_flight)
     assert not idle or target == known > submitted, (slot, known, target, submitted)

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..kv.block_pool import IdArray
-from ..plan import Admitted, StepPlan
+from ..plan import Admitted, Drafts, StepPlan
 from .planner import Grant
 from .sequence import Hit, Sequence
 
@@ -72,6 +72,10 @@ class PlanDiff:
             block_slots, block_indices, block_ids = (np.concatenate(c) for c in columns)
             again = {admitted.slot for admitted in self._admitted}
             released = [slot for slot in released if slot not in again]
+        drafts = grant.drafts
+        if drafts is not None and self._news:
+            others = np.zeros(len(self._news), _INT)
+            drafts = Drafts(np.concatenate((drafts.counts, others)), drafts.token_ids)
         sources = targets = _NONE
         if self._copies:
             sources, targets = np.array(self._copies, _INT).T
@@ -88,4 +92,5 @@ class PlanDiff:
             starts=starts.astype(_INT),
             num_tokens=num_tokens.astype(_INT),
             samples=samples,
+            drafts=drafts,
         )

@@ -22,5 +22,7 @@ class SchedulerLimits(Struct, frozen=True):
     policy: Literal["fcfs", "priority"] = "fcfs"
     overlap: int = 1
     """Steps in flight: 1 or 2."""
+    num_drafts: int = 0
+    """Tokens that a sequence may guess at most in a step; 0: speculation is off."""
     tenant_weights: dict[str, float] = {}
     """Shares of tenants that wait for each other, above 0; 1 where none is given."""

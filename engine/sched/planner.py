@@ -20,18 +20,22 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..kv.block_pool import IdArray
 from ..kv.prefix_index import UPCOMING, PrefixIndex
+from ..plan import Drafts
 from .fairness import FairQueue
 from .limits import SchedulerLimits
 from .memory import NO_IDS, SlotMemory
 from .sequence import NO_HIT, Hit, Sequence
 from .table import Rows
+
+if TYPE_CHECKING:
+    from .drafting import Drafting
 
 GROWTH_BLOCKS = 2
 """Kept free by admission for each running sequence: a twentieth of all blocks at most."""
@@ -49,6 +53,8 @@ class State:
     """Waiting forks that hold blocks."""
     in_flight: deque[IdArray] = field(default_factory=deque)
     """Slots of each step in flight, the oldest first."""
+    drafting: Drafting | None = None
+    """None: nobody guesses."""
 
 
 class Grant(NamedTuple):
@@ -70,6 +76,8 @@ class Grant(NamedTuple):
     """[openers] how many,"""
     num_blocks: int
     """and in all."""
+    drafts: Drafts | None = None
+    """Guesses among the tokens."""
 
 
 class Admission(NamedTuple):
@@ -120,6 +128,8 @@ def plan_step(state: State, limits: SchedulerLimits) -> Decision | None:
             slots = slots[slots != victim]
             grant = _grant(state, slots, limits)
         supply = _supply(state, victims, drop_held=bool(state.holders))
+    if state.drafting is not None and not victims:
+        grant = state.drafting.guess(state, grant, limits, supply.num_free)
     admissions: list[Admission] = []
     if len(state.waiting) and not victims:
         admissions = _admit(state, limits, grant, supply)
@@ -145,6 +155,8 @@ def _grant(state: State, slots: IdArray, limits: SchedulerLimits) -> Grant:
     if state.in_flight:
         # The end is certain before its last token is known: nothing is computed beyond it.
         goals = np.minimum(goals, table.limit[slots])
+        if state.drafting is not None:
+            goals = np.where(state.drafting.holds(table, slots), starts, goals)
     counts = goals - starts
     num_tokens = len(slots)
     decoding = num_tokens <= budget and np.count_nonzero(counts == 1) == num_tokens

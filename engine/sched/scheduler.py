@@ -23,8 +23,10 @@ from ..kv.block_pool import IdArray
 from ..kv.hashing import KEY_BYTES
 from ..plan import RowFault, StepPlan, StepResult
 from ..request import Finished, IntArray, LogprobRows, Request, TokenEvents
+from ..spec.drafter import Drafter
 from .checks import check_state
 from .diff import PlanDiff
+from .drafting import Drafting, settle
 from .fairness import FairQueue
 from .limits import SchedulerLimits
 from .memory import NO_IDS, SlotMemory
@@ -59,16 +61,26 @@ class Flight:
 class Scheduler:
     """Decides, step by step, which sequences compute which tokens in which blocks.
 
-    `secret`: 16 bytes that key the prefix cache; None draws them.
+    `secret`: 16 bytes that key the prefix cache; None draws them. `drafter`: guesses up to
+    limits.num_drafts tokens.
     """
 
-    def __init__(self, limits: SchedulerLimits, *, secret: bytes | None = None) -> None:
+    def __init__(
+        self,
+        limits: SchedulerLimits,
+        *,
+        secret: bytes | None = None,
+        drafter: Drafter | None = None,
+    ) -> None:
         self._limits = limits
         self._memory = SlotMemory(limits, secret or secrets.token_bytes(KEY_BYTES))
         rows = self._memory.table.rows([])
         waiting = FairQueue(self._memory.table, limits.tenant_weights)
         self._shares = Shares(self._memory, limits.block_size)
         self._state = State(self._memory, waiting, rows, self._shares.holders)
+        self._drafting = None
+        if drafter is not None and limits.num_drafts:
+            self._drafting = self._state.drafting = Drafting(drafter, limits)
         self._running = RankedQueue()
         self._draining: list[int] = []
         self._alive: dict[str, Sequence] = {}
@@ -191,6 +203,8 @@ class Scheduler:
             plan = self._scoring.mark(plan)
         if decision.victims or decision.admissions:
             self._refresh_rows()
+        if self._drafting is not None:
+            self._drafting.pass_step(grant.slots)
         self._launch(plan, grant, targets, pins)
         stats = self._stats
         stats.num_steps += 1
@@ -210,19 +224,26 @@ class Scheduler:
         request_ids, num_cached = flight.request_ids, flight.num_cached
         assert len(slots) == len(token_ids), (len(slots), len(token_ids))
         prompts = tell(plan, result, table) if plan.scored else ()
+        kept = None
+        if self._drafting is not None and plan.drafts is not None:
+            kept = self._drafting.accept(plan, token_ids, table, self._filter)
+            self._drafting.count(plan, kept, self._stats)
         if self._draining:
-            alive = (~table.draining[slots]).nonzero()[0]
-            if len(alive) < len(slots):
-                slots, token_ids, num_cached = slots[alive], token_ids[alive], num_cached[alive]
-                places, lengths = places[alive], lengths[alive]
-                request_ids = [request_ids[row] for row in alive.tolist()]
-                logprobs = _rows_of(logprobs, alive)
+            alive = ~table.draining[slots]
+            kept = alive.nonzero()[0] if kept is None else kept[alive[kept]]
+        if kept is not None and len(kept) < len(slots):
+            slots, token_ids, num_cached = slots[kept], token_ids[kept], num_cached[kept]
+            places, lengths = places[kept], lengths[kept]
+            request_ids = [request_ids[row] for row in kept.tolist()]
+            logprobs = _rows_of(logprobs, kept)
         table.tokens[slots, places] = token_ids
         table.known[slots] = lengths
+        if plan.drafts is not None:
+            settle(plan, table)
         finished: tuple[Finished, ...] = ()
         rows = ended(self._filter, token_ids, lengths, table.quiet[slots])
         if rows:
-            finished = self._finish(rows, slots, result.faults)
+            finished = self._finish(rows, slots, lengths, result.faults)
         if self._draining:
             self._release_drained()
         return TokenEvents(request_ids, token_ids, num_cached, finished, logprobs, prompts)
@@ -320,6 +341,11 @@ class Scheduler:
         target = table.target[slots]
         samples = ends == target
         targets = target + samples
+        if grant.drafts is not None:
+            # Nothing can be computed behind a guess until it is known to be right.
+            counts = grant.drafts.counts
+            samples = ends - counts == target
+            targets = np.where(counts > 0, ends, target + samples)
         table.submitted[slots] = ends
         table.target[slots] = targets
         if grant.num_tokens > len(slots):
@@ -339,6 +365,8 @@ class Scheduler:
         self._stats.num_scheduled_tokens += num_tokens
         self._running.add(sequence)
         self._scoring.enter(sequence)
+        if self._drafting is not None:
+            self._drafting.enter(slot, sequence.request)
         self._memory.publish(slot)
         diff.admit(sequence, blocks, hit, num_tokens=num_tokens, samples=samples)
 
@@ -359,30 +387,30 @@ class Scheduler:
     def _launch(self, plan: StepPlan, grant: Grant, targets: IdArray, pins: list[int]) -> None:
         """Record a plan as being in flight."""
         table, rows, samples = self._memory.table, self._state.rows, plan.samples
-        if grant.slots is rows.slots and np.count_nonzero(samples) == len(rows.slots):
+        plain = grant.slots is rows.slots and plan.drafts is None
+        if plain and np.count_nonzero(samples) == len(rows.slots):
             slots, names = rows.slots, rows.request_ids
             flight = Flight(plan, slots, grant.ends, targets, names, rows.num_cached, pins)
         else:
             slots = plan.slots.astype(np.intp)
-            drawn = slots[samples]
+            drawn, places = (part.astype(np.intp) for part in plan.sampled())
             names = table.request_ids[drawn].tolist()
-            places = (plan.starts + plan.num_tokens)[samples].astype(np.intp)
             cached = table.num_cached[drawn]
             flight = Flight(plan, drawn, places, places + 1, names, cached, pins)
         self._flights.append(flight)
         self._state.in_flight.append(slots)
 
     def _finish(
-        self, rows: list[int], slots: IdArray, faults: tuple[RowFault, ...]
+        self, rows: list[int], slots: IdArray, lengths: IdArray, faults: tuple[RowFault, ...]
     ) -> tuple[Finished, ...]:
-        """Judge the candidates `rows` and end those that have to."""
+        """Judge the candidates `rows`, each by what was known then, and end those that have to."""
         table = self._memory.table
         finished: list[Finished] = []
         messages = {fault.slot: fault.message for fault in faults}
         for row in rows:
             slot = int(slots[row])
             sequence = table.sequence(slot)
-            verdict = judge(sequence, table.tokens[slot, : table.known[slot]])
+            verdict = judge(sequence, table.tokens[slot, : lengths[row]])
             if verdict is None:
                 continue
             if verdict.reason == "error":

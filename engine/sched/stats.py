@@ -21,5 +21,11 @@ class SchedulerStats(Struct):
     """Published blocks that were overwritten."""
     num_copies: int = 0
     """Blocks copied."""
+    num_drafts: int = 0
+    """Rows that guessed,"""
+    num_draft_tokens: int = 0
+    """their guesses,"""
+    num_accepted_tokens: int = 0
+    """and those that were right."""
     num_scheduled_tokens: int = 0
     num_steps: int = 0

@@ -13,7 +13,10 @@ from quire.fuzz.strategies import make_limits
 
 def test_engine_keeps_the_law_under_any_order_of_calls() -> None:
     """Tokens and log probabilities, bit for bit, whatever happens to others and between steps."""
-    wanted = ("preemptions", "copies", "forks", "evictions", "aborts", "hit tokens")
+    wanted = (
+        *("preemptions", "copies", "forks", "evictions", "aborts", "hit tokens"),
+        *("guesses", "right guesses"),
+    )
     cover(EngineMachine, wanted, num_examples=20, num_steps=25)
 
 

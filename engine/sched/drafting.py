@@ -1,0 +1,154 @@
+"""Guesses: how many each sequence makes in a plan, and which drawn tokens count afterwards.
+
+A row that guesses computes its known tokens and the guesses behind them, and draws a token behind
+each. A drawn token counts while all guesses before it are what was drawn: then it was drawn from
+what the sequence really says. So guesses decide how many tokens a step gives and no more. What was
+written for wrong ones lies behind the known tokens: never published, and overwritten.
+
+A sequence that guesses waits for its result. How many tokens it guesses follows what came of the
+last ones; who is never right guesses ever more rarely.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..kv.block_pool import IdArray
+from ..plan import Drafts, StepPlan
+from ..request import IntArray, Request
+from ..spec.drafter import Drafter
+from .limits import SchedulerLimits
+from .planner import Grant, State
+from .stats import SchedulerStats
+from .stopping import StopFilter, ended, judge
+from .table import SlotTable
+
+MOST_MISSES = 6
+"""After so many wrong first guesses in a row the pause does not grow any more: 2^6 steps."""
+
+
+class Drafting:
+    """How far each slot guesses. Written by Scheduler's calls; `guess` changes nothing."""
+
+    def __init__(self, drafter: Drafter, limits: SchedulerLimits) -> None:
+        self._drafter = drafter
+        self._most = limits.num_drafts
+        self._length = np.zeros(limits.max_num_seqs, np.intp)
+        """Tokens to guess next; 0: none, ever."""
+        self._pause = np.zeros(limits.max_num_seqs, np.intp)
+        """Steps until it guesses again."""
+        self._misses = np.zeros(limits.max_num_seqs, np.intp)
+
+    def enter(self, slot: int, request: Request) -> None:
+        """Begin with a sequence that has just got its slot.
+
+        Logits processors are not asked about guesses: what they do with them nobody has promised.
+        """
+        self._length[slot] = 0 if request.params.logits_processors else self._most
+        self._pause[slot] = self._misses[slot] = 0
+
+    def holds(self, table: SlotTable, slots: IdArray) -> NDArray[np.bool_]:
+        """Tell which of slots [n] wait for tokens in flight, to guess from them."""
+        guesses = (self._length[slots] > 0) & (self._pause[slots] == 0)
+        held: NDArray[np.bool_] = guesses & (table.target[slots] > table.known[slots])
+        return held
+
+    def guess(self, state: State, grant: Grant, limits: SchedulerLimits, num_free: int) -> Grant:
+        """Add guesses to rows that compute all that is known, as budget and blocks allow."""
+        table, slots = state.memory.table, grant.slots
+        budget = limits.max_num_batched_tokens - grant.num_tokens
+        room = np.minimum(self._length[slots], table.limit[slots] - grant.ends)
+        room[(grant.ends != table.known[slots]) | (self._pause[slots] > 0)] = 0
+        counts, token_ids = np.zeros(len(slots), np.intp), list[int]()
+        for row in np.flatnonzero(room > 0).tolist():
+            most = min(int(room[row]), budget - len(token_ids))
+            if most <= 0:
+                break
+            slot = slots[row]
+            found = self._drafter.propose(table.tokens[slot, : table.known[slot]], most)
+            counts[row] = len(found)
+            token_ids += found
+        if not token_ids:
+            return grant
+        ends, capacity = grant.ends + counts, state.memory.blocks.capacity[slots]
+        rows = (ends > capacity).nonzero()[0]
+        num_opened = -(-(ends[rows] - capacity[rows]) // limits.block_size)
+        num_blocks = int(num_opened.sum())
+        if num_blocks > num_free:
+            return grant
+        return Grant(
+            slots,
+            grant.starts,
+            ends,
+            grant.counts + counts,
+            grant.num_tokens + len(token_ids),
+            slots[rows],
+            num_opened,
+            num_blocks,
+            Drafts(counts.astype(np.int32), np.array(token_ids, np.int32)),
+        )
+
+    def pass_step(self, slots: IdArray) -> None:
+        """Count a step of slots [n] that pause."""
+        self._pause[slots] -= self._pause[slots] > 0
+
+    def accept(
+        self, plan: StepPlan, token_ids: IntArray, table: SlotTable, filter_: StopFilter
+    ) -> IdArray:
+        """Find which of the drawn token_ids [samples] count; write those of guesses into the table.
+
+        A token that ends its sequence is the last that counts.
+        """
+        assert plan.drafts is not None, plan
+        slots, places = (part.astype(np.intp) for part in plan.sampled())
+        counts, kept = plan.drafts.counts[plan.samples], plan.right(token_ids)
+        firsts = (counts + 1).cumsum() - (counts + 1)
+        for row in np.flatnonzero(counts).tolist():
+            first, count = int(firsts[row]), int(counts[row])
+            num = int(np.count_nonzero(kept[first : first + count + 1]))
+            slot = int(slots[first])
+            if table.draining[slot]:
+                continue
+            self._learn(slot, count, num - 1)
+            drawn, lengths = token_ids[first : first + num], places[first : first + num] + 1
+            table.tokens[slot, places[first] : lengths[-1]] = drawn
+            num = _first_end(table, filter_, slot, drawn, lengths)
+            kept[first + num : first + count + 1] = False
+        return kept.nonzero()[0]
+
+    def count(self, plan: StepPlan, kept: IdArray, stats: SchedulerStats) -> None:
+        """Count guesses and those that were right."""
+        assert plan.drafts is not None, plan
+        stats.num_drafts += int(np.count_nonzero(plan.drafts.counts))
+        stats.num_draft_tokens += len(plan.drafts.token_ids)
+        stats.num_accepted_tokens += len(kept) - int(np.count_nonzero(plan.samples))
+
+    def _learn(self, slot: int, count: int, num_right: int) -> None:
+        if num_right:
+            self._misses[slot] = 0
+            self._length[slot] = min(self._most, num_right + 1 + (num_right == count))
+            return
+        self._misses[slot] = min(self._misses[slot] + 1, MOST_MISSES)
+        self._length[slot] = 1
+        self._pause[slot] = 2 ** self._misses[slot] - 1
+
+
+def settle(plan: StepPlan, table: SlotTable) -> None:
+    """Bring the counts of rows that guessed back to what is known, once their tokens are."""
+    assert plan.drafts is not None, plan
+    slots = plan.slots[plan.drafts.counts > 0].astype(np.intp)
+    slots = slots[~table.draining[slots]]
+    table.target[slots] = table.known[slots]
+    table.submitted[slots] = table.known[slots] - 1
+
+
+def _first_end(
+    table: SlotTable, filter_: StopFilter, slot: int, drawn: IntArray, lengths: IdArray
+) -> int:
+    """Return how many of the drawn tokens come until the first that ends the sequence."""
+    quiet = table.quiet[[slot] * len(drawn)]
+    for row in ended(filter_, drawn, lengths, quiet):
+        if judge(table.sequence(slot), table.tokens[slot, : lengths[row]]) is not None:
+            return row + 1
+    return len(drawn)
