@@ -51,7 +51,7 @@ class SpeculativeConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields
     """ngram: what followed the last time that prompt or answer ended alike."""
     num_speculative_tokens: int = 4
     """Most guesses of a sequence in a step."""
-    prompt_lookup_min: int = 2
+    prompt_lookup_min: int = 1
     """ngram: fewest tokens that must be alike,"""
     prompt_lookup_max: int = 5
     """and the most that are compared."""

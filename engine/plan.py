@@ -122,11 +122,12 @@ class StepPlan(Struct, frozen=True):
         guesses = self.guesses()
         if guesses is None:
             return np.ones(len(token_ids), np.bool_)
-        behind = guesses >= 0
-        wrong = behind & ((np.roll(token_ids, 1) != guesses) | (token_ids == VOID))
+        wrong = guesses >= 0
+        firsts = (~wrong).nonzero()[0]
+        wrong[1:] &= (token_ids[:-1] != guesses[1:]) | (token_ids[1:] == VOID)
         num_wrong = wrong.cumsum()
-        firsts = (~behind).nonzero()[0]
-        before = (num_wrong - wrong)[firsts].repeat(np.diff(firsts, append=len(guesses)))
+        assert self.drafts is not None
+        before = num_wrong[firsts].repeat(self.drafts.counts[self.samples] + 1)
         right: NDArray[np.bool_] = num_wrong == before
         return right
 

@@ -26,31 +26,40 @@ from .table import SlotTable
 
 MOST_MISSES = 6
 """After so many wrong first guesses in a row the pause does not grow any more: 2^6 steps."""
+PRIOR, WEIGHT = 0.6, 0.15
+"""How often a guess is right, before any was made, and how much each one changes that."""
 
 
 class Drafting:
-    """How far each slot guesses. Written by Scheduler's calls; `guess` changes nothing."""
+    """How far each slot guesses. Written by Scheduler's calls; `guess` changes nothing.
+
+    A guess at distance k is worth p^k tokens, p being how often guesses of its sequence were right;
+    it costs limits.draft_cost of a step of one token, which everybody in the step waits for.
+    """
 
     def __init__(self, drafter: Drafter, limits: SchedulerLimits) -> None:
         self._drafter = drafter
-        self._most = limits.num_drafts
-        self._length = np.zeros(limits.max_num_seqs, np.intp)
-        """Tokens to guess next; 0: none, ever."""
+        self._most = np.zeros(limits.max_num_seqs, np.intp)
+        """Tokens to guess at most; 0: none, ever."""
+        self._rate = np.zeros(limits.max_num_seqs)
+        """p"""
         self._pause = np.zeros(limits.max_num_seqs, np.intp)
         """Steps until it guesses again."""
         self._misses = np.zeros(limits.max_num_seqs, np.intp)
+        self._limits = limits
 
     def enter(self, slot: int, request: Request) -> None:
         """Begin with a sequence that has just got its slot.
 
         Logits processors are not asked about guesses: what they do with them nobody has promised.
         """
-        self._length[slot] = 0 if request.params.logits_processors else self._most
+        self._most[slot] = 0 if request.params.logits_processors else self._limits.num_drafts
+        self._rate[slot] = PRIOR
         self._pause[slot] = self._misses[slot] = 0
 
     def holds(self, table: SlotTable, slots: IdArray) -> NDArray[np.bool_]:
         """Tell which of slots [n] wait for tokens in flight, to guess from them."""
-        guesses = (self._length[slots] > 0) & (self._pause[slots] == 0)
+        guesses = (self._most[slots] > 0) & (self._pause[slots] == 0)
         held: NDArray[np.bool_] = guesses & (table.target[slots] > table.known[slots])
         return held
 
@@ -58,7 +67,7 @@ class Drafting:
         """Add guesses to rows that compute all that is known, as budget and blocks allow."""
         table, slots = state.memory.table, grant.slots
         budget = limits.max_num_batched_tokens - grant.num_tokens
-        room = np.minimum(self._length[slots], table.limit[slots] - grant.ends)
+        room = np.minimum(self._lengths(slots), table.limit[slots] - grant.ends)
         room[(grant.ends != table.known[slots]) | (self._pause[slots] > 0)] = 0
         counts, token_ids = np.zeros(len(slots), np.intp), list[int]()
         for row in np.flatnonzero(room > 0).tolist():
@@ -110,7 +119,7 @@ class Drafting:
             slot = int(slots[first])
             if table.draining[slot]:
                 continue
-            self._learn(slot, count, num - 1)
+            self._learn(slot, count, num - 1, len(plan.slots))
             drawn, lengths = token_ids[first : first + num], places[first : first + num] + 1
             table.tokens[slot, places[first] : lengths[-1]] = drawn
             num = _first_end(table, filter_, slot, drawn, lengths)
@@ -124,14 +133,27 @@ class Drafting:
         stats.num_draft_tokens += len(plan.drafts.token_ids)
         stats.num_accepted_tokens += len(kept) - int(np.count_nonzero(plan.samples))
 
-    def _learn(self, slot: int, count: int, num_right: int) -> None:
+    def _lengths(self, slots: IdArray) -> IdArray:
+        """Give how many guesses are worth their cost: one at least, since who pauses has to try."""
+        cost = self._limits.draft_cost
+        # Relative to the step, and to the tokens that it gives without guesses.
+        price = cost * len(slots) / (1.0 + cost * (len(slots) - 1))
+        if price >= 1.0:
+            return np.minimum(self._most[slots], 1)
+        worth = np.log(max(price, 1e-6)) / np.log(np.clip(self._rate[slots], 1e-3, 1.0 - 1e-3))
+        lengths: IdArray = np.minimum(self._most[slots], np.maximum(worth.astype(np.intp), 1))
+        return lengths
+
+    def _learn(self, slot: int, count: int, num_right: int, num_rows: int) -> None:
+        """Note that num_right of count guesses were right, in a step of so many rows."""
+        rate = 1.0 - (1.0 - float(self._rate[slot])) * (1.0 - WEIGHT) ** num_right
+        self._rate[slot] = rate * (1.0 - WEIGHT) if num_right < count else rate
+        cost = self._limits.draft_cost
         if num_right:
             self._misses[slot] = 0
-            self._length[slot] = min(self._most, num_right + 1 + (num_right == count))
-            return
-        self._misses[slot] = min(self._misses[slot] + 1, MOST_MISSES)
-        self._length[slot] = 1
-        self._pause[slot] = 2 ** self._misses[slot] - 1
+        elif self._rate[slot] * (1.0 + cost * (num_rows - 1)) < cost * num_rows:
+            self._misses[slot] = min(self._misses[slot] + 1, MOST_MISSES)
+            self._pause[slot] = 2 ** self._misses[slot] - 1
 
 
 def settle(plan: StepPlan, table: SlotTable) -> None:

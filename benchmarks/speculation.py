@@ -1,0 +1,119 @@
+"""Speculative decoding on the demo model, CPU: time with it over time without, alternately.
+
+One request at a time on prompts of the demo's kinds (extraction as JSON behind some examples, lists
+of sums, stories that go on), and 32 at once on prompts made so that nothing guessed is right:
+random tokens, sampled at a temperature that makes every token a surprise. Answers must be equal.
+Prompts are cached from a first round on, so that what is timed are the tokens that come out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..demo import tasks
+from ..demo.corpus import ChatRenderer
+from ..engine.llm import LLM
+from ..engine.params import SamplingParams
+
+Prompts = list[list[int]]
+
+
+def examples(llm: LLM, draw: Callable[[random.Random, bool], Any], shots: int) -> Prompts:
+    """Chats with some exchanges of a kind, of which the last has to be answered."""
+    renderer, prompts = ChatRenderer(), []
+    for seed in range(16):
+        rng, messages = random.Random(seed), list[dict[str, Any]]()
+        for _ in range(shots + 1):
+            messages += draw(rng, False).messages
+        text = renderer.render(messages[:-1], add_generation_prompt=True)
+        prompts.append(llm.get_tokenizer().encode(text, add_special_tokens=False))
+    return prompts
+
+
+def surprises(vocab_size: int) -> Prompts:
+    """Random tokens of which each has come before: every guess is another than what comes."""
+    rng = random.Random(7)
+    return [[rng.randrange(3, vocab_size) for _ in range(64)] * 2 for _ in range(32)]
+
+
+def seconds(
+    llm: LLM, prompts: Prompts, params: SamplingParams, *, alone: bool
+) -> tuple[float, Any]:
+    """Return CPU seconds for all answers, and the answers."""
+    groups = [[one] for one in prompts] if alone else [prompts]
+    start = time.process_time()
+    outputs = [one for group in groups for one in llm.generate(group, params, use_tqdm=False)]
+    return time.process_time() - start, [one.outputs[0].token_ids for one in outputs]
+
+
+def measure(
+    plain: LLM, guessing: LLM, prompts: Prompts, params: SamplingParams, *, alone: bool, runs: int
+) -> dict[str, Any]:
+    """Time both engines in turn; return medians, and what guesses gave."""
+    times: dict[str, list[float]] = {"plain": [], "guessing": []}
+    before = guessing.scheduler.stats
+    for run in range(runs + 1):
+        given = {}
+        for name, llm in (("plain", plain), ("guessing", guessing)):
+            spent, given[name] = seconds(llm, prompts, params, alone=alone)
+            if run:
+                times[name].append(spent)
+        assert given["plain"] == given["guessing"], "speculation has changed an answer"
+    stats = guessing.scheduler.stats
+    num_drafts = stats.num_drafts - before.num_drafts
+    num_right = stats.num_accepted_tokens - before.num_accepted_tokens
+    return {
+        "plain_s": statistics.median(times["plain"]),
+        "guessing_s": statistics.median(times["guessing"]),
+        "speed_up": statistics.median(times["plain"]) / statistics.median(times["guessing"]),
+        "tokens": sum(map(len, given["plain"])),
+        "rows_that_guessed": num_drafts // (runs + 1),
+        "right_per_row": num_right / max(1, num_drafts),
+    }
+
+
+def main() -> None:
+    """Measure all kinds of prompts and print them."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--method", default="ngram")
+    parser.add_argument("--tokens", type=int, default=5)
+    parser.add_argument("--runs", type=int, default=5)
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    wanted = {"method": options.method, "num_speculative_tokens": options.tokens}
+    plain = LLM(num_threads=1)
+    guessing = LLM(num_threads=1, speculative_config=wanted)
+    greedy = SamplingParams(temperature=0.0, max_tokens=96)
+    wild = SamplingParams(temperature=4.0, max_tokens=96, ignore_eos=True, seed=1)
+    kinds = (
+        ("extraction as JSON, 3 examples", examples(plain, tasks.extract_fields, 3), greedy, True),
+        ("lists of sums, 1 example", examples(plain, tasks.list_sums, 1), greedy, True),
+        ("stories that go on", examples(plain, tasks.finish_story, 0), greedy, True),
+        ("32 at once, nothing right", surprises(2048), wild, False),
+    )
+    rows = {}
+    for name, prompts, params, alone in kinds:
+        row = measure(plain, guessing, prompts, params, alone=alone, runs=options.runs)
+        rows[name] = row
+        print(
+            f"{name:32} {row['speed_up']:5.2f}x  {row['tokens']} tokens, "
+            f"{row['rows_that_guessed']} rows guessed, {row['right_per_row']:.2f} right in each"
+        )
+    plain.close()
+    guessing.close()
+    if options.json:
+        options.json.write_text(json.dumps({"options": wanted, "kinds": rows}, indent=1))
+
+
+if __name__ == "__main__":
+    main()

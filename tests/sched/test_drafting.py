@@ -1,0 +1,168 @@
+"""Guesses in the scheduler: what they cost, what they never do; lookup in the tokens themselves."""
+
+from __future__ import annotations
+
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+from msgspec.structs import replace
+from quire.engine.params import SamplingParams
+from quire.engine.plan import VOID, Drafts, StepPlan, StepResult
+from quire.engine.sched.scheduler import Scheduler
+from quire.engine.spec.ngram import NgramDrafter
+from quire.fuzz.drafters import KnowingDrafter
+from quire.fuzz.strategies import make_limits, make_request
+
+
+def lookup(tokens: list[int], count: int, least: int, most: int) -> list[int]:
+    """Slowly: behind the latest place of the longest n-gram, one with `count` behind it first."""
+    best: list[int] = []
+    for size in range(least, min(most, len(tokens) - 1) + 1):
+        tail = tokens[len(tokens) - size :]
+        ends = [e for e in range(size, len(tokens)) if tokens[e - size : e] == tail]
+        if not ends:
+            break
+        end = max([e for e in ends if e + count <= len(tokens)] or ends)
+        best = tokens[end : end + count]
+    return best
+
+
+@given(
+    tokens=st.lists(st.sampled_from((0, 1, 2, 256, 65536, 2**31 - 1)), min_size=1, max_size=30),
+    count=st.integers(1, 6),
+    least=st.integers(1, 3),
+    more=st.integers(0, 3),
+)
+def test_lookup_finds_what_followed(tokens: list[int], count: int, least: int, more: int) -> None:
+    """Ids whose bytes look like others' at odd places, too."""
+    drafter = NgramDrafter(least, least + more)
+    given = list(drafter.propose(np.array(tokens, np.int32), count))
+    assert given == lookup(tokens, count, least, least + more)
+
+
+class Fixed:
+    """Always guesses the same."""
+
+    def __init__(self, *guesses: int) -> None:
+        self.guesses = guesses
+
+    def propose(self, token_ids: np.ndarray, count: int) -> list[int]:
+        return list(self.guesses[:count])
+
+
+def run_step(scheduler: Scheduler, drawn: list[int]) -> tuple[StepPlan, list[int]]:
+    """Plan a step and land it with these tokens; return the plan and the tokens that count."""
+    decision = scheduler.plan()
+    assert decision is not None
+    plan = scheduler.commit(decision)
+    scheduler.check()
+    events = scheduler.retire(plan, StepResult(plan.step, np.array(drawn, np.int32)))
+    scheduler.check()
+    return plan, events.token_ids.tolist()
+
+
+def begun(drafter: Fixed, **params: object) -> Scheduler:
+    """A scheduler with one sequence that has just drawn its first token, 9."""
+    limits = replace(make_limits(block_size=2), num_drafts=3)
+    scheduler = Scheduler(limits, drafter=drafter)
+    asked = SamplingParams(**({"max_tokens": 20} | params))  # type: ignore[arg-type]
+    scheduler.add(make_request("a", [1, 2, 3], params=asked, eos=(5,)))
+    assert run_step(scheduler, [9])[1] == [9]
+    return scheduler
+
+
+def test_what_is_drawn_behind_right_guesses_counts() -> None:
+    for drawn, counts in (
+        ([6, 7, 8, 4], [6, 7, 8, 4]),
+        ([6, 7, 4, 4], [6, 7, 4]),
+        ([4, 7, 8, 4], [4]),
+        ([6, 7, VOID, 4], [6, 7]),
+        ([6, -1, 8, 4], [6, -1]),
+        ([6, 7, 5, 4], [6, 7, 5]),
+    ):
+        scheduler = begun(Fixed(6, 7, 8))
+        plan, told = run_step(scheduler, drawn)
+        assert plan.starts.tolist() == [3] and plan.num_tokens.tolist() == [4]
+        assert told == counts, drawn
+        if counts[-1] not in (-1, 5):
+            following = scheduler.plan()
+            assert following is not None and following.grant.starts.tolist() == [3 + len(counts)]
+
+
+def test_a_guess_that_ends_the_sequence_is_its_last_token() -> None:
+    """5 ends it, as a guess that was right; what was drawn behind it is nobody's."""
+    scheduler = begun(Fixed(6, 5, 8))
+    _, told = run_step(scheduler, [6, 5, 8, 4])
+    assert told == [6, 5] and not scheduler.has_unfinished
+
+
+def test_nobody_guesses_beyond_the_last_token() -> None:
+    scheduler = begun(Fixed(6, 7, 8), max_tokens=3)
+    plan, told = run_step(scheduler, [6, 7])
+    assert plan.num_tokens.tolist() == [2] and told == [6, 7] and not scheduler.has_unfinished
+
+
+def test_guesses_take_neither_the_budget_nor_the_blocks_of_others() -> None:
+    """They are the first to be left out: nobody is preempted or cut for one."""
+    limits = replace(make_limits(block_size=1, num_blocks=5, budget=4), num_drafts=3)
+    scheduler = Scheduler(limits, drafter=Fixed(6, 7, 8))
+    scheduler.add(make_request("a", [1, 2, 3], params=SamplingParams(max_tokens=3)))
+    run_step(scheduler, [9])
+    plan, _ = run_step(scheduler, [6, 7])
+    assert plan.drafts is not None and plan.num_tokens.tolist() == [2]
+
+
+def test_who_is_never_right_guesses_rarely() -> None:
+    scheduler = begun(Fixed(6), max_tokens=60)
+    num_guesses = 0
+    for _ in range(50):
+        decision = scheduler.plan()
+        assert decision is not None
+        num_guesses += decision.grant.drafts is not None
+        rows = 1 if decision.grant.drafts is None else 2
+        assert run_step(scheduler, [4] * rows)[1] == [4]
+    assert num_guesses < 25, "half of the steps"
+
+
+def test_logits_processors_are_not_asked_about_guesses() -> None:
+    scheduler = begun(Fixed(6, 7), logits_processors=[lambda outputs, logits: logits])
+    plan, _ = run_step(scheduler, [4])
+    assert plan.drafts is None
+
+
+def test_plans_say_which_tokens_are_drawn_where() -> None:
+    nothing = np.zeros(0, np.int32)
+    plan = StepPlan(
+        step=1,
+        admitted=(),
+        released=nothing,
+        block_slots=nothing,
+        block_indices=nothing,
+        block_ids=nothing,
+        copy_sources=nothing,
+        copy_targets=nothing,
+        slots=np.array([4, 2, 7], np.int32),
+        starts=np.array([10, 0, 5], np.int32),
+        num_tokens=np.array([3, 6, 1], np.int32),
+        samples=np.array([True, False, True]),
+        drafts=Drafts(np.array([2, 0, 0], np.int32), np.array([50, 60], np.int32)),
+    )
+    slots, positions = plan.sampled()
+    assert slots.tolist() == [4, 4, 4, 7] and positions.tolist() == [11, 12, 13, 6]
+    assert plan.guesses().tolist() == [-1, 50, 60, -1]  # type: ignore[union-attr]
+    for drawn, right in (
+        ([50, 60, 1, 2], [True, True, True, True]),
+        ([50, 61, 1, 2], [True, True, False, True]),
+        ([51, 60, 1, 2], [True, False, False, True]),
+    ):
+        assert plan.right(np.array(drawn, np.int32)).tolist() == right
+
+
+def test_a_knowing_drafter_is_right_and_wrong() -> None:
+    text = list(range(7)) * 20
+    drafter = KnowingDrafter(lambda: [text], 7)
+    rights = []
+    for size in range(1, 100):
+        guesses = drafter.propose(np.array(text[:size], np.int32), 4)
+        rights.append(guesses == text[size : size + len(guesses)])
+    assert 20 < sum(rights) < 90
