@@ -6,7 +6,7 @@ what the sequence really says. So guesses decide how many tokens a step gives an
 written for wrong ones lies behind the known tokens: never published, and overwritten.
 
 A sequence that guesses waits for its result. How many tokens it guesses follows what came of the
-last ones; who is never right guesses ever more rarely.
+last ones, and what they cost; who is never right only tries now and then.
 """
 
 from __future__ import annotations
@@ -24,8 +24,9 @@ from .stats import SchedulerStats
 from .stopping import StopFilter, ended, judge
 from .table import SlotTable
 
-MOST_MISSES = 6
-"""After so many wrong first guesses in a row the pause does not grow any more: 2^6 steps."""
+PROBED = 16
+"""In each so many-th step everybody may guess a token, worth it or not: all at once, since a step
+that holds one more token than its tiles costs as much as one that fills them."""
 PRIOR, WEIGHT = 0.6, 0.15
 """How often a guess is right, before any was made, and how much each one changes that."""
 
@@ -41,12 +42,10 @@ class Drafting:
         self._drafter = drafter
         self._most = np.zeros(limits.max_num_seqs, np.intp)
         """Tokens to guess at most; 0: none, ever."""
-        self._rate = np.zeros(limits.max_num_seqs)
+        self._rate = np.full(limits.max_num_seqs, PRIOR)
         """p"""
-        self._pause = np.zeros(limits.max_num_seqs, np.intp)
-        """Steps until it guesses again."""
-        self._misses = np.zeros(limits.max_num_seqs, np.intp)
         self._limits = limits
+        self._step = 0
 
     def enter(self, slot: int, request: Request) -> None:
         """Begin with a sequence that has just got its slot.
@@ -55,12 +54,11 @@ class Drafting:
         """
         self._most[slot] = 0 if request.params.logits_processors else self._limits.num_drafts
         self._rate[slot] = PRIOR
-        self._pause[slot] = self._misses[slot] = 0
 
     def holds(self, table: SlotTable, slots: IdArray) -> NDArray[np.bool_]:
         """Tell which of slots [n] wait for tokens in flight, to guess from them."""
-        guesses = (self._most[slots] > 0) & (self._pause[slots] == 0)
-        held: NDArray[np.bool_] = guesses & (table.target[slots] > table.known[slots])
+        in_flight = table.target[slots] > table.known[slots]
+        held: NDArray[np.bool_] = in_flight & (self._lengths(slots) > 0)
         return held
 
     def guess(self, state: State, grant: Grant, limits: SchedulerLimits, num_free: int) -> Grant:
@@ -68,7 +66,7 @@ class Drafting:
         table, slots = state.memory.table, grant.slots
         budget = limits.max_num_batched_tokens - grant.num_tokens
         room = np.minimum(self._lengths(slots), table.limit[slots] - grant.ends)
-        room[(grant.ends != table.known[slots]) | (self._pause[slots] > 0)] = 0
+        room[grant.ends != table.known[slots]] = 0
         counts, token_ids = np.zeros(len(slots), np.intp), list[int]()
         for row in np.flatnonzero(room > 0).tolist():
             most = min(int(room[row]), budget - len(token_ids))
@@ -98,9 +96,9 @@ class Drafting:
             Drafts(counts.astype(np.int32), np.array(token_ids, np.int32)),
         )
 
-    def pass_step(self, slots: IdArray) -> None:
-        """Count a step of slots [n] that pause."""
-        self._pause[slots] -= self._pause[slots] > 0
+    def pass_step(self) -> None:
+        """Count a step that was committed."""
+        self._step += 1
 
     def accept(
         self, plan: StepPlan, token_ids: IntArray, table: SlotTable, filter_: StopFilter
@@ -119,7 +117,7 @@ class Drafting:
             slot = int(slots[first])
             if table.draining[slot]:
                 continue
-            self._learn(slot, count, num - 1, len(plan.slots))
+            self._learn(slot, count, num - 1)
             drawn, lengths = token_ids[first : first + num], places[first : first + num] + 1
             table.tokens[slot, places[first] : lengths[-1]] = drawn
             num = _first_end(table, filter_, slot, drawn, lengths)
@@ -134,26 +132,19 @@ class Drafting:
         stats.num_accepted_tokens += len(kept) - int(np.count_nonzero(plan.samples))
 
     def _lengths(self, slots: IdArray) -> IdArray:
-        """Give how many guesses are worth their cost: one at least, since who pauses has to try."""
+        """Give how many guesses are worth their cost, for each of the slots [n] of a step."""
         cost = self._limits.draft_cost
-        # Relative to the step, and to the tokens that it gives without guesses.
-        price = cost * len(slots) / (1.0 + cost * (len(slots) - 1))
-        if price >= 1.0:
-            return np.minimum(self._most[slots], 1)
-        worth = np.log(max(price, 1e-6)) / np.log(np.clip(self._rate[slots], 1e-3, 1.0 - 1e-3))
-        lengths: IdArray = np.minimum(self._most[slots], np.maximum(worth.astype(np.intp), 1))
+        # Relative to the step without, and to the tokens that it gives.
+        price = max(1e-6, cost * len(slots) / (1.0 + cost * (len(slots) - 1)))
+        least = int(self._step % PROBED == 0)
+        worth = np.log(min(price, 1.0)) / np.log(self._rate[slots])
+        lengths: IdArray = np.minimum(self._most[slots], np.maximum(worth.astype(np.intp), least))
         return lengths
 
-    def _learn(self, slot: int, count: int, num_right: int, num_rows: int) -> None:
-        """Note that num_right of count guesses were right, in a step of so many rows."""
+    def _learn(self, slot: int, count: int, num_right: int) -> None:
+        """Note that num_right of count guesses were right."""
         rate = 1.0 - (1.0 - float(self._rate[slot])) * (1.0 - WEIGHT) ** num_right
-        self._rate[slot] = rate * (1.0 - WEIGHT) if num_right < count else rate
-        cost = self._limits.draft_cost
-        if num_right:
-            self._misses[slot] = 0
-        elif self._rate[slot] * (1.0 + cost * (num_rows - 1)) < cost * num_rows:
-            self._misses[slot] = min(self._misses[slot] + 1, MOST_MISSES)
-            self._pause[slot] = 2 ** self._misses[slot] - 1
+        self._rate[slot] = min(0.99, max(0.01, rate * (1.0 - WEIGHT * (num_right < count))))
 
 
 def settle(plan: StepPlan, table: SlotTable) -> None:
