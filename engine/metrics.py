@@ -98,6 +98,7 @@ class EngineMetrics:
         self.num_prefix_queries = 0
         self.num_prefix_hits = 0
         self.num_preemptions = 0
+        self.num_drafts = self.num_draft_tokens = self.num_accepted_tokens = 0
         self.num_prompt_tokens = 0
         self.num_generation_tokens = 0
         self.num_finished: dict[str, int] = dict.fromkeys(get_args(FinishReason), 0)
@@ -163,6 +164,12 @@ class EngineMetrics:
         """Add preempted requests."""
         self.num_preemptions += count
 
+    def add_guesses(self, drafts: int, tokens: int, accepted: int) -> None:
+        """Add rows that guessed, their guesses, and those that were right."""
+        self.num_drafts += drafts
+        self.num_draft_tokens += tokens
+        self.num_accepted_tokens += accepted
+
     def collect(self) -> Iterator[Metric]:
         """Yield all metrics: prometheus_client's collector protocol."""
         from prometheus_client.metrics_core import (
@@ -204,6 +211,9 @@ class EngineMetrics:
             ("prefix_cache_queries", "Prompt tokens looked up.", self.num_prefix_queries),
             ("prefix_cache_hits", "Prompt tokens found.", self.num_prefix_hits),
             ("num_preemptions", "Preempted requests.", self.num_preemptions),
+            ("spec_decode_num_drafts", "Rows of steps that guessed.", self.num_drafts),
+            ("spec_decode_num_draft_tokens", "Their guesses.", self.num_draft_tokens),
+            ("spec_decode_num_accepted_tokens", "Right guesses.", self.num_accepted_tokens),
             ("prompt_tokens", "Prompt tokens of ended requests.", self.num_prompt_tokens),
             ("generation_tokens", "Generated tokens.", self.num_generation_tokens),
         )

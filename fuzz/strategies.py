@@ -87,6 +87,7 @@ def limits(draw: st.DrawFn) -> SchedulerLimits:
         made,
         tenant_weights=draw(st.sampled_from(({}, {"a": 3.0}))),
         num_drafts=draw(st.sampled_from((0, 0, 1, 3, 7))),
+        draft_cost=draw(st.sampled_from((0.0, 0.05, 0.5))),
     )
 
 

@@ -52,7 +52,7 @@ SPECULATIVE_WAYS = {
     "together": Way({}),
     "alone": Way({"alone": True}, ("prefix_hits", "num_copies")),
     "overlap 2": Way({"overlap": 2}),
-    "small chunks": Way({"max_num_batched_tokens": 7}, ("num_copies",)),
+    "small chunks": Way({"max_num_batched_tokens": 7}),
     "few blocks": Way({"block_size": 4, **LEAST_POOL}, ("num_preemptions",)),
     "few blocks of 1, overlap 2, no cache": Way(
         {"block_size": 1, "num_kv_blocks": 216, "enable_prefix_caching": False, "overlap": 2},

@@ -17,6 +17,8 @@ NAMES = {
     *("inter_token_latency_seconds", "e2e_request_latency_seconds", "iteration_tokens_total"),
     *("request_prompt_tokens", "request_generation_tokens", "request_queue_time_seconds"),
     *("tenant_requests", "tenant_prompt_tokens", "tenant_generation_tokens"),
+    *("spec_decode_num_drafts", "spec_decode_num_draft_tokens"),
+    "spec_decode_num_accepted_tokens",
 }
 
 

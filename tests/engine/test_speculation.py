@@ -1,0 +1,94 @@
+"""Speculative decoding as users turn it on: the same answers, and numbers that tell of it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from quire import LLM, AsyncEngine, SamplingParams
+from quire.engine.config import EngineConfig
+from quire.engine.errors import ConfigError
+from quire.fuzz.checkpoints import make_checkpoint
+
+NGRAM = {"method": "ngram", "num_speculative_tokens": 4}
+PROMPT = [5, 6, 7, 8, 9, 10] * 4
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_checkpoint("qwen3", tmp_path_factory.mktemp("tiny"))
+
+
+def options(tiny: Path, **others: Any) -> dict[str, Any]:
+    return {"model": str(tiny), "skip_tokenizer_init": True, "num_threads": 1, **others}
+
+
+def repeating(**others: Any) -> SamplingParams:
+    """Draws few tokens, so that the answer repeats itself and its prompt."""
+    wanted: dict[str, Any] = {
+        "allowed_token_ids": [5, 6, 7, 8, 9, 10],
+        "temperature": 0.3,
+        "seed": 4,
+    }
+    return SamplingParams(max_tokens=40, ignore_eos=True, detokenize=False, **wanted, **others)
+
+
+@pytest.mark.parametrize("overlap", [1, 2])
+def test_lookup_gives_the_same_answers_in_fewer_steps(tiny: Path, overlap: int) -> None:
+    params, found = [repeating(logprobs=2), repeating(n=3), repeating(stop_token_ids=[8])], []
+    num_steps = []
+    for config in (None, NGRAM):
+        with LLM(**options(tiny, speculative_config=config, overlap=overlap)) as llm:
+            outputs = llm.generate([PROMPT] * len(params), params, use_tqdm=False)
+            found.append([one.outputs for one in outputs])
+            num_steps.append(llm.scheduler.stats.num_steps)
+            right = llm.scheduler.stats.num_accepted_tokens
+    assert found[0] == found[1]
+    assert right > 20 and num_steps[1] < num_steps[0]
+
+
+async def test_streams_and_metrics_tell_of_it(tiny: Path) -> None:
+    async with AsyncEngine(**options(tiny, speculative_config=NGRAM)) as engine:
+        outputs = [one async for one in engine.generate(PROMPT, repeating())]
+        sizes = [len(one.outputs[0].token_ids) for one in outputs]
+        assert sizes[-1] == 40 and sizes == sorted(sizes) and len(sizes) < 40
+        text = engine.metrics.render().decode()
+    figures = {
+        line.split("{")[0]: float(line.rsplit(" ", 1)[1])
+        for line in text.splitlines()
+        if line.startswith("quire:spec_decode")
+    }
+    drafts, tokens, accepted = (
+        figures[f"quire:spec_decode_num_{name}_total"]
+        for name in ("drafts", "draft_tokens", "accepted_tokens")
+    )
+    assert 0 < drafts <= tokens and 0 < accepted <= tokens
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"method": "magic"}, "method"),
+        ({"method": "ngram", "num_speculative_tokens": 0}, "must be from 1 to 16"),
+        ({"prompt_lookup_min": 5, "prompt_lookup_max": 2}, "prompt_lookup_max is 2"),
+        ({"model": "x"}, "unknown field"),
+    ],
+)
+def test_wrong_options_are_named(given: dict[str, Any], words: str) -> None:
+    with pytest.raises(ConfigError, match="speculative_config") as caught:
+        EngineConfig(speculative_config=given)  # type: ignore[arg-type]
+    assert words in str(caught.value)
+
+
+def test_a_run_with_guesses_is_replayed(tiny: Path, tmp_path: Path) -> None:
+    from quire.engine.replay import replay, replay_requests
+    from quire.engine.trace import read_log
+
+    path = tmp_path / "log"
+    with LLM(**options(tiny, speculative_config=NGRAM, record=str(path))) as llm:
+        llm.generate([PROMPT, PROMPT[:7]], [repeating(), repeating(n=2)], use_tqdm=False)
+        assert llm.scheduler.stats.num_accepted_tokens > 0
+    log = read_log(path)
+    for verdict in (replay(log, {}), replay_requests(log, {"speculative_config": None})):
+        assert verdict.mismatch is None and verdict.num_tokens >= 120
