@@ -32,7 +32,7 @@ from .inputs import PackedStep, StepInputs, largest_buckets, make_buckets
 from .link import FaultedLanding, Landing, Link, Scores, make_link
 from .logit_edits import StepEdits
 from .prompt_scores import Scorer
-from .sampler import Banned, Drawn, Told, draw
+from .sampler import Banned, Drawn, Source, Told, draw
 from .sampling_rows import NO_LOGPROBS, PLAIN, Forbidden, SamplingTable, StepExtras
 from .state import DeviceTable
 
@@ -74,7 +74,7 @@ class ModelRunner:
         self._link = link or make_link(model.device)
         self._caches = model.new_caches(num_blocks, block_size)
         self._table = DeviceTable(self._link, max_num_seqs, max_model_len, block_size)
-        self._sampling = SamplingTable(self._link, max_num_seqs, config.vocab_size)
+        self._sampling = SamplingTable(ops, self._link, max_num_seqs, config.vocab_size)
         self._buckets = () if decoding == "exact" else make_buckets(max_num_seqs)
         self._inputs = StepInputs(self._link, max_num_seqs, max_model_len, self._buckets)
         self._graphs = StepGraphs(CudaCapture()) if decoding == "graphs" else None
@@ -261,7 +261,7 @@ class ModelRunner:
     def _store(self, slots: Tensor, positions: Tensor, tokens: Tensor) -> None:
         self.ops.store_tokens(self._table.tokens, slots, positions, tokens)
 
-    def _editor(self, extras: StepExtras, masks: Masks | None) -> Callable[[Tensor], Tensor] | None:
+    def _editor(self, extras: StepExtras, masks: Masks | None) -> Callable[[Tensor], Source] | None:
         """Return what changes a step's logits; None where nobody does."""
         edits = extras.edits
         if edits is None and masks is None:
@@ -273,21 +273,21 @@ class ModelRunner:
 
     def _edit(
         self, logits: Tensor, *, step: StepEdits | None, masks: Masks | None, keep: bool
-    ) -> Tensor:
+    ) -> Source:
         """Edit a step's logits; a row whose logits processors fail is void from now on."""
         known, edits = self._table.tokens, self._sampling.edits
         if masks is not None:
-            logits, keep = self._sampling.grammars.apply(logits, masks, keep=keep), False
+            logits = self._sampling.grammars.apply(logits, masks, keep=keep)
         if step is None:
-            return logits
-        edited = edits.apply(logits, known, step, keep=keep)
-        for slot, error in edits.process(edited, known, step, self._faults):
+            return Source(logits, None)
+        edited = edits.apply(logits, known, step)
+        for slot, error in edits.process(edited.logits, known, step, self._faults):
             logger.error(
                 "logits processors of the sequence in slot %d failed", slot, exc_info=error
             )
             message = f"Its logits processors failed: {type(error).__name__}: {error}"
             self._faults[slot] = RowFault(slot, message)
-        return edited
+        return Source(logits, edited)
 
     def _told(self, extras: StepExtras) -> Told | None:
         if extras.num_logprobs == NO_LOGPROBS:

@@ -1,7 +1,7 @@
 """From logits to drawn tokens and their log probabilities.
 
-Pure but for the logits, which are this step's own. Log probabilities are those of the raw logits:
-what min_tokens forbids, and what else a request edits, counts for the draw only.
+Pure but for edited logits, which are this step's own. Log probabilities are those of the raw
+logits: what min_tokens forbids, and what else a request edits, counts for the draw only.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ...reference.ops import Logprobs, Ops, SamplingRows
+from ...reference.ops import Edited, Logprobs, Ops, SamplingRows
 
 
 class Told(NamedTuple):
@@ -25,10 +25,19 @@ class Told(NamedTuple):
 
 
 class Banned(NamedTuple):
-    """Entries of the logits that must not be drawn, on their device: [n] int64 each."""
+    """Entries of edited logits that must not be drawn, on their device: [n] int64 each."""
 
     rows: Tensor
     tokens: Tensor
+
+
+class Source(NamedTuple):
+    """What is drawn from."""
+
+    logits: Tensor
+    """[rows, vocab] dtype,"""
+    edited: Edited | None
+    """and rows of it that are edited."""
 
 
 class Drawn(NamedTuple):
@@ -46,29 +55,18 @@ def draw(
     rows: SamplingRows,
     banned: Banned | None,
     told: Told | None,
-    edit: Callable[[Tensor], Tensor] | None = None,
+    edit: Callable[[Tensor], Source] | None = None,
 ) -> Drawn:
-    """Draw a token for each row of logits [rows, vocab] dtype. Overwrites logits.
+    """Draw a token for each row of logits [rows, vocab] dtype.
 
-    edit: makes edited logits of them; None where no row edits.
+    edit: what to draw from, which has the rows that are banned something among the edited ones;
+    None: the logits.
     """
-    edited = logits if edit is None else edit(logits)
+    source = Source(logits, None) if edit is None else edit(logits)
     if banned is not None:
-        if edited is logits and told is not None:
-            edited = logits.clone()
-        edited[banned.rows, banned.tokens] = -torch.inf
-    tokens = ops.sample(edited, rows)
-    return Drawn(tokens, None if told is None else _tell(ops, logits, tokens.clamp(min=0), told))
-
-
-def _tell(ops: Ops, logits: Tensor, tokens: Tensor, told: Told) -> Logprobs:
-    asked = told.rows
-    if asked is None:
-        return ops.logprobs(logits, tokens, told.num_top)
-    few = logits.index_select(0, asked), tokens.index_select(0, asked)
-    return Logprobs(
-        *(
-            part.new_zeros(len(tokens), *part.shape[1:]).index_copy_(0, asked, part)
-            for part in ops.logprobs(*few, told.num_top)
-        )
-    )
+        assert source.edited is not None, "rows that are banned something are edited"
+        source.edited.logits[banned.rows, banned.tokens] = -torch.inf
+    tokens = ops.sample(source.logits, rows, source.edited)
+    if told is None:
+        return Drawn(tokens, None)
+    return Drawn(tokens, ops.logprobs(logits, tokens.clamp(min=0), told.num_top, told.rows))

@@ -1,6 +1,6 @@
 """Candidates of a row of logits: one int64 each, the negated order key of its value above its id.
 
-So integers ascend in the order of candidates. Helpers of kernels.cpu.sampling.
+So integers ascend in the order of candidates. Helpers of sampling and log probabilities.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from .simd import INFINITY_KEY, from_order_key, order_key, widen
 
 _LOG2_E = np.float32(LOG2_E)
 _SCALE = np.float32(2.0**WEIGHT_BITS)
+ID_MASK = 0xFFFFFFFF
 LOWEST_KEY = np.int32(-INFINITY_KEY)
 HIGHEST_KEY = np.int32(INFINITY_KEY)
 

@@ -16,11 +16,12 @@ import torch
 from torch import Tensor
 
 from ...reference.activation import LOG2_E
-from ...reference.ops import Logprobs, SamplingRows
-from ...reference.sampling import MIN_NORMAL, WEIGHT_BITS
+from ...reference.ops import Edited, SamplingRows
+from ...reference.sampling import MIN_NORMAL
 from .activation import exp2, log
 from .candidates import (
     HIGHEST_KEY,
+    ID_MASK,
     LOWEST_KEY,
     candidate,
     first_of,
@@ -33,6 +34,7 @@ from .launch import compiled, inlined, outlined, run_ranges
 from .philox import GROUP, group_words, gumbel, least_word
 from .simd import (
     bfloat16s,
+    booleans,
     float32s,
     from_order_key,
     int32s,
@@ -40,7 +42,6 @@ from .simd import (
     order_key,
     widen,
 )
-from .sorting import insert, sort_by_high_words
 
 _BINS = 1024
 _BINS_PER_NAT = np.float32(32.0)
@@ -52,16 +53,11 @@ _SLACK, _RELATIVE_SLACK = np.float32(0.01), np.float32(2.0**-21)
 """Of a noise that is compared by its word, far more than its rounding and that of a sum."""
 _WORDS, _LAST_WORD = np.float32(2.0**32), 2**32 - 1
 _LOG2_E = np.float32(LOG2_E)
-_UNSCALE = np.float32(2.0**-WEIGHT_BITS)
 _MIN_NORMAL = np.float32(MIN_NORMAL)
 _INFINITY = np.float32(np.inf)
-_NAN = np.float32(np.nan)
 _ONE = np.float32(1.0)
 _ZERO = np.float32(0.0)
-_ID_MASK = 0xFFFFFFFF
 _UNDECIDED = -2
-_MOST_INSERTED = 64
-"""Candidates that are kept in order while they are found: their cost is that of k * k."""
 
 
 @outlined
@@ -219,7 +215,7 @@ def _last_kept(x: Any, maxima: Any, vocab: int, bounds: Any, filters: Any) -> An
     """Return the last candidate that min_p, top_k and top_p keep. filters: these three."""
     _, top_k, top_p = filters
     top = bounds[1]
-    last = candidate(bounds[0], _ID_MASK)
+    last = candidate(bounds[0], ID_MASK)
     if (top_k <= 0 or top_k >= vocab) and top_p >= _ONE:
         return last
     bins = np.empty((2, _BINS + 1), np.int64)
@@ -263,7 +259,7 @@ def _draw(x: Any, maxima: Any, last: int, index: int, seed: int) -> int:
     words = np.empty(GROUP, np.uint32)
     keys = np.empty(GROUP, np.int32)
     last_key = np.int32(-(last >> 32))
-    last_id: Any = np.int64(last & _ID_MASK)
+    last_id: Any = np.int64(last & ID_MASK)
     best, token = LOWEST_KEY, -1
     for group in range(len(maxima)):
         start = group * GROUP
@@ -309,9 +305,10 @@ def _open_row(logits: Any, temperature: Any, filters: Any, maxima: Any, x: Any) 
     return _UNDECIDED, (floor, top)
 
 
-@compiled("void(UniTuple(int64, 12), int64, int64)")
+@compiled("void(UniTuple(int64, 14), int64, int64)")
 def _sample(args: tuple[int, ...], start: int, end: int) -> None:
     logits, stride, is_half, vocab, rows = args[:5]
+    is_edited = booleans(args[13], rows if args[13] else 0)
     groups = (vocab + GROUP - 1) // GROUP
     maxima, x = np.empty(groups, np.int32), np.empty(groups * GROUP, np.float32)
     temperature, top_k = float32s(args[5], rows), int32s(args[6], rows)
@@ -319,11 +316,13 @@ def _sample(args: tuple[int, ...], start: int, end: int) -> None:
     seeds, indices, out = int64s(args[9], rows), int32s(args[10], rows), int32s(args[11], rows)
     for r in range(start, end):
         filters = (min_p[r], top_k[r], top_p[r])
-        if is_half:
+        in_edited = len(is_edited) > 0 and is_edited[r]
+        if is_half and not in_edited:
             halves = bfloat16s(logits + r * stride * 2, vocab)
             token, bounds = _open_row(halves, temperature[r], filters, maxima, x)
         else:
-            floats = float32s(logits + r * stride * 4, vocab)
+            place = args[12] + r * vocab * 4 if in_edited else logits + r * stride * 4
+            floats = float32s(place, vocab)
             token, bounds = _open_row(floats, temperature[r], filters, maxima, x)
         if token == _UNDECIDED:
             last = _last_kept(x, maxima, vocab, bounds, filters)
@@ -331,7 +330,7 @@ def _sample(args: tuple[int, ...], start: int, end: int) -> None:
         out[r] = token
 
 
-def sample(logits: Tensor, rows: SamplingRows) -> Tensor:
+def sample(logits: Tensor, rows: SamplingRows, edited: Edited | None = None) -> Tensor:
     """Twin of reference.sampling.sample."""
     num_rows, vocab = logits.shape
     dtypes = (torch.float32, torch.int32, torch.float32, torch.float32, torch.int64, torch.int32)
@@ -343,116 +342,11 @@ def sample(logits: Tensor, rows: SamplingRows) -> Tensor:
     out = torch.empty(num_rows, dtype=torch.int32)
     is_half = int(logits.dtype == torch.bfloat16)
     addresses = [field.data_ptr() for field in (*fields, out)]
-    args = (logits.data_ptr(), logits.stride(0), is_half, vocab, num_rows, *addresses)
+    of_edited = [0, 0] if edited is None else [part.data_ptr() for part in edited]
+    args = (logits.data_ptr(), logits.stride(0), is_half, vocab, num_rows, *addresses, *of_edited)
 
     def call(start: int, end: int) -> None:
         _sample(args, start, end)
 
     run_ranges(call, num_rows, num_rows * vocab)
     return out
-
-
-@outlined
-def _find_top(x: Any, maxima: Any, items: Any) -> None:
-    """Fill items with the first candidates of the row, in order."""
-    k = len(items)
-    floor = kth_greatest(maxima, k) if k <= len(maxima) else LOWEST_KEY
-    count = 0
-    for group in range(len(maxima)):
-        if maxima[group] >= floor:
-            for token in range(group * GROUP, min((group + 1) * GROUP, len(x))):
-                if order_key(x[token]) >= floor:
-                    count = insert(items, count, candidate(x[token], token))
-
-
-@inlined
-def _sorts(k: int, vocab: int) -> bool:
-    """Tell whether the first k candidates are found by sorting all: many are not inserted."""
-    return k > max(_MOST_INSERTED, (vocab + GROUP - 1) // GROUP)
-
-
-@outlined
-def _sort(x: Any, items: Any, spare: Any) -> None:
-    """Fill items with all candidates of the row, in order."""
-    for i in range(len(x)):
-        items[i] = candidate(x[i], i)
-    sort_by_high_words(items, spare)
-
-
-@outlined
-def _logprobs_row(x: Any, token: int, scratch: Any, top_ids: Any, values: Any) -> Any:
-    """Fill top_ids and values, return (sampled, rank). Twin of reference.sampling._logprobs_row."""
-    maxima, items, spare = scratch
-    k = len(top_ids)
-    key, good = scan(x, maxima)
-    if not good:
-        for i in range(k):
-            top_ids[i], values[i] = -1, _NAN
-        return _NAN, 0
-    top = from_order_key(key)
-    log_total = _NAN
-    if key < HIGHEST_KEY:
-        total = np.int64(0)
-        for i in range(len(x)):
-            total += weight(x[i] - top)
-        log_total = log(np.float32(total) * _UNSCALE)
-    if k > 0:
-        if _sorts(k, len(x)):
-            _sort(x, items, spare)
-        else:
-            _find_top(x, maxima, items)
-        for i in range(k):
-            top_ids[i] = items[i] & _ID_MASK
-            values[i] = ((value_of(items[i]) - top) - log_total) + _ZERO
-    if token < 0 or token >= len(x):
-        return _NAN, 0
-    rank = 1
-    for i in range(len(x)):
-        rank += 1 if x[i] > x[token] else 0
-    return ((x[token] - top) - log_total) + _ZERO, rank
-
-
-@compiled("void(UniTuple(int64, 11), int64, int64)")
-def _logprobs(args: tuple[int, ...], start: int, end: int) -> None:
-    logits, stride, is_half, vocab, rows, k = args[:6]
-    sorts = _sorts(k, vocab)
-    items = np.empty(vocab if sorts else k, np.int64)
-    spare = np.empty(vocab if sorts else 0, np.int64)
-    scratch = (np.empty((vocab + GROUP - 1) // GROUP, np.int32), items, spare)
-    widened = np.empty(vocab if is_half else 0, np.float32)
-    tokens, sampled, ranks = int32s(args[6], rows), float32s(args[7], rows), int32s(args[8], rows)
-    for r in range(start, end):
-        top_ids, top = int32s(args[9] + r * k * 4, k), float32s(args[10] + r * k * 4, k)
-        x = widened
-        if is_half:
-            halves = bfloat16s(logits + r * stride * 2, vocab)
-            for i in range(vocab):
-                widened[i] = widen(halves[i])
-        else:
-            x = float32s(logits + r * stride * 4, vocab)
-        sampled[r], ranks[r] = _logprobs_row(x, tokens[r], scratch, top_ids, top)
-
-
-def logprobs(logits: Tensor, tokens: Tensor, k: int) -> Logprobs:
-    """Twin of reference.sampling.logprobs."""
-    num_rows, vocab = logits.shape
-    assert 0 <= k <= vocab, (k, vocab)
-    assert tokens.shape == (num_rows,) and tokens.dtype == torch.int32, (tokens.shape, tokens.dtype)
-    if logits.stride(1) != 1:
-        logits = logits.contiguous()
-    tokens = tokens.contiguous()
-    result = Logprobs(
-        sampled=torch.empty(num_rows),
-        ranks=torch.empty(num_rows, dtype=torch.int32),
-        top_ids=torch.empty((num_rows, k), dtype=torch.int32),
-        top=torch.empty((num_rows, k)),
-    )
-    is_half = int(logits.dtype == torch.bfloat16)
-    addresses = [field.data_ptr() for field in (tokens, *result)]
-    args = (logits.data_ptr(), logits.stride(0), is_half, vocab, num_rows, k, *addresses)
-
-    def call(start: int, end: int) -> None:
-        _logprobs(args, start, end)
-
-    run_ranges(call, num_rows, num_rows * vocab)
-    return result

@@ -166,6 +166,12 @@ def bfloat16s(address: int, count: int) -> Any:
 
 
 @inlined
+def booleans(address: int, count: int) -> Any:
+    """View memory as bool[count]."""
+    return _numba.carray(_pointer(address), count, np.bool_)
+
+
+@inlined
 def int32s(address: int, count: int) -> Any:
     """View memory as int32[count]."""
     return _numba.carray(_pointer(address), count, np.int32)
