@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -10,13 +11,13 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from ..engine.device.link import Link
-from ..engine.device.logit_edits import EditTable, StepEdits
+from ..engine.device.logit_edits import EditTable, Forbidden, StepEdits
 from ..engine.params import SamplingParams
 from ..engine.plan import Admitted
 from ..engine.request import ThinkingBudget
 from ..reference.edits import Edits, Thinking, edit
-from ..reference.ops import Ops
-from .kernel_cases import assert_same_bits
+from ..reference.ops import Ops, SamplingRows
+from .kernel_cases import assert_same_bits, make_sampling_rows
 
 VOCAB = 40
 WIDTH = 24
@@ -90,10 +91,12 @@ class EditCase(NamedTuple):
 
     rows: list[tuple[Edits, int, int] | None]
     """Edits, prompt and outputs; None: nothing."""
+    forbidden: list[tuple[int, int]]
+    """(row, modulo their number; token)."""
     dtype: torch.dtype
     seed: int
     num_steps: int
-    """Tokens are known before each step but the first."""
+    """Outputs grow by one with each but the first."""
     padding: int
     """Columns of the logits behind the vocabulary."""
 
@@ -105,6 +108,12 @@ class EditCase(NamedTuple):
         logits[0, 3], logits[-1, 5] = -torch.inf, 0.0
         return logits[:, :VOCAB]
 
+    def make_forbidden(self) -> Forbidden | None:
+        """Make what no row may draw whatever it asks."""
+        pairs = sorted({(row % len(self.rows), token) for row, token in self.forbidden})
+        rows, tokens = np.array(pairs, np.int64).reshape(-1, 2).T.copy()
+        return Forbidden(rows, tokens) if pairs else None
+
 
 edit_cases = st.builds(
     EditCase,
@@ -113,6 +122,7 @@ edit_cases = st.builds(
         min_size=1,
         max_size=6,
     ),
+    forbidden=st.lists(st.tuples(st.integers(0, 5), tokens), max_size=3),
     dtype=st.sampled_from((torch.float32, torch.bfloat16)),
     seed=st.integers(0, 2**20),
     num_steps=st.integers(1, 3),
@@ -120,20 +130,34 @@ edit_cases = st.builds(
 )
 
 
-def apply(
-    table: EditTable, link: Link, logits: Tensor, known: Tensor, step: StepEdits
-) -> tuple[Tensor, Tensor]:
-    """Edit on the link's device; logits stay as they are, which is asserted.
+class Editor(NamedTuple):
+    """What edits logits."""
 
-    Returns (logits [rows, vocab] float32, whether each row is edited [rows]) on the host.
-    """
-    there = logits.to(link.device)
-    link.settle()
-    with link.on_stream():
-        edited = table.apply(there, known.to(link.device), step)
-        found = edited.logits.cpu(), edited.is_edited.cpu()
-    assert_same_bits(there.cpu(), logits)
-    return found
+    ops: Ops
+    link: Link
+    table: EditTable
+
+    def apply(
+        self, logits: Tensor, known: Tensor, step: StepEdits, forbidden: Forbidden | None = None
+    ) -> Tensor:
+        """Edit on the link's device, and return that on the host: [rows, vocab] float32.
+
+        Asserts that logits stay as they are, and that sampling from edits is as from what they
+        give.
+        """
+        there, lines = logits.to(self.link.device), known.to(self.link.device)
+        rows = make_sampling_rows(len(logits), temperature=4.0)
+        rows = SamplingRows(*(field.to(self.link.device) for field in rows))
+        self.link.settle()
+        with self.link.on_stream():
+            edits = self.table.rows_of(lines, step, forbidden)
+            x = self.ops.edit_logits(there, edits)
+            assert_same_bits(self.ops.sample(there, rows, edits), self.ops.sample(x, rows))
+            if forbidden is None:
+                self.table.end_thoughts(x, lines, step)
+            edited = x.cpu()
+        assert_same_bits(there.cpu(), logits)
+        return edited
 
 
 def check_edits(ops: Ops, link: Link, case: EditCase, *, is_exact: bool) -> None:
@@ -143,19 +167,27 @@ def check_edits(ops: Ops, link: Link, case: EditCase, *, is_exact: bool) -> None
     """
     table, known = EditTable(ops, link, VOCAB), make_histories(case.seed, NUM_SLOTS)
     slots = np.arange(NUM_SLOTS, dtype=np.int32)[::-1][: len(case.rows)]
-    has = [
-        asked is not None and admit(table, int(slot), *asked[:2])
-        for slot, asked in zip(slots, case.rows, strict=True)
-    ]
-    logits = case.make_logits()
+    has = np.array(
+        [
+            asked is not None and admit(table, int(slot), *asked[:2])
+            for slot, asked in zip(slots, case.rows, strict=True)
+        ],
+        np.int32,
+    )
+    forbidden = case.make_forbidden()
+    if forbidden is not None:
+        has[forbidden.rows] = 1
+    logits, zero = case.make_logits(), -0.0 if is_exact else 0.0
     for late in range(case.num_steps):
-        lengths = np.array([late + sum(asked[1:]) if asked else 1 for asked in case.rows], np.int32)
-        step = table.of_step(slots, lengths, np.array(has, np.int32))
-        edited, is_edited = apply(table, link, logits, known, step)
-        assert is_edited.tolist() == has
+        lengths = [late + asked[1] + asked[2] if asked else 1 for asked in case.rows]
+        step = table.of_step(slots, np.array(lengths, np.int32), has)
+        edited = Editor(ops, link, table).apply(logits, known, step, forbidden)
         for row, asked in enumerate(case.rows):
-            if asked is not None and has[row]:
+            expected = logits[row].float()
+            if asked is not None:
                 history = known[slots[row], : lengths[row]].tolist()
-                expected = edit(logits[row], asked[0], history[: asked[1]], history[asked[1] :])
-                zero = -0.0 if is_exact else 0.0
-                assert_same_bits(edited[row] + zero, expected + zero)
+                without = replace(asked[0], thinking=None) if forbidden else asked[0]
+                expected = edit(logits[row], without, history[: asked[1]], history[asked[1] :])
+            if forbidden is not None:
+                expected[forbidden.tokens[forbidden.rows == row]] = -torch.inf
+            assert_same_bits(edited[row] + zero, expected + zero)

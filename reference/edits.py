@@ -18,7 +18,7 @@ logits before):
 * Processors: what each of some functions of (prompt, outputs, l) makes of them, in order.
 
 Spelled out for one row. `edit_logits` is the operation that devices have: all but the last two,
-for rows of a step; the engine does the rest. Order and
+for rows of a step; the engine does those. Order and
 meaning are vLLM's (whose thoughts end with the whole end marker, whatever they ended with before).
 """
 
@@ -86,12 +86,15 @@ def edit(logits: Tensor, edits: Edits, prompt: Sequence[int], outputs: Sequence[
     return x
 
 
-def edit_logits(logits: Tensor, known: Tensor, edits: EditRows, out: Tensor) -> None:
+def edit_logits(logits: Tensor, edits: EditRows) -> Tensor:
     """See Ops.edit_logits."""
+    out = logits.to(torch.float32, copy=True)
     for i, row in enumerate(edits.rows.tolist()):
-        history: list[int] = known[edits.slots[i], : edits.lengths[i]].tolist()
+        history: list[int] = edits.known[edits.slots[i], : edits.lengths[i]].tolist()
         num_prompt = int(edits.prompts[i])
         out[row] = edit(logits[row], _of_row(edits, i), history[:num_prompt], history[num_prompt:])
+        out[row, edits.banned_tokens[edits.banned == i]] = -torch.inf
+    return out
 
 
 def _of_row(edits: EditRows, i: int) -> Edits:

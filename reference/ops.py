@@ -121,6 +121,8 @@ class EditRows(NamedTuple):
     Tensors on the device of the logits. Entries are indices among the m rows, ascending.
     """
 
+    known: Tensor
+    """[num_slots, width] int32, contiguous."""
     rows: Tensor
     """[m] int64, the rows of the logits, ascending,"""
     slots: Tensor
@@ -147,17 +149,12 @@ class EditRows(NamedTuple):
     """[w] int64, the entry of each bad word,"""
     words: Tensor
     """[w, longest word] int32, and its tokens, the last ones last; -1 before shorter words."""
+    banned: Tensor
+    """[b] int64, the entry of each token that must not be drawn whatever is asked,"""
+    banned_tokens: Tensor
+    """[b] int64, and the token."""
     longest: int
     """The greatest length of the penalized; 0 where there are none."""
-
-
-class Edited(NamedTuple):
-    """Logits as some rows of a step have edited them, for `sample` of the same module."""
-
-    logits: Tensor
-    """[rows, vocab] float32; what rows that are not edited hold is the module's affair."""
-    is_edited: Tensor
-    """[rows] bool."""
 
 
 class Logprobs(NamedTuple):
@@ -310,18 +307,17 @@ class Ops(Protocol):
         silu(x) = x / (1 + exp2(-x * log2(e))), exp2 argument clamped to [-126, 126].
         """
 
-    def edit_logits(self, logits: Tensor, known: Tensor, edits: EditRows, out: Tensor) -> None:
-        """Write edited rows of logits [rows, vocab] dtype or float32 into the same rows of out.
+    def edit_logits(self, logits: Tensor, edits: EditRows) -> Tensor:
+        """Widen logits [rows, vocab] dtype or float32 -> float32, some of the rows edited.
 
-        known: [num_slots, width] int32. out: [rows, vocab] float32, contiguous; what other rows
-        hold after is undefined, but `sample` of the same module finds in an `Edited` of them what
-        it needs. Masks, bad words, biases and penalties of `reference.edits`, in this order.
+        Masks, bad words, biases and penalties of `reference.edits`, in this order; -infinity for
+        what is banned.
         """
 
-    def sample(self, logits: Tensor, rows: SamplingRows, edited: Edited | None = None) -> Tensor:
+    def sample(self, logits: Tensor, rows: SamplingRows, edits: EditRows | None = None) -> Tensor:
         """Draw one token a row: logits [rows, vocab] dtype or float32 -> [rows] int32.
 
-        Rows that are edited are read from edited. Overwrites neither.
+        With edits, of edit_logits(logits, edits), which need not exist.
 
         Greedy: the greatest logit, ties to the lowest id. Else argmax over the kept tokens of
         logits / T + Gumbel(seed, index, token), ties to the lowest id. A row with a NaN, or with no

@@ -23,7 +23,8 @@ import torch
 from torch import Tensor
 
 from .activation import LOG2_E, exp2, log
-from .ops import Edited, Logprobs, SamplingRows
+from .edits import edit_logits
+from .ops import EditRows, Logprobs, SamplingRows
 from .philox import gumbel, token_words
 
 WEIGHT_BITS = 40
@@ -39,13 +40,11 @@ def weights(distance: Tensor) -> Tensor:
     return (exp2(distance * LOG2_E) * 2.0**WEIGHT_BITS).long()
 
 
-def sample(logits: Tensor, rows: SamplingRows, edited: Edited | None = None) -> Tensor:
+def sample(logits: Tensor, rows: SamplingRows, edits: EditRows | None = None) -> Tensor:
     """See Ops.sample."""
-    tokens = []
-    for r in range(len(logits)):
-        is_edited = edited is not None and bool(edited.is_edited[r])
-        row = edited.logits[r] if edited is not None and is_edited else logits[r].float()
-        tokens.append(_sample_row(row, rows, r))
+    if edits is not None:
+        logits = edit_logits(logits, edits)
+    tokens = [_sample_row(logits[r].float(), rows, r) for r in range(len(logits))]
     return torch.tensor(tokens, dtype=torch.int32)
 
 

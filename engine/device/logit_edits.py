@@ -14,9 +14,10 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from ...reference.ops import Edited, EditRows, Ops
+from ...reference.ops import EditRows, Ops
 from ..params import LogitsProcessor, SamplingParams
 from ..plan import Admitted
 from ..request import IntArray, ThinkingBudget
@@ -45,6 +46,13 @@ NOTHING = SlotEdits(0, NO_PENALTIES, (), (), None, ())
 """Of a row that only must not draw some tokens."""
 
 
+class Forbidden(NamedTuple):
+    """Entries of edited logits that must not be drawn: [n] int64 each, rows ascending."""
+
+    rows: NDArray[np.int64]
+    tokens: NDArray[np.int64]
+
+
 class StepEdits(NamedTuple):
     """What the sampling rows of one step edit, on the host."""
 
@@ -59,17 +67,12 @@ class StepEdits(NamedTuple):
 class Composed(NamedTuple):
     """What the rows of a step edit, as it stays while they are the same."""
 
-    num_rows: int
-    """Of the logits."""
     rows: list[int]
     slots: list[int]
     edits: EditRows
-    """With the lengths of the step that it was made for."""
-    is_edited: Tensor
+    """With the lengths of the step that it was made for, nothing banned."""
     penalized: list[int]
-    """Entries,"""
-    thinking: list[int]
-    """and those with a budget."""
+    """Entries."""
 
 
 def penalties_of(params: SamplingParams) -> tuple[float, float, float]:
@@ -99,8 +102,6 @@ class EditTable:
         self._denied: dict[int, Tensor] = {}
         """[vocab] bool on the device, by slot: tokens that are not among the allowed ones."""
         self._composed: Composed | None = None
-        self._space: Tensor | None = None
-        """[rows, vocab] float32, used again: the pages of a new one cost more than filling it."""
 
     def admit(self, admitted: Admitted) -> bool:
         """Take a sequence's edits into its slot; whether it has any."""
@@ -129,23 +130,37 @@ class EditTable:
         rows = np.flatnonzero(flags)
         return StepEdits(rows.tolist(), slots[rows].tolist(), lengths[rows].tolist())
 
-    def apply(self, logits: Tensor, known: Tensor, step: StepEdits) -> Edited:
-        """Edit logits [rows, vocab], which stay as they are. What is returned is good until the
-        next call.
+    def needs_logits(self, step: StepEdits) -> bool:
+        """Whether a step edits what `Ops.edit_logits` does not: thoughts, processors."""
+        edits = map(self._of, step.slots)
+        return any(one.thinking is not None or one.processors for one in edits)
 
-        known: [slots, width], the tokens of each slot.
+    def rows_of(self, known: Tensor, step: StepEdits, forbidden: Forbidden | None) -> EditRows:
+        """Return a step's edits as operations take them.
+
+        known: [slots, width], the tokens of each slot. forbidden: of rows of the step.
         """
-        if self._space is None or len(self._space) < len(logits):
-            self._space = torch.empty(logits.shape, dtype=torch.float32, device=logits.device)
-        x, one = self._space[: len(logits)], self._compose(step, len(logits))
-        edits = one.edits._replace(
+        composed = self._compose(known, step)
+        edits = composed.edits._replace(
             lengths=self._send(step.lengths),
-            longest=max([step.lengths[i] for i in one.penalized], default=0),
+            longest=max([step.lengths[i] for i in composed.penalized], default=0),
         )
-        self._ops.edit_logits(logits, known, edits, x)
-        if one.thinking:
-            self._end_thoughts(x, known, step, one.thinking)
-        return Edited(x, one.is_edited)
+        if forbidden is None:
+            return edits
+        entries = np.searchsorted(np.array(step.rows), forbidden.rows)
+        return edits._replace(
+            banned=self._link.upload(entries.astype(np.int64)),
+            banned_tokens=self._link.upload(forbidden.tokens),
+        )
+
+    def end_thoughts(self, x: Tensor, known: Tensor, step: StepEdits) -> None:
+        """End thoughts in x [rows, vocab] of a step's rows; see thinking.end_thoughts."""
+        rows = [
+            ThinkingRow(row, slot, length, edits.num_prompt_tokens, edits.thinking)
+            for row, slot, length in zip(*step, strict=True)
+            if (edits := self._of(slot)).thinking is not None
+        ]
+        end_thoughts(x, known, rows, self._send, max_elements=MAX_ELEMENTS)
 
     def process(
         self, x: Tensor, known: Tensor, step: StepEdits, faulty: Container[int]
@@ -164,14 +179,10 @@ class EditTable:
     def _of(self, slot: int) -> SlotEdits:
         return self._slots.get(slot, NOTHING)
 
-    def _compose(self, step: StepEdits, num_rows: int) -> Composed:
+    def _compose(self, known: Tensor, step: StepEdits) -> Composed:
         """Return what the rows of a step edit, made anew where they are not those of the last."""
         last = self._composed
-        if last is not None and (last.num_rows, last.rows, last.slots) == (
-            num_rows,
-            step.rows,
-            step.slots,
-        ):
+        if last is not None and (last.rows, last.slots) == (step.rows, step.slots):
             return last
         edits = [self._of(slot) for slot in step.slots]
         masked = [i for i, slot in enumerate(step.slots) if slot in self._denied]
@@ -179,9 +190,8 @@ class EditTable:
         biases = [(i, *pair) for i, one in enumerate(edits) for pair in one.bias]
         biased, bias_tokens, values = zip(*biases, strict=True) if biases else ((), (), ())
         worded = [i for i, one in enumerate(edits) for _ in one.bad_words]
-        is_edited = np.zeros(num_rows, np.int32)
-        is_edited[step.rows] = 1
         rows = EditRows(
+            known=known,
             rows=self._send(step.rows),
             slots=self._send(step.slots),
             lengths=self._send(step.lengths),
@@ -195,29 +205,12 @@ class EditTable:
             biases=self._send_floats(values),
             worded=self._send(worded),
             words=self._send_words([word for one in edits for word in one.bad_words]),
+            banned=self._send(()),
+            banned_tokens=self._send(()),
             longest=0,
         )
-        self._composed = Composed(
-            num_rows,
-            step.rows,
-            step.slots,
-            rows,
-            self._link.upload(is_edited).bool(),
-            penalized,
-            [i for i, one in enumerate(edits) if one.thinking is not None],
-        )
+        self._composed = Composed(step.rows, step.slots, rows, penalized)
         return self._composed
-
-    def _end_thoughts(
-        self, x: Tensor, known: Tensor, step: StepEdits, entries: Sequence[int]
-    ) -> None:
-        rows = []
-        for i in entries:
-            edits = self._of(step.slots[i])
-            assert edits.thinking is not None, step.slots[i]
-            numbers = step.rows[i], step.slots[i], step.lengths[i], edits.num_prompt_tokens
-            rows.append(ThinkingRow(*numbers, edits.thinking))
-        end_thoughts(x, known, rows, self._send, max_elements=MAX_ELEMENTS)
 
     def _send(self, numbers: Sequence[int]) -> Tensor:
         return self._link.upload(np.array(numbers, np.int64))

@@ -1,7 +1,7 @@
 """From logits to drawn tokens and their log probabilities.
 
-Pure but for edited logits, which are this step's own. Log probabilities are those of the raw
-logits: what min_tokens forbids, and what else a request edits, counts for the draw only.
+Pure. Log probabilities are those of the raw logits: what min_tokens forbids, and what else a
+request edits, counts for the draw only.
 """
 
 from __future__ import annotations
@@ -9,10 +9,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
-from ...reference.ops import Edited, Logprobs, Ops, SamplingRows
+from ...reference.ops import EditRows, Logprobs, Ops, SamplingRows
 
 
 class Told(NamedTuple):
@@ -24,20 +23,13 @@ class Told(NamedTuple):
     """Likeliest tokens of each."""
 
 
-class Banned(NamedTuple):
-    """Entries of edited logits that must not be drawn, on their device: [n] int64 each."""
-
-    rows: Tensor
-    tokens: Tensor
-
-
 class Source(NamedTuple):
     """What is drawn from."""
 
     logits: Tensor
-    """[rows, vocab] dtype,"""
-    edited: Edited | None
-    """and rows of it that are edited."""
+    """[rows, vocab] dtype or float32,"""
+    edits: EditRows | None
+    """and what is yet to be edited in it."""
 
 
 class Drawn(NamedTuple):
@@ -53,20 +45,15 @@ def draw(
     ops: Ops,
     logits: Tensor,
     rows: SamplingRows,
-    banned: Banned | None,
     told: Told | None,
     edit: Callable[[Tensor], Source] | None = None,
 ) -> Drawn:
     """Draw a token for each row of logits [rows, vocab] dtype.
 
-    edit: what to draw from, which has the rows that are banned something among the edited ones;
-    None: the logits.
+    edit: what to draw from instead; None: the logits.
     """
     source = Source(logits, None) if edit is None else edit(logits)
-    if banned is not None:
-        assert source.edited is not None, "rows that are banned something are edited"
-        source.edited.logits[banned.rows, banned.tokens] = -torch.inf
-    tokens = ops.sample(source.logits, rows, source.edited)
+    tokens = ops.sample(source.logits, rows, source.edits)
     if told is None:
         return Drawn(tokens, None)
     return Drawn(tokens, ops.logprobs(logits, tokens.clamp(min=0), told.num_top, told.rows))

@@ -16,7 +16,7 @@ from ..plan import Admitted
 from ..request import IntArray
 from .grammar_rows import GrammarRows, MaskedRows
 from .link import Link
-from .logit_edits import EditTable, StepEdits
+from .logit_edits import EditTable, Forbidden, StepEdits
 
 NO_LOGPROBS = -1
 NUM_PARAMETERS = 5
@@ -27,13 +27,6 @@ it has: HAS_EDITS and HAS_GRAMMAR."""
 HAS_EDITS, HAS_GRAMMAR = 1, 2
 PADDING = np.array([0.0, 0.0, 1.0, 0.0, 0.0], dtype=np.float32).view(np.int32)[:, None]
 """[NUM_PARAMETERS, 1] a row that is drawn greedily. A zero has no bits, of whatever type."""
-
-
-class Forbidden(NamedTuple):
-    """Entries of edited logits that must not be drawn: [n] int64 each."""
-
-    rows: NDArray[np.int64]
-    tokens: NDArray[np.int64]
 
 
 class StepExtras(NamedTuple):

@@ -1,7 +1,7 @@
 """Twin of reference.edits.edit_logits: one pass over each edited row, then its history.
 
-Only the rows that are edited are written. Tokens of a history are counted in a table of the
-vocabulary, which is zeros again behind each row.
+`sample` edits a row where it draws from it, so that it is written to the cache and not to memory.
+Tokens of a history are counted in a table of the vocabulary, which is zeros again behind each row.
 """
 
 from __future__ import annotations
@@ -19,6 +19,10 @@ from .simd import bfloat16s, booleans, float32s, int32s, int64s, widen
 _INFINITY = np.float32(np.inf)
 _ONE = np.float32(1.0)
 _ZERO = np.float32(0.0)
+_SIZE, _NUM_BIASES, _NUM_WORDS, _NUM_BANNED, _LONGEST_WORD, _KNOWN_STRIDE = range(6)
+_ROWS, _SLOTS, _LENGTHS, _PROMPTS, _DENIED, _PENALTIES = range(6, 12)
+_BIASED, _BIAS_TOKENS, _BIASES, _WORDED, _WORDS, _BANNED, _BANNED_TOKENS, _KNOWN = range(12, 20)
+"""Places in `addresses`."""
 _COST = 4
 """Logits that are copied in a nanosecond, about."""
 
@@ -72,66 +76,107 @@ def _penalize(x: Any, history: Any, num_prompt: int, penalties: Any, counts: Any
 @inlined
 def _first(entries: Any, entry: int) -> int:
     """Return the first place of ascending entries that is not below one of them."""
-    place = 0
-    while place < len(entries) and entries[place] < entry:
-        place += 1
-    return place
-
-
-@compiled("void(UniTuple(int64, 22), int64, int64)")
-def _edit(args: tuple[int, ...], start: int, end: int) -> None:
-    logits, stride, is_half, vocab, known, known_stride, out = args[:7]
-    size, num_biases, num_words, longest_word = args[7:11]
-    rows, slots, lengths = int64s(args[11], size), int64s(args[12], size), int64s(args[13], size)
-    prompts, denied = int64s(args[14], size), int64s(args[15], size)
-    penalties, biased = float32s(args[16], 3 * size), int64s(args[17], num_biases)
-    bias_tokens, biases = int64s(args[18], num_biases), float32s(args[19], num_biases)
-    worded = int64s(args[20], num_words)
-    bias, word = _first(biased, start), _first(worded, start)
-    counts = np.zeros(vocab, np.int32)
-    for i in range(start, end):
-        x = float32s(out + rows[i] * vocab * 4, vocab)
-        mask = booleans(denied[i], vocab if denied[i] else 0)
-        if is_half:
-            _copy(bfloat16s(logits + rows[i] * stride * 2, vocab), mask, x)
+    low, high = 0, len(entries)
+    while low < high:
+        middle = (low + high) >> 1
+        if entries[middle] < entry:
+            low = middle + 1
         else:
-            _copy(float32s(logits + rows[i] * stride * 4, vocab), mask, x)
-        history = int32s(known + slots[i] * known_stride * 4, lengths[i])
-        while word < num_words and worded[word] == i:
-            tokens = int32s(args[21] + word * longest_word * 4, longest_word)
-            if _comes(tokens, history[prompts[i] :]):
-                x[tokens[longest_word - 1]] = -_INFINITY
-            word += 1
-        while bias < num_biases and biased[bias] == i:
-            x[bias_tokens[bias]] += biases[bias]
-            bias += 1
-        mine = penalties[3 * i : 3 * i + 3]
-        if mine[0] != _ONE or mine[1] != _ZERO or mine[2] != _ZERO:
-            _penalize(x, history, prompts[i], mine, counts)
+            high = middle
+    return low
 
 
-def edit_logits(logits: Tensor, known: Tensor, edits: EditRows, out: Tensor) -> None:
-    """Twin of reference.edits.edit_logits."""
-    vocab, size = logits.shape[1], len(edits.rows)
-    assert out.shape == logits.shape and out.dtype == torch.float32, (out.shape, out.dtype)
-    assert known.dtype == torch.int32 and known.stride(1) == 1, (known.dtype, known.stride())
-    if logits.stride(1) != 1:
-        logits = logits.contiguous()
-    denied = torch.zeros(size, dtype=torch.int64)
+@inlined
+def entry_of(edits: Any, row: int) -> int:
+    """Return the entry of a row of the logits among `addresses`; -1 where it is not edited."""
+    rows = int64s(edits[_ROWS], edits[_SIZE])
+    entry = _first(rows, row)
+    return entry if entry < len(rows) and rows[entry] == row else -1
+
+
+@outlined
+def edit_row(edits: Any, i: int, logits: Any, x: Any, counts: Any) -> None:
+    """Fill x, float32[vocab], with the logits of entry i, edited. counts: see _penalize."""
+    size, slot = edits[_SIZE], int64s(edits[_SLOTS], edits[_SIZE])[i]
+    denied = int64s(edits[_DENIED], size)[i]
+    _copy(logits, booleans(denied, len(x) if denied else 0), x)
+    length, num_prompt = int64s(edits[_LENGTHS], size)[i], int64s(edits[_PROMPTS], size)[i]
+    history = int32s(edits[_KNOWN] + slot * edits[_KNOWN_STRIDE] * 4, length)
+    worded, longest = int64s(edits[_WORDED], edits[_NUM_WORDS]), edits[_LONGEST_WORD]
+    place = _first(worded, i)
+    while place < len(worded) and worded[place] == i:
+        word = int32s(edits[_WORDS] + place * longest * 4, longest)
+        if _comes(word, history[num_prompt:]):
+            x[word[longest - 1]] = -_INFINITY
+        place += 1
+    biased = int64s(edits[_BIASED], edits[_NUM_BIASES])
+    tokens, biases = int64s(edits[_BIAS_TOKENS], len(biased)), float32s(edits[_BIASES], len(biased))
+    place = _first(biased, i)
+    while place < len(biased) and biased[place] == i:
+        x[tokens[place]] += biases[place]
+        place += 1
+    penalties = float32s(edits[_PENALTIES] + 12 * i, 3)
+    if penalties[0] != _ONE or penalties[1] != _ZERO or penalties[2] != _ZERO:
+        _penalize(x, history, num_prompt, penalties, counts)
+    banned = int64s(edits[_BANNED], edits[_NUM_BANNED])
+    tokens = int64s(edits[_BANNED_TOKENS], len(banned))
+    place = _first(banned, i)
+    while place < len(banned) and banned[place] == i:
+        x[tokens[place]] = -_INFINITY
+        place += 1
+
+
+@compiled("void(UniTuple(int64, 5), UniTuple(int64, 20), int64, int64)")
+def _edit(args: tuple[int, ...], edits: tuple[int, ...], start: int, end: int) -> None:
+    logits, stride, is_half, vocab, out = args
+    counts = np.zeros(vocab, np.int32)
+    everything = booleans(0, 0)
+    for row in range(start, end):
+        x, entry = float32s(out + row * vocab * 4, vocab), entry_of(edits, row)
+        if is_half:
+            halves = bfloat16s(logits + row * stride * 2, vocab)
+            if entry >= 0:
+                edit_row(edits, entry, halves, x, counts)
+            else:
+                _copy(halves, everything, x)
+        else:
+            floats = float32s(logits + row * stride * 4, vocab)
+            if entry >= 0:
+                edit_row(edits, entry, floats, x, counts)
+            else:
+                _copy(floats, everything, x)
+
+
+def addresses(edits: EditRows | None) -> tuple[tuple[int, ...], object]:
+    """Return what kernels know of edits, and what must live until they have run."""
+    if edits is None:
+        return (0,) * 20, None
+    assert edits.known.dtype == torch.int32 and edits.known.is_contiguous()
+    denied = torch.zeros(len(edits.rows), dtype=torch.int64)
     for entry, mask in zip(edits.masked.tolist(), edits.denied, strict=True):
         denied[entry] = mask.data_ptr()
     fields = (
-        *(edits.rows, edits.slots, edits.lengths, edits.prompts, denied),
-        *(edits.penalties, edits.biased, edits.bias_tokens, edits.biases),
-        *(edits.worded, edits.words),
+        *(edits.rows, edits.slots, edits.lengths, edits.prompts, denied, edits.penalties),
+        *(edits.biased, edits.bias_tokens, edits.biases, edits.worded, edits.words),
+        *(edits.banned, edits.banned_tokens, edits.known),
     )
+    sizes = (len(edits.rows), len(edits.biased), len(edits.worded), len(edits.banned))
+    strides = (edits.words.shape[1], edits.known.stride(0))
+    return (*sizes, *strides, *(field.data_ptr() for field in fields)), denied
+
+
+def edit_logits(logits: Tensor, edits: EditRows) -> Tensor:
+    """Twin of reference.edits.edit_logits."""
+    num_rows, vocab = logits.shape
+    if logits.stride(1) != 1:
+        logits = logits.contiguous()
+    out = torch.empty((num_rows, vocab))
     is_half = int(logits.dtype == torch.bfloat16)
-    matrices = (logits.data_ptr(), logits.stride(0), is_half, vocab)
-    tables = (known.data_ptr(), known.stride(0), out.data_ptr())
-    sizes = (size, len(edits.biased), len(edits.worded), edits.words.shape[1])
-    args = (*matrices, *tables, *sizes, *(field.data_ptr() for field in fields))
+    args = (logits.data_ptr(), logits.stride(0), is_half, vocab, out.data_ptr())
+    of_edits, _kept = addresses(edits)
 
     def call(start: int, end: int) -> None:
-        _edit(args, start, end)
+        _edit(args, of_edits, start, end)
 
-    run_ranges(call, size, size * vocab // _COST)
+    run_ranges(call, num_rows, num_rows * vocab // _COST)
+    return out

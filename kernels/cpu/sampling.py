@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ...reference.activation import LOG2_E
-from ...reference.ops import Edited, SamplingRows
+from ...reference.ops import EditRows, SamplingRows
 from ...reference.sampling import MIN_NORMAL
 from .activation import exp2, log
 from .candidates import (
@@ -30,11 +30,11 @@ from .candidates import (
     value_of,
     weight,
 )
+from .edits import addresses, edit_row, entry_of
 from .launch import compiled, inlined, outlined, run_ranges
 from .philox import GROUP, group_words, gumbel, least_word
 from .simd import (
     bfloat16s,
-    booleans,
     float32s,
     from_order_key,
     int32s,
@@ -305,32 +305,47 @@ def _open_row(logits: Any, temperature: Any, filters: Any, maxima: Any, x: Any) 
     return _UNDECIDED, (floor, top)
 
 
-@compiled("void(UniTuple(int64, 14), int64, int64)")
-def _sample(args: tuple[int, ...], start: int, end: int) -> None:
+@outlined
+def _sample_row(logits: Any, row: Any, maxima: Any, x: Any) -> Any:
+    """Draw from one row. row: (temperature, (min_p, top_k, top_p), index, seed)."""
+    temperature, filters, index, seed = row
+    token, bounds = _open_row(logits, temperature, filters, maxima, x)
+    if token == _UNDECIDED:
+        last = _last_kept(x, maxima, len(logits), bounds, filters)
+        token = _draw(x, maxima, last, index, seed)
+    return token
+
+
+@compiled("void(UniTuple(int64, 12), UniTuple(int64, 20), int64, int64)")
+def _sample(args: tuple[int, ...], edits: tuple[int, ...], start: int, end: int) -> None:
     logits, stride, is_half, vocab, rows = args[:5]
-    is_edited = booleans(args[13], rows if args[13] else 0)
     groups = (vocab + GROUP - 1) // GROUP
     maxima, x = np.empty(groups, np.int32), np.empty(groups * GROUP, np.float32)
+    edited = np.empty(vocab if edits[0] else 0, np.float32)
+    counts = np.zeros(len(edited), np.int32)
     temperature, top_k = float32s(args[5], rows), int32s(args[6], rows)
     top_p, min_p = float32s(args[7], rows), float32s(args[8], rows)
     seeds, indices, out = int64s(args[9], rows), int32s(args[10], rows), int32s(args[11], rows)
     for r in range(start, end):
-        filters = (min_p[r], top_k[r], top_p[r])
-        in_edited = len(is_edited) > 0 and is_edited[r]
-        if is_half and not in_edited:
+        row = (temperature[r], (min_p[r], top_k[r], top_p[r]), indices[r], seeds[r])
+        entry = entry_of(edits, r)
+        if is_half:
             halves = bfloat16s(logits + r * stride * 2, vocab)
-            token, bounds = _open_row(halves, temperature[r], filters, maxima, x)
+            if entry >= 0:
+                edit_row(edits, entry, halves, edited, counts)
+            else:
+                out[r] = _sample_row(halves, row, maxima, x)
         else:
-            place = args[12] + r * vocab * 4 if in_edited else logits + r * stride * 4
-            floats = float32s(place, vocab)
-            token, bounds = _open_row(floats, temperature[r], filters, maxima, x)
-        if token == _UNDECIDED:
-            last = _last_kept(x, maxima, vocab, bounds, filters)
-            token = _draw(x, maxima, last, indices[r], seeds[r])
-        out[r] = token
+            floats = float32s(logits + r * stride * 4, vocab)
+            if entry >= 0:
+                edit_row(edits, entry, floats, edited, counts)
+            else:
+                out[r] = _sample_row(floats, row, maxima, x)
+        if entry >= 0:
+            out[r] = _sample_row(edited, row, maxima, x)
 
 
-def sample(logits: Tensor, rows: SamplingRows, edited: Edited | None = None) -> Tensor:
+def sample(logits: Tensor, rows: SamplingRows, edits: EditRows | None = None) -> Tensor:
     """Twin of reference.sampling.sample."""
     num_rows, vocab = logits.shape
     dtypes = (torch.float32, torch.int32, torch.float32, torch.float32, torch.int64, torch.int32)
@@ -341,12 +356,12 @@ def sample(logits: Tensor, rows: SamplingRows, edited: Edited | None = None) -> 
     fields = [field.contiguous() for field in rows]
     out = torch.empty(num_rows, dtype=torch.int32)
     is_half = int(logits.dtype == torch.bfloat16)
-    addresses = [field.data_ptr() for field in (*fields, out)]
-    of_edited = [0, 0] if edited is None else [part.data_ptr() for part in edited]
-    args = (logits.data_ptr(), logits.stride(0), is_half, vocab, num_rows, *addresses, *of_edited)
+    places = [field.data_ptr() for field in (*fields, out)]
+    args = (logits.data_ptr(), logits.stride(0), is_half, vocab, num_rows, *places)
+    of_edits, _kept = addresses(edits)
 
     def call(start: int, end: int) -> None:
-        _sample(args, start, end)
+        _sample(args, of_edits, start, end)
 
     run_ranges(call, num_rows, num_rows * vocab)
     return out

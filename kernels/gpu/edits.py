@@ -1,8 +1,7 @@
 """Twin of reference.edits.edit_logits, all rows at once. Plain PyTorch, which runs on any device.
 
-Nothing here waits for the device. All rows are widened, edited or not, so that `sample` has one
-tensor to read. Histories are read from the table of known tokens, which knows the newest one even
-where the host does not.
+Nothing here waits for the device. Histories are read from the table of known tokens, which knows
+the newest one even where the host does not.
 """
 
 from __future__ import annotations
@@ -17,27 +16,30 @@ MAX_ELEMENTS = 2**22
 NO_TOKEN = 2**31 - 1
 
 
-def edit_logits(logits: Tensor, known: Tensor, edits: EditRows, out: Tensor) -> None:
-    """See Ops.edit_logits. Fills all rows of out."""
-    out.copy_(logits)
+def edit_logits(logits: Tensor, edits: EditRows) -> Tensor:
+    """See Ops.edit_logits."""
+    out = logits.to(torch.float32, copy=True)
     if edits.denied:
         rows = edits.rows[edits.masked]
         out[rows] = out[rows].masked_fill(torch.stack(edits.denied), -torch.inf)
     if len(edits.worded):
-        _ban_words(out, known, edits)
+        _ban_words(out, edits)
     if len(edits.biased):
         out[edits.rows[edits.biased], edits.bias_tokens] += edits.biases
     at_once = max(1, MAX_ELEMENTS // max(1, edits.longest))
     for first in range(0, len(edits.penalized), at_once):
-        _penalize(out, known, edits, edits.penalized[first : first + at_once])
+        _penalize(out, edits, edits.penalized[first : first + at_once])
+    if len(edits.banned):
+        out[edits.rows[edits.banned], edits.banned_tokens] = -torch.inf
+    return out
 
 
-def _ban_words(x: Tensor, known: Tensor, edits: EditRows) -> None:
+def _ban_words(x: Tensor, edits: EditRows) -> None:
     """Ban the last token of each word whose other tokens the outputs end with."""
     entries, tokens = edits.worded, edits.words
     before = torch.arange(1 - tokens.shape[1], 0, device=x.device)
     places = edits.lengths[entries][:, None] + before
-    tails = known[edits.slots[entries][:, None], places.clamp(min=0)]
+    tails = edits.known[edits.slots[entries][:, None], places.clamp(min=0)]
     same = (tails == tokens[:, :-1]) & (places >= edits.prompts[entries][:, None])
     comes = (same | (tokens[:, :-1] < 0)).all(1)
     bans = torch.where(comes, -torch.inf, torch.inf)
@@ -45,7 +47,7 @@ def _ban_words(x: Tensor, known: Tensor, edits: EditRows) -> None:
     x.view(-1).scatter_reduce_(0, index, bans, "amin")
 
 
-def _penalize(x: Tensor, known: Tensor, edits: EditRows, entries: Tensor) -> None:
+def _penalize(x: Tensor, edits: EditRows, entries: Tensor) -> None:
     """Penalize some of the rows of x [rows, vocab] by what their histories have.
 
     Only the tokens of a history are touched. One that comes again is written again, the same.
@@ -54,7 +56,7 @@ def _penalize(x: Tensor, known: Tensor, edits: EditRows, entries: Tensor) -> Non
         numbers[entries][:, None] for numbers in (edits.rows, edits.lengths, edits.prompts)
     )
     repetition, frequency, presence = edits.penalties[entries][:, :, None].unbind(1)
-    history = known[edits.slots[entries], : edits.longest]
+    history = edits.known[edits.slots[entries], : edits.longest]
     position = torch.arange(history.shape[1], device=x.device)
     # There is a prompt, so its first token stands for the places behind a history's end.
     tokens = torch.where(position < lengths, history, history[:, :1])

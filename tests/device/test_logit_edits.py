@@ -15,8 +15,8 @@ from quire.engine.opset import choose_ops
 from quire.fuzz.edit_cases import (
     VOCAB,
     EditCase,
+    Editor,
     admit,
-    apply,
     check_edits,
     edit_cases,
     make_histories,
@@ -76,11 +76,12 @@ def test_a_thought_ends_where_its_budget_is_spent(
 
 def test_a_slot_forgets_the_edits_of_who_was_there() -> None:
     table = EditTable(OPS, LINK, VOCAB)
+    editor = Editor(OPS, LINK, table)
     assert admit(table, 2, Edits(allowed_token_ids=[1], logit_bias={3: 1.0}), 2)
     assert not admit(table, 2, Edits(), 2)
     assert admit(table, 2, Edits(logit_bias={4: 2.0}), 2)
     x = torch.zeros(1, VOCAB)
-    edited, _ = apply(table, LINK, x, make_histories(0, 8), StepEdits([0], [2], [3]))
+    edited = editor.apply(x, make_histories(0, 8), StepEdits([0], [2], [3]))
     assert edited[0, 4] == 2.0 and edited.sum() == 2.0
 
 
@@ -116,7 +117,8 @@ def test_edits_are_those_of_transformers(what: str, seed: int) -> None:
     }
     given, processor = cases[what]
     table = EditTable(OPS, LINK, VOCAB)
+    editor = Editor(OPS, LINK, table)
     num_prompt = 0 if what == "bad words" else 6
     admit(table, 0, given, num_prompt)
-    mine, _ = apply(table, LINK, logits, history.int(), StepEdits([0], [0], [12]))
+    mine = editor.apply(logits, history.int(), StepEdits([0], [0], [12]))
     assert_same_bits(mine, processor()(history, logits.clone()))

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import torch
 from quire.engine.device.link import HostLink
-from quire.engine.device.sampler import Banned, Drawn, Source, Told, draw
+from quire.engine.device.sampler import Drawn, Source, Told, draw
 from quire.engine.device.sampling_rows import (
     NO_LOGPROBS,
     NUM_PARAMETERS,
@@ -65,9 +65,6 @@ def fill(
 def draw_from(table: SamplingTable, logits: torch.Tensor, slots: np.ndarray) -> Drawn:
     """Draw the first token of slots with prompts of four."""
     rows, extras = fill(table, slots, ints(*[4] * len(slots)))
-    banned = None
-    if extras.forbidden is not None:
-        banned = Banned(*(torch.from_numpy(part) for part in extras.forbidden))
     told = None
     if extras.num_logprobs != NO_LOGPROBS:
         asked = None if extras.told is None else torch.from_numpy(extras.told)
@@ -77,9 +74,9 @@ def draw_from(table: SamplingTable, logits: torch.Tensor, slots: np.ndarray) -> 
     def edit(given: torch.Tensor) -> Source:
         assert edits is not None
         known = torch.zeros((4, 8), dtype=torch.int32)
-        return Source(given, table.edits.apply(given, known, edits))
+        return Source(given, table.edits.rows_of(known, edits, extras.forbidden))
 
-    return draw(REFERENCE, logits, rows, banned, told, None if edits is None else edit)
+    return draw(REFERENCE, logits, rows, told, None if edits is None else edit)
 
 
 def test_rows_are_the_parameters_of_their_slots() -> None:
