@@ -19,9 +19,9 @@ from .candidates import (
     kth_greatest,
     scan,
     value_of,
-    weight,
 )
 from .launch import compiled, inlined, outlined, run_ranges
+from .masses import sum_weights
 from .philox import GROUP
 from .simd import bfloat16s, float32s, from_order_key, int32s, int64s, order_key, widen
 from .sorting import insert, sort_by_high_words
@@ -73,10 +73,7 @@ def _logprobs_row(x: Any, token: int, scratch: Any, top_ids: Any, values: Any) -
     top = from_order_key(key)
     log_total = _NAN
     if key < HIGHEST_KEY:
-        total = np.int64(0)
-        for i in range(len(x)):
-            total += weight(x[i] - top)
-        log_total = log(np.float32(total) * _UNSCALE)
+        log_total = log(np.float32(sum_weights(x, top)) * _UNSCALE)
     if k > 0:
         if _sorts(k, len(x)):
             _sort(x, items, spare)

@@ -32,7 +32,7 @@ KNOWN = [
 @compiled("void(int64, int64, int64, int64)")
 def _fill_words(out: int, group: int, index: int, seed: int) -> None:
     words = np.empty(64, np.uint32)
-    kernels.group_words(words, group, index, seed)
+    kernels.group_words(words, group, index, seed, np.uint32(0))
     target = int32s(out, 64)
     for i in range(64):
         target[i] = np.int32(words[i])
