@@ -100,8 +100,7 @@ def edit_logits(logits: Tensor, edits: EditRows) -> Tensor:
 def _of_row(edits: EditRows, i: int) -> Edits:
     """Return what one row asks."""
     repetition, frequency, presence = edits.penalties[i].tolist()
-    masks = zip(edits.masked.tolist(), edits.denied, strict=True)
-    denied = [mask for entry, mask in masks if entry == i]
+    denied = edits.denied[edits.masked == i]
     mine = edits.biased == i
     words: list[list[int]] = edits.words[edits.worded == i].tolist()
     return Edits(
@@ -111,7 +110,7 @@ def _of_row(edits: EditRows, i: int) -> Edits:
         logit_bias=dict(
             zip(edits.bias_tokens[mine].tolist(), edits.biases[mine].tolist(), strict=True)
         ),
-        allowed_token_ids=(~denied[0]).nonzero()[:, 0].tolist() if denied else None,
+        allowed_token_ids=(~denied[0]).nonzero()[:, 0].tolist() if len(denied) else None,
         bad_words=[[token for token in word if token >= 0] for word in words],
     )
 

@@ -133,8 +133,8 @@ class EditRows(NamedTuple):
     """[m] int64, and how many belong to the prompt; one or more where there are penalties."""
     masked: Tensor
     """[d] int64, the entries of those that may not draw every token,"""
-    denied: tuple[Tensor, ...]
-    """d of [vocab] bool, contiguous, and which ones they may not."""
+    denied: Tensor
+    """[d, vocab] bool, contiguous, and which ones they may not."""
     penalties: Tensor
     """[m, 3] float32: repetition, frequency, presence; (1, 0, 0) changes nothing."""
     penalized: Tensor

@@ -320,7 +320,7 @@ def edit_logits(ops: Ops, device: Device, shape: Shape) -> tuple[Tensor, ...]:
         lengths=torch.tensor([30, 7, 19, 40]),
         prompts=torch.tensor([3, 7, 9, 1]),
         masked=torch.tensor([1]),
-        denied=((torch.arange(shape.vocab) % 3 == 1).to(device),),
+        denied=(torch.arange(shape.vocab) % 3 == 1)[None],
         penalties=torch.tensor([[1.2, 0.0, 0.0], [1.0, 0.0, 0.0], [0.9, 0.3, -0.2], [1, 0.4, 1]]),
         penalized=torch.tensor([0, 2, 3]),
         biased=entries,

@@ -101,6 +101,9 @@ class EditTable:
         self._slots: dict[int, SlotEdits] = {}
         self._denied: dict[int, Tensor] = {}
         """[vocab] bool on the device, by slot: tokens that are not among the allowed ones."""
+        self._none_denied = torch.empty((0, vocab_size), dtype=torch.bool, device=link.device)
+        self._others: set[int] = set()
+        """Slots that edit what `Ops.edit_logits` does not: thoughts, processors."""
         self._composed: Composed | None = None
 
     def admit(self, admitted: Admitted) -> bool:
@@ -108,6 +111,7 @@ class EditTable:
         slot, params = admitted.slot, admitted.params
         self._slots.pop(slot, None)
         self._denied.pop(slot, None)
+        self._others.discard(slot)
         self._composed = None
         if not has_edits(admitted):
             return False
@@ -115,6 +119,8 @@ class EditTable:
             denied = torch.ones(self._vocab_size, dtype=torch.bool, device=self._link.device)
             denied[self._link.upload(np.array(params.allowed_token_ids, np.int64))] = False
             self._denied[slot] = denied
+        if admitted.thinking is not None or params.logits_processors:
+            self._others.add(slot)
         self._slots[slot] = SlotEdits(
             admitted.num_prompt_tokens,
             penalties_of(params),
@@ -131,9 +137,8 @@ class EditTable:
         return StepEdits(rows.tolist(), slots[rows].tolist(), lengths[rows].tolist())
 
     def needs_logits(self, step: StepEdits) -> bool:
-        """Whether a step edits what `Ops.edit_logits` does not: thoughts, processors."""
-        edits = map(self._of, step.slots)
-        return any(one.thinking is not None or one.processors for one in edits)
+        """Whether a step edits what `Ops.edit_logits` does not."""
+        return not self._others.isdisjoint(step.slots)
 
     def rows_of(self, known: Tensor, step: StepEdits, forbidden: Forbidden | None) -> EditRows:
         """Return a step's edits as operations take them.
@@ -186,6 +191,7 @@ class EditTable:
             return last
         edits = [self._of(slot) for slot in step.slots]
         masked = [i for i, slot in enumerate(step.slots) if slot in self._denied]
+        denied = [self._denied[step.slots[i]] for i in masked]
         penalized = [i for i, one in enumerate(edits) if one.penalties != NO_PENALTIES]
         biases = [(i, *pair) for i, one in enumerate(edits) for pair in one.bias]
         biased, bias_tokens, values = zip(*biases, strict=True) if biases else ((), (), ())
@@ -197,7 +203,7 @@ class EditTable:
             lengths=self._send(step.lengths),
             prompts=self._send([one.num_prompt_tokens for one in edits]),
             masked=self._send(masked),
-            denied=tuple(self._denied[step.slots[i]] for i in masked),
+            denied=torch.stack(denied) if denied else self._none_denied,
             penalties=self._send_floats([v for one in edits for v in one.penalties]).view(-1, 3),
             penalized=self._send(penalized),
             biased=self._send(biased),

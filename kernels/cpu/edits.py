@@ -19,9 +19,9 @@ from .simd import bfloat16s, booleans, float32s, int32s, int64s, widen
 _INFINITY = np.float32(np.inf)
 _ONE = np.float32(1.0)
 _ZERO = np.float32(0.0)
-_SIZE, _NUM_BIASES, _NUM_WORDS, _NUM_BANNED, _LONGEST_WORD, _KNOWN_STRIDE = range(6)
-_ROWS, _SLOTS, _LENGTHS, _PROMPTS, _DENIED, _PENALTIES = range(6, 12)
-_BIASED, _BIAS_TOKENS, _BIASES, _WORDED, _WORDS, _BANNED, _BANNED_TOKENS, _KNOWN = range(12, 20)
+_SIZE, _NUM_MASKS, _NUM_BIASES, _NUM_WORDS, _NUM_BANNED, _LONGEST_WORD, _KNOWN_STRIDE = range(7)
+_ROWS, _SLOTS, _LENGTHS, _PROMPTS, _MASKED, _DENIED, _PENALTIES = range(7, 14)
+_BIASED, _BIAS_TOKENS, _BIASES, _WORDED, _WORDS, _BANNED, _BANNED_TOKENS, _KNOWN = range(14, 22)
 """Places in `addresses`."""
 _COST = 4
 """Logits that are copied in a nanosecond, about."""
@@ -98,8 +98,10 @@ def entry_of(edits: Any, row: int) -> int:
 def edit_row(edits: Any, i: int, logits: Any, x: Any, counts: Any) -> None:
     """Fill x, float32[vocab], with the logits of entry i, edited. counts: see _penalize."""
     size, slot = edits[_SIZE], int64s(edits[_SLOTS], edits[_SIZE])[i]
-    denied = int64s(edits[_DENIED], size)[i]
-    _copy(logits, booleans(denied, len(x) if denied else 0), x)
+    masked = int64s(edits[_MASKED], edits[_NUM_MASKS])
+    place = _first(masked, i)
+    is_masked = place < len(masked) and masked[place] == i
+    _copy(logits, booleans(edits[_DENIED] + place * len(x), len(x) if is_masked else 0), x)
     length, num_prompt = int64s(edits[_LENGTHS], size)[i], int64s(edits[_PROMPTS], size)[i]
     history = int32s(edits[_KNOWN] + slot * edits[_KNOWN_STRIDE] * 4, length)
     worded, longest = int64s(edits[_WORDED], edits[_NUM_WORDS]), edits[_LONGEST_WORD]
@@ -126,7 +128,7 @@ def edit_row(edits: Any, i: int, logits: Any, x: Any, counts: Any) -> None:
         place += 1
 
 
-@compiled("void(UniTuple(int64, 5), UniTuple(int64, 20), int64, int64)")
+@compiled("void(UniTuple(int64, 5), UniTuple(int64, 22), int64, int64)")
 def _edit(args: tuple[int, ...], edits: tuple[int, ...], start: int, end: int) -> None:
     logits, stride, is_half, vocab, out = args
     counts = np.zeros(vocab, np.int32)
@@ -147,22 +149,22 @@ def _edit(args: tuple[int, ...], edits: tuple[int, ...], start: int, end: int) -
                 _copy(floats, everything, x)
 
 
-def addresses(edits: EditRows | None) -> tuple[tuple[int, ...], object]:
-    """Return what kernels know of edits, and what must live until they have run."""
+def addresses(edits: EditRows | None) -> tuple[int, ...]:
+    """Return what kernels know of edits."""
     if edits is None:
-        return (0,) * 20, None
+        return (0,) * 22
     assert edits.known.dtype == torch.int32 and edits.known.is_contiguous()
-    denied = torch.zeros(len(edits.rows), dtype=torch.int64)
-    for entry, mask in zip(edits.masked.tolist(), edits.denied, strict=True):
-        denied[entry] = mask.data_ptr()
     fields = (
-        *(edits.rows, edits.slots, edits.lengths, edits.prompts, denied, edits.penalties),
-        *(edits.biased, edits.bias_tokens, edits.biases, edits.worded, edits.words),
-        *(edits.banned, edits.banned_tokens, edits.known),
+        *(edits.rows, edits.slots, edits.lengths, edits.prompts, edits.masked, edits.denied),
+        *(edits.penalties, edits.biased, edits.bias_tokens, edits.biases),
+        *(edits.worded, edits.words, edits.banned, edits.banned_tokens, edits.known),
     )
-    sizes = (len(edits.rows), len(edits.biased), len(edits.worded), len(edits.banned))
-    strides = (edits.words.shape[1], edits.known.stride(0))
-    return (*sizes, *strides, *(field.data_ptr() for field in fields)), denied
+    counted = (edits.rows, edits.masked, edits.biased, edits.worded, edits.banned)
+    return (
+        *map(len, counted),
+        *(edits.words.shape[1], edits.known.stride(0)),
+        *map(Tensor.data_ptr, fields),
+    )
 
 
 def edit_logits(logits: Tensor, edits: EditRows) -> Tensor:
@@ -173,7 +175,7 @@ def edit_logits(logits: Tensor, edits: EditRows) -> Tensor:
     out = torch.empty((num_rows, vocab))
     is_half = int(logits.dtype == torch.bfloat16)
     args = (logits.data_ptr(), logits.stride(0), is_half, vocab, out.data_ptr())
-    of_edits, _kept = addresses(edits)
+    of_edits = addresses(edits)
 
     def call(start: int, end: int) -> None:
         _edit(args, of_edits, start, end)

@@ -342,7 +342,7 @@ def _sample_row(logits: Any, row: Any, maxima: Any, x: Any) -> Any:
     return token
 
 
-@compiled("void(UniTuple(int64, 12), UniTuple(int64, 20), int64, int64)")
+@compiled("void(UniTuple(int64, 12), UniTuple(int64, 22), int64, int64)")
 def _sample(args: tuple[int, ...], edits: tuple[int, ...], start: int, end: int) -> None:
     logits, stride, is_half, vocab, rows = args[:5]
     groups = (vocab + GROUP - 1) // GROUP
@@ -384,7 +384,7 @@ def sample(logits: Tensor, rows: SamplingRows, edits: EditRows | None = None) ->
     is_half = int(logits.dtype == torch.bfloat16)
     places = [field.data_ptr() for field in (*fields, out)]
     args = (logits.data_ptr(), logits.stride(0), is_half, vocab, num_rows, *places)
-    of_edits, _kept = addresses(edits)
+    of_edits = addresses(edits)
 
     def call(start: int, end: int) -> None:
         _sample(args, of_edits, start, end)

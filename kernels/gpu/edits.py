@@ -19,9 +19,9 @@ NO_TOKEN = 2**31 - 1
 def edit_logits(logits: Tensor, edits: EditRows) -> Tensor:
     """See Ops.edit_logits."""
     out = logits.to(torch.float32, copy=True)
-    if edits.denied:
+    if len(edits.masked):
         rows = edits.rows[edits.masked]
-        out[rows] = out[rows].masked_fill(torch.stack(edits.denied), -torch.inf)
+        out[rows] = out[rows].masked_fill(edits.denied, -torch.inf)
     if len(edits.worded):
         _ban_words(out, edits)
     if len(edits.biased):
