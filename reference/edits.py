@@ -17,9 +17,9 @@ logits before):
   the last); due is what continues the end marker from where the thought's last tokens leave it.
 * Processors: what each of some functions of (prompt, outputs, l) makes of them, in order.
 
-Spelled out for one row. `edit_logits` is the operation that devices have: all but the last two,
-for rows of a step; the engine does those. Order and
-meaning are vLLM's (whose thoughts end with the whole end marker, whatever they ended with before).
+Spelled out for one row. `edit_logits` is the operation of all devices, for the rows of a step: all
+but the last two, which the engine does. Order and meaning are vLLM's (whose thoughts end with the
+whole end marker, whatever they ended with before).
 """
 
 from __future__ import annotations
