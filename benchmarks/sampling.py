@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import platform
 import statistics
 import tempfile
 import time
@@ -109,15 +110,10 @@ def measure(llm: LLM, mix: list[dict[str, Any]], seed: int) -> tuple[float, floa
     return statistics.median(drawing), statistics.median(whole)
 
 
-def main() -> None:
-    """Measure all mixes and print the shares."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--runs", type=int, default=5)
-    parser.add_argument("--json", type=Path)
-    options = parser.parse_args()
-    torch.set_num_threads(options.threads)
+def measure_all(num_threads: int, num_runs: int) -> list[dict[str, Any]]:
+    """Measure all mixes; print and return the medians."""
     rows = []
+    torch.set_num_threads(num_threads)
     with tempfile.TemporaryDirectory() as folder:
         config = {"architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3", **SHAPE}
         (Path(folder) / "config.json").write_text(json.dumps(config))
@@ -126,18 +122,35 @@ def main() -> None:
             load_format="dummy",
             dtype="bfloat16",
             skip_tokenizer_init=True,
-            num_threads=options.threads,
+            num_threads=num_threads,
             num_kv_blocks=1024,
         )
         for name, mix in MIXES.items():
-            runs = sorted(measure(llm, mix, seed) for seed in range(options.runs + 1))[:-1]
+            runs = sorted(measure(llm, mix, seed) for seed in range(num_runs + 1))[:-1]
             drawing, whole = (statistics.median(run[i] for run in runs) for i in (0, 1))
             rows.append({"mix": name, "sampling_s": drawing, "step_s": whole})
             share = drawing / whole
             print(f"{name:20} {1e3 * drawing:6.2f} of {1e3 * whole:6.2f} ms  {share:6.2%}")
         llm.close()
+    return rows
+
+
+def main() -> None:
+    """Measure with some numbers of threads, and print the shares."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--threads", type=int, nargs="+", default=[2])
+    parser.add_argument("--runs", type=int, default=5)
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    found = [
+        {"threads": threads, "mixes": measure_all(threads, options.runs)}
+        for threads in options.threads
+    ]
     if options.json:
-        options.json.write_text(json.dumps({"threads": options.threads, "mixes": rows}, indent=1))
+        machine = {"processor": platform.processor() or platform.machine()}
+        versions = {"torch": torch.__version__, "python": platform.python_version()}
+        report = {"machine": machine, "versions": versions, "shape": SHAPE, "runs": found}
+        options.json.write_text(json.dumps(report, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -78,10 +78,10 @@ FAULTS = tuple(
             "Hit(blocks[: full + (rest > 0)], -1, computed)",
         ),
         (
-            "device/logit_edits.py",
+            "../kernels/cpu/edits.py",
             "penalties count the prompt",
-            "(position < prompts) | (position >= lengths)",
-            "position >= lengths",
+            "for i in range(num_prompt, len(history))",
+            "for i in range(len(history))",
         ),
         ("sched/planner.py", "the oldest is preempted", "idle = slots[1:]", "idle = slots[0:]"),
         (

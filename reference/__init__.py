@@ -5,6 +5,7 @@ Importing the package costs little: torch itself loads, and nothing of the kerne
 
 from .activation import silu_mul
 from .attention import paged_attention
+from .edits import edit_logits
 from .embedding import embed
 from .kv import copy_blocks, new_kv_cache, read_kv
 from .linear import gated_linear, linear, pack_linear, unpack_linear
@@ -16,6 +17,7 @@ from .sampling import logprobs, sample
 __all__ = [
     "add_rms_norm",
     "copy_blocks",
+    "edit_logits",
     "embed",
     "gated_linear",
     "linear",

@@ -17,8 +17,9 @@ logits before):
   the last); due is what continues the end marker from where the thought's last tokens leave it.
 * Processors: what each of some functions of (prompt, outputs, l) makes of them, in order.
 
-Spelled out for one row; the engine's device plane computes it for all rows at once. Order and
-meaning are vLLM's (whose thoughts end with the whole end marker, whatever they ended with before).
+Spelled out for one row. `edit_logits` is the operation of all devices, for the rows of a step: all
+but the last two, which the engine does. Order and meaning are vLLM's (whose thoughts end with the
+whole end marker, whatever they ended with before).
 """
 
 from __future__ import annotations
@@ -28,6 +29,8 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
+
+from .ops import EditRows
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,6 +84,35 @@ def edit(logits: Tensor, edits: Edits, prompt: Sequence[int], outputs: Sequence[
     for processor in edits.processors:
         x = processor(list(prompt), list(outputs), x)
     return x
+
+
+def edit_logits(logits: Tensor, edits: EditRows) -> Tensor:
+    """See Ops.edit_logits."""
+    out = logits.to(torch.float32, copy=True)
+    for i, row in enumerate(edits.rows.tolist()):
+        history: list[int] = edits.known[edits.slots[i], : edits.lengths[i]].tolist()
+        num_prompt = int(edits.prompts[i])
+        out[row] = edit(logits[row], _of_row(edits, i), history[:num_prompt], history[num_prompt:])
+        out[row, edits.banned_tokens[edits.banned == i]] = -torch.inf
+    return out
+
+
+def _of_row(edits: EditRows, i: int) -> Edits:
+    """Return what one row asks."""
+    repetition, frequency, presence = edits.penalties[i].tolist()
+    denied = edits.denied[edits.masked == i]
+    mine = edits.biased == i
+    words: list[list[int]] = edits.words[edits.worded == i].tolist()
+    return Edits(
+        repetition_penalty=repetition,
+        frequency_penalty=frequency,
+        presence_penalty=presence,
+        logit_bias=dict(
+            zip(edits.bias_tokens[mine].tolist(), edits.biases[mine].tolist(), strict=True)
+        ),
+        allowed_token_ids=(~denied[0]).nonzero()[:, 0].tolist() if len(denied) else None,
+        bad_words=[[token for token in word if token >= 0] for word in words],
+    )
 
 
 def due_token(thinking: Thinking, prompt: Sequence[int], outputs: Sequence[int]) -> int | None:

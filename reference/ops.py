@@ -115,6 +115,48 @@ class SamplingRows(NamedTuple):
     """[rows] int32, index of the token among the request's outputs, from 0."""
 
 
+class EditRows(NamedTuple):
+    """What m rows of a step's logits change, and the histories that it depends on.
+
+    Tensors on the device of the logits. Entries are indices among the m rows, ascending.
+    """
+
+    known: Tensor
+    """[num_slots, width] int32, contiguous."""
+    rows: Tensor
+    """[m] int64, the rows of the logits, ascending,"""
+    slots: Tensor
+    """[m] int64, their lines of known tokens,"""
+    lengths: Tensor
+    """[m] int64, how many of these are known,"""
+    prompts: Tensor
+    """[m] int64, and how many belong to the prompt; one or more where there are penalties."""
+    masked: Tensor
+    """[d] int64, the entries of those that may not draw every token,"""
+    denied: Tensor
+    """[d, vocab] bool, contiguous, and which ones they may not."""
+    penalties: Tensor
+    """[m, 3] float32: repetition, frequency, presence; (1, 0, 0) changes nothing."""
+    penalized: Tensor
+    """[p] int64, the entries whose penalties change something."""
+    biased: Tensor
+    """[n] int64, the entry of each bias,"""
+    bias_tokens: Tensor
+    """[n] int64, its token, once in an entry,"""
+    biases: Tensor
+    """[n] float32, and what is added."""
+    worded: Tensor
+    """[w] int64, the entry of each bad word,"""
+    words: Tensor
+    """[w, longest word] int32, and its tokens, the last ones last; -1 before shorter words."""
+    banned: Tensor
+    """[b] int64, the entry of each token that must not be drawn whatever is asked,"""
+    banned_tokens: Tensor
+    """[b] int64, and the token."""
+    longest: int
+    """The greatest length of the penalized; 0 where there are none."""
+
+
 class Logprobs(NamedTuple):
     """Log probabilities (natural) of the raw logits, before temperature and filters."""
 
@@ -265,8 +307,17 @@ class Ops(Protocol):
         silu(x) = x / (1 + exp2(-x * log2(e))), exp2 argument clamped to [-126, 126].
         """
 
-    def sample(self, logits: Tensor, rows: SamplingRows) -> Tensor:
+    def edit_logits(self, logits: Tensor, edits: EditRows) -> Tensor:
+        """Widen logits [rows, vocab] dtype or float32 -> float32, some of the rows edited.
+
+        Masks, bad words, biases and penalties of `reference.edits`, in this order; -infinity for
+        what is banned.
+        """
+
+    def sample(self, logits: Tensor, rows: SamplingRows, edits: EditRows | None = None) -> Tensor:
         """Draw one token a row: logits [rows, vocab] dtype or float32 -> [rows] int32.
+
+        With edits, of edit_logits(logits, edits), which need not exist.
 
         Greedy: the greatest logit, ties to the lowest id. Else argmax over the kept tokens of
         logits / T + Gumbel(seed, index, token), ties to the lowest id. A row with a NaN, or with no
@@ -275,5 +326,10 @@ class Ops(Protocol):
         `reference.sampling`.
         """
 
-    def logprobs(self, logits: Tensor, tokens: Tensor, k: int) -> Logprobs:
-        """Log probabilities of tokens [rows] int32 and of the k greatest (k may be 0)."""
+    def logprobs(
+        self, logits: Tensor, tokens: Tensor, k: int, asked: Tensor | None = None
+    ) -> Logprobs:
+        """Log probabilities of tokens [rows] int32 and of the k greatest (k may be 0).
+
+        asked: [n] int64, the rows that are told of, the others are zeros; None: all are.
+        """

@@ -23,7 +23,8 @@ import torch
 from torch import Tensor
 
 from .activation import LOG2_E, exp2, log
-from .ops import Logprobs, SamplingRows
+from .edits import edit_logits
+from .ops import EditRows, Logprobs, SamplingRows
 from .philox import gumbel, token_words
 
 WEIGHT_BITS = 40
@@ -39,8 +40,10 @@ def weights(distance: Tensor) -> Tensor:
     return (exp2(distance * LOG2_E) * 2.0**WEIGHT_BITS).long()
 
 
-def sample(logits: Tensor, rows: SamplingRows) -> Tensor:
+def sample(logits: Tensor, rows: SamplingRows, edits: EditRows | None = None) -> Tensor:
     """See Ops.sample."""
+    if edits is not None:
+        logits = edit_logits(logits, edits)
     tokens = [_sample_row(logits[r].float(), rows, r) for r in range(len(logits))]
     return torch.tensor(tokens, dtype=torch.int32)
 
@@ -75,7 +78,7 @@ def _kept(x: Tensor, top: Tensor, rows: SamplingRows, r: int) -> Tensor:
     return order[:num_kept]
 
 
-def logprobs(logits: Tensor, tokens: Tensor, k: int) -> Logprobs:
+def logprobs(logits: Tensor, tokens: Tensor, k: int, asked: Tensor | None = None) -> Logprobs:
     """See Ops.logprobs: (l - max) - log(total), total = the sum of `weights` as one float32.
 
     Plus 0, so that a zero is positive: which sign max has, where both occur, nobody defines.
@@ -85,14 +88,17 @@ def logprobs(logits: Tensor, tokens: Tensor, k: int) -> Logprobs:
     sampling failed) has NaN and rank 0. k is at most the vocabulary.
     """
     assert 0 <= k <= logits.shape[1], (k, logits.shape)
-    rows = [_logprobs_row(logits[r].float(), int(tokens[r]), k) for r in range(len(logits))]
-    num_rows = len(rows)
-    return Logprobs(
-        sampled=torch.tensor([row[0] for row in rows], dtype=torch.float32),
-        ranks=torch.tensor([row[1] for row in rows], dtype=torch.int32),
-        top_ids=torch.stack([row[2] for row in rows]) if rows else torch.empty((0, k)).int(),
-        top=torch.stack([row[3] for row in rows]) if num_rows else torch.empty((0, k)),
+    num_rows = len(logits)
+    result = Logprobs(
+        sampled=torch.zeros(num_rows),
+        ranks=torch.zeros(num_rows, dtype=torch.int32),
+        top_ids=torch.zeros((num_rows, k), dtype=torch.int32),
+        top=torch.zeros((num_rows, k)),
     )
+    for r in range(num_rows) if asked is None else asked.tolist():
+        row = _logprobs_row(logits[r].float(), int(tokens[r]), k)
+        result.sampled[r], result.ranks[r], result.top_ids[r], result.top[r] = row
+    return result
 
 
 def _logprobs_row(logits: Tensor, token: int, k: int) -> tuple[float, int, Tensor, Tensor]:

@@ -10,13 +10,13 @@ Pure but for memory of its own.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from ...reference.activation import LOG2_E
-from ...reference.ops import Batch, Ops, SamplingRows, StepRows
+from ...reference.ops import Batch, EditRows, Ops, SamplingRows, StepRows
 from ...reference.sums import Sums
 
 Device = torch.device
@@ -308,6 +308,37 @@ def _logits(shape: Shape) -> Tensor:
     return (torch.randn((6, shape.vocab), generator=_generator(25)) * 3).to(shape.dtype)
 
 
+def edit_logits(ops: Ops, device: Device, shape: Shape) -> tuple[Tensor, ...]:
+    """Four of six rows: a mask, biases, a bad word that comes and one that does not, penalties."""
+    known = torch.randint(0, 9, (5, 40), generator=_generator(26)).int()
+    known[4, 17:19] = _ints([3, 5])
+    entries = torch.tensor([0, 2, 2, 3, 3])
+    edits = EditRows(
+        known=known,
+        rows=torch.tensor([0, 2, 3, 5]),
+        slots=torch.tensor([1, 3, 4, 0]),
+        lengths=torch.tensor([30, 7, 19, 40]),
+        prompts=torch.tensor([3, 7, 9, 1]),
+        masked=torch.tensor([1]),
+        denied=(torch.arange(shape.vocab) % 3 == 1)[None],
+        penalties=torch.tensor([[1.2, 0.0, 0.0], [1.0, 0.0, 0.0], [0.9, 0.3, -0.2], [1, 0.4, 1]]),
+        penalized=torch.tensor([0, 2, 3]),
+        biased=entries,
+        bias_tokens=torch.tensor([7, 3, 4, 0, 1]),
+        biases=torch.tensor([1.5, -2.25, 100.0, 0.1, -0.1]),
+        worded=torch.tensor([2, 2]),
+        words=_ints([-1, 3, 5, 8, 3, 4, 5, 9]).view(2, 4),
+        banned=torch.tensor([1, 3]),
+        banned_tokens=torch.tensor([3, 4]),
+        longest=40,
+    )
+    there: dict[str, Any] = {
+        name: part.to(device) for name, part in edits._asdict().items() if isinstance(part, Tensor)
+    }
+    logits, edits = _logits(shape).to(device), edits._replace(**there)
+    return ops.edit_logits(logits, edits), ops.sample(logits, _rows(device), edits)
+
+
 def sample(ops: Ops, device: Device, shape: Shape) -> tuple[Tensor, ...]:
     """Every filter; a row with a NaN."""
     logits = torch.cat((_logits(shape), _logits(shape)))
@@ -337,6 +368,7 @@ SHORT = (
     Case("paged_attention", "prefill", attention([(20, 20), (3, 90)])),
     Case("silu_mul", "9 rows", silu_mul),
     Case("sample", "all filters", sample),
+    Case("edit_logits", "all edits", edit_logits),
 )
 """A fraction of a second, compiling apart."""
 FULL = (

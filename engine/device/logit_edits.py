@@ -1,9 +1,10 @@
 """EditTable: what each slot changes in its logits; all rows of a step at once.
 
-Owns the edits by slot: numbers on the host, masks of allowed tokens on the device. Nothing is
-remembered of a sequence's history: it is read from the table of known tokens, which knows the
-newest one even where the host does not. So preemption, forks and steps in flight need no care.
-`reference.edits` is the definition.
+Owns the edits by slot: numbers on the host, masks of allowed tokens on the device, and those of the
+last step as `Ops.edit_logits` takes them: while the same rows are edited, only lengths change.
+Nothing is remembered of a sequence's history: it is read from the table of known tokens, which
+knows the newest one even where the host does not. So preemption, forks and steps in flight need no
+care. `reference.edits` is the definition.
 """
 
 from __future__ import annotations
@@ -13,8 +14,10 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
+from ...reference.ops import EditRows, Ops
 from ..params import LogitsProcessor, SamplingParams
 from ..plan import Admitted
 from ..request import IntArray, ThinkingBudget
@@ -23,8 +26,7 @@ from .processors import Failed, ProcessedRow, process
 from .thinking import ThinkingRow, end_thoughts
 
 MAX_ELEMENTS = 2**22
-"""Of a temporary tensor: more rows are penalized in several turns."""
-NO_TOKEN = 2**31 - 1
+"""Of a temporary tensor: thoughts of more rows are looked at in several turns."""
 NO_PENALTIES = (1.0, 0.0, 0.0)
 
 
@@ -40,6 +42,17 @@ class SlotEdits(NamedTuple):
     processors: tuple[LogitsProcessor, ...]
 
 
+NOTHING = SlotEdits(0, NO_PENALTIES, (), (), None, ())
+"""Of a row that only must not draw some tokens."""
+
+
+class Forbidden(NamedTuple):
+    """Entries of edited logits that must not be drawn: [n] int64 each, rows ascending."""
+
+    rows: NDArray[np.int64]
+    tokens: NDArray[np.int64]
+
+
 class StepEdits(NamedTuple):
     """What the sampling rows of one step edit, on the host."""
 
@@ -49,6 +62,17 @@ class StepEdits(NamedTuple):
     """[m] their slots,"""
     lengths: list[int]
     """[m] and known tokens."""
+
+
+class Composed(NamedTuple):
+    """What the rows of a step edit, as it stays while they are the same."""
+
+    rows: list[int]
+    slots: list[int]
+    edits: EditRows
+    """With the lengths of the step that it was made for, nothing banned."""
+    penalized: list[int]
+    """Entries."""
 
 
 def penalties_of(params: SamplingParams) -> tuple[float, float, float]:
@@ -72,25 +96,31 @@ def has_edits(admitted: Admitted) -> bool:
 class EditTable:
     """Edits by slot."""
 
-    def __init__(self, link: Link, vocab_size: int) -> None:
-        self._link, self._vocab_size = link, vocab_size
+    def __init__(self, ops: Ops, link: Link, vocab_size: int) -> None:
+        self._ops, self._link, self._vocab_size = ops, link, vocab_size
         self._slots: dict[int, SlotEdits] = {}
         self._denied: dict[int, Tensor] = {}
         """[vocab] bool on the device, by slot: tokens that are not among the allowed ones."""
-        self._space: Tensor | None = None
-        """[rows, vocab] float32, used again: the pages of a new one cost more than filling it."""
+        self._none_denied = torch.empty((0, vocab_size), dtype=torch.bool, device=link.device)
+        self._others: set[int] = set()
+        """Slots that edit what `Ops.edit_logits` does not: thoughts, processors."""
+        self._composed: Composed | None = None
 
     def admit(self, admitted: Admitted) -> bool:
         """Take a sequence's edits into its slot; whether it has any."""
         slot, params = admitted.slot, admitted.params
         self._slots.pop(slot, None)
         self._denied.pop(slot, None)
+        self._others.discard(slot)
+        self._composed = None
         if not has_edits(admitted):
             return False
         if params.allowed_token_ids is not None:
             denied = torch.ones(self._vocab_size, dtype=torch.bool, device=self._link.device)
             denied[self._link.upload(np.array(params.allowed_token_ids, np.int64))] = False
             self._denied[slot] = denied
+        if admitted.thinking is not None or params.logits_processors:
+            self._others.add(slot)
         self._slots[slot] = SlotEdits(
             admitted.num_prompt_tokens,
             penalties_of(params),
@@ -106,39 +136,36 @@ class EditTable:
         rows = np.flatnonzero(flags)
         return StepEdits(rows.tolist(), slots[rows].tolist(), lengths[rows].tolist())
 
-    def apply(self, logits: Tensor, known: Tensor, step: StepEdits, *, keep: bool = True) -> Tensor:
-        """Return logits [rows, vocab] as float32 with a step's edits, until the next call.
+    def needs_logits(self, step: StepEdits) -> bool:
+        """Whether a step edits what `Ops.edit_logits` does not."""
+        return not self._others.isdisjoint(step.slots)
 
-        known: [slots, width], the tokens of each slot. keep: logits stay as they are.
+    def rows_of(self, known: Tensor, step: StepEdits, forbidden: Forbidden | None) -> EditRows:
+        """Return a step's edits as operations take them.
+
+        known: [slots, width], the tokens of each slot. forbidden: of rows of the step.
         """
-        x = self._widen(logits) if keep or logits.dtype != torch.float32 else logits
-        edits = [self._slots[slot] for slot in step.slots]
-        denied = [i for i, slot in enumerate(step.slots) if slot in self._denied]
-        if denied:
-            masks = torch.stack([self._denied[step.slots[i]] for i in denied])
-            rows = self._send([step.rows[i] for i in denied])
-            x[rows] = x[rows].masked_fill(masks, -torch.inf)
-        if any(one.bad_words for one in edits):
-            self._ban_words(x, known, step, edits)
-        biases = [
-            (row, *pair) for row, one in zip(step.rows, edits, strict=True) for pair in one.bias
+        composed = self._compose(known, step)
+        edits = composed.edits._replace(
+            lengths=self._send(step.lengths),
+            longest=max([step.lengths[i] for i in composed.penalized], default=0),
+        )
+        if forbidden is None:
+            return edits
+        entries = np.searchsorted(np.array(step.rows), forbidden.rows)
+        return edits._replace(
+            banned=self._link.upload(entries.astype(np.int64)),
+            banned_tokens=self._link.upload(forbidden.tokens),
+        )
+
+    def end_thoughts(self, x: Tensor, known: Tensor, step: StepEdits) -> None:
+        """End thoughts in x [rows, vocab] of a step's rows; see thinking.end_thoughts."""
+        rows = [
+            ThinkingRow(row, slot, length, edits.num_prompt_tokens, edits.thinking)
+            for row, slot, length in zip(*step, strict=True)
+            if (edits := self._of(slot)).thinking is not None
         ]
-        if biases:
-            biased, tokens, values = zip(*biases, strict=True)
-            x[self._send(biased), self._send(tokens)] += self._send_floats(values)
-        penalized = [i for i, one in enumerate(edits) if one.penalties != NO_PENALTIES]
-        longest = max((step.lengths[i] for i in penalized), default=1)
-        at_once = max(1, MAX_ELEMENTS // longest)
-        for first in range(0, len(penalized), at_once):
-            self._penalize(x, known, step, edits, penalized[first : first + at_once])
-        thinking = [
-            ThinkingRow(row, slot, length, one.num_prompt_tokens, one.thinking)
-            for row, slot, length, one in zip(*step, edits, strict=True)
-            if one.thinking is not None
-        ]
-        if thinking:
-            end_thoughts(x, known, thinking, self._send, max_elements=MAX_ELEMENTS)
-        return x
+        end_thoughts(x, known, rows, self._send, max_elements=MAX_ELEMENTS)
 
     def process(
         self, x: Tensor, known: Tensor, step: StepEdits, faulty: Container[int]
@@ -150,73 +177,57 @@ class EditTable:
         rows = [
             ProcessedRow(row, slot, length, edits.num_prompt_tokens, edits.processors)
             for row, slot, length in zip(*step, strict=True)
-            if (edits := self._slots[slot]).processors and slot not in faulty
+            if (edits := self._of(slot)).processors and slot not in faulty
         ]
         return process(x, known, rows)
 
-    def _widen(self, logits: Tensor) -> Tensor:
-        if self._space is None or len(self._space) < len(logits):
-            self._space = torch.empty(logits.shape, dtype=torch.float32, device=logits.device)
-        return self._space[: len(logits)].copy_(logits)
+    def _of(self, slot: int) -> SlotEdits:
+        return self._slots.get(slot, NOTHING)
 
-    def _ban_words(self, x: Tensor, known: Tensor, step: StepEdits, edits: list[SlotEdits]) -> None:
-        """Ban the last token of each word whose other tokens the outputs end with.
-
-        Words of one number of tokens are compared at once, at most as many as outputs are there.
-        """
-        by_size: dict[int, list[tuple[int, tuple[int, ...]]]] = {}
-        for i, one in enumerate(edits):
-            num_outputs = step.lengths[i] - one.num_prompt_tokens
-            for word in one.bad_words:
-                if len(word) <= num_outputs + 1:
-                    by_size.setdefault(len(word), []).append((i, word))
-        for size, words in by_size.items():
-            tokens = self._send([token for _, word in words for token in word]).view(-1, size)
-            rows, slots, ends = (
-                self._send([numbers[i] for i, _ in words])
-                for numbers in (step.rows, step.slots, step.lengths)
-            )
-            before = torch.arange(1 - size, 0, device=x.device)
-            tails = known[slots[:, None], ends[:, None] + before]
-            comes = (tails == tokens[:, :-1]).all(1)
-            bans = torch.where(comes, -torch.inf, torch.inf)
-            index = rows * x.shape[1] + tokens[:, -1]
-            x.view(-1).scatter_reduce_(0, index, bans, "amin")
-
-    def _penalize(
-        self,
-        x: Tensor,
-        known: Tensor,
-        step: StepEdits,
-        edits: list[SlotEdits],
-        penalized: list[int],
-    ) -> None:
-        """Penalize some of the rows of x [rows, vocab] by what their histories have.
-
-        Only the tokens of a history are touched. One that comes again is written again, the same.
-        """
-        rows, slots, lengths = (
-            self._send([numbers[i] for i in penalized])[:, None]
-            for numbers in (step.rows, step.slots, step.lengths)
+    def _compose(self, known: Tensor, step: StepEdits) -> Composed:
+        """Return what the rows of a step edit, made anew where they are not those of the last."""
+        last = self._composed
+        if last is not None and (last.rows, last.slots) == (step.rows, step.slots):
+            return last
+        edits = [self._of(slot) for slot in step.slots]
+        masked = [i for i, slot in enumerate(step.slots) if slot in self._denied]
+        denied = [self._denied[step.slots[i]] for i in masked]
+        penalized = [i for i, one in enumerate(edits) if one.penalties != NO_PENALTIES]
+        biases = [(i, *pair) for i, one in enumerate(edits) for pair in one.bias]
+        biased, bias_tokens, values = zip(*biases, strict=True) if biases else ((), (), ())
+        worded = [i for i, one in enumerate(edits) for _ in one.bad_words]
+        rows = EditRows(
+            known=known,
+            rows=self._send(step.rows),
+            slots=self._send(step.slots),
+            lengths=self._send(step.lengths),
+            prompts=self._send([one.num_prompt_tokens for one in edits]),
+            masked=self._send(masked),
+            denied=torch.stack(denied) if denied else self._none_denied,
+            penalties=self._send_floats([v for one in edits for v in one.penalties]).view(-1, 3),
+            penalized=self._send(penalized),
+            biased=self._send(biased),
+            bias_tokens=self._send(bias_tokens),
+            biases=self._send_floats(values),
+            worded=self._send(worded),
+            words=self._send_words([word for one in edits for word in one.bad_words]),
+            banned=self._send(()),
+            banned_tokens=self._send(()),
+            longest=0,
         )
-        prompts = self._send([edits[i].num_prompt_tokens for i in penalized])[:, None]
-        values = self._send_floats([v for i in penalized for v in edits[i].penalties])
-        repetition, frequency, presence = values.view(-1, 3, 1).unbind(1)
-        history = known[slots[:, 0], : max(step.lengths[i] for i in penalized)]
-        position = torch.arange(history.shape[1], device=x.device)
-        # There is a prompt, so its first token stands for the places behind a history's end.
-        tokens = torch.where(position < lengths, history, history[:, :1])
-        drawn = history.masked_fill((position < prompts) | (position >= lengths), NO_TOKEN)
-        drawn = drawn.sort(1).values
-        counts = torch.searchsorted(drawn, tokens, right=True) - torch.searchsorted(drawn, tokens)
-        tokens = tokens.long()
-        old = x[rows, tokens]
-        new = torch.where(old > 0, old / repetition, old * repetition)
-        new = new - frequency * counts
-        x[rows, tokens] = new - presence * (counts > 0)
+        self._composed = Composed(step.rows, step.slots, rows, penalized)
+        return self._composed
 
     def _send(self, numbers: Sequence[int]) -> Tensor:
         return self._link.upload(np.array(numbers, np.int64))
 
-    def _send_floats(self, numbers: list[float] | tuple[float, ...]) -> Tensor:
+    def _send_floats(self, numbers: Sequence[float]) -> Tensor:
         return self._link.upload(np.array(numbers, np.float32).view(np.int32)).view(torch.float32)
+
+    def _send_words(self, words: Sequence[tuple[int, ...]]) -> Tensor:
+        """Send words below each other, right-aligned, -1 before the shorter ones: [words, most]."""
+        most = max(map(len, words), default=1)
+        table = np.full((len(words), most), -1, np.int32)
+        for line, word in zip(table, words, strict=True):
+            line[most - len(word) :] = word
+        return self._link.upload(table.ravel()).view(-1, most)

@@ -30,10 +30,9 @@ from .grammar_rows import Masks
 from .graphs import CudaCapture, GraphKey, StepGraphs
 from .inputs import PackedStep, StepInputs, largest_buckets, make_buckets
 from .link import FaultedLanding, Landing, Link, Scores, make_link
-from .logit_edits import StepEdits
 from .prompt_scores import Scorer
-from .sampler import Banned, Drawn, Told, draw
-from .sampling_rows import NO_LOGPROBS, PLAIN, Forbidden, SamplingTable, StepExtras
+from .sampler import Drawn, Source, Told, draw
+from .sampling_rows import NO_LOGPROBS, PLAIN, SamplingTable, StepExtras
 from .state import DeviceTable
 
 logger = logging.getLogger("quire")
@@ -74,7 +73,7 @@ class ModelRunner:
         self._link = link or make_link(model.device)
         self._caches = model.new_caches(num_blocks, block_size)
         self._table = DeviceTable(self._link, max_num_seqs, max_model_len, block_size)
-        self._sampling = SamplingTable(self._link, max_num_seqs, config.vocab_size)
+        self._sampling = SamplingTable(ops, self._link, max_num_seqs, config.vocab_size)
         self._buckets = () if decoding == "exact" else make_buckets(max_num_seqs)
         self._inputs = StepInputs(self._link, max_num_seqs, max_model_len, self._buckets)
         self._graphs = StepGraphs(CudaCapture()) if decoding == "graphs" else None
@@ -223,7 +222,6 @@ class ModelRunner:
             self.ops,
             self.model.logits(hidden[:size]),
             SamplingRows(*(part[:size] for part in tensors.sampling)),
-            self._ban(step.extras.forbidden),
             self._told(step.extras),
             self._editor(step.extras, None if masks is None else masks.result()),
         )
@@ -266,43 +264,41 @@ class ModelRunner:
     def _store(self, slots: Tensor, positions: Tensor, tokens: Tensor) -> None:
         self.ops.store_tokens(self._table.tokens, slots, positions, tokens)
 
-    def _editor(self, extras: StepExtras, masks: Masks | None) -> Callable[[Tensor], Tensor] | None:
+    def _editor(self, extras: StepExtras, masks: Masks | None) -> Callable[[Tensor], Source] | None:
         """Return what changes a step's logits; None where nobody does."""
-        edits = extras.edits
-        if edits is None and masks is None:
+        if extras.edits is None and masks is None:
             return None
         if masks is not None:
             self._void = masks.void
             for slot, message in masks.faults.items():
                 self._faults[slot] = RowFault(slot, message)
-        keep = extras.num_logprobs != NO_LOGPROBS
-        return partial(self._edit, step=edits, masks=masks, keep=keep)
+        return partial(self._edit, extras=extras, masks=masks)
 
-    def _edit(
-        self, logits: Tensor, *, step: StepEdits | None, masks: Masks | None, keep: bool
-    ) -> Tensor:
+    def _edit(self, logits: Tensor, *, extras: StepExtras, masks: Masks | None) -> Source:
         """Edit a step's logits; a row whose logits processors fail is void from now on."""
-        known, edits = self._table.tokens, self._sampling.edits
+        known, edits, step = self._table.tokens, self._sampling.edits, extras.edits
         if masks is not None:
-            logits, keep = self._sampling.grammars.apply(logits, masks, keep=keep), False
+            keep = extras.num_logprobs != NO_LOGPROBS
+            logits = self._sampling.grammars.apply(logits, masks, keep=keep)
         if step is None:
-            return logits
-        edited = edits.apply(logits, known, step, keep=keep)
-        for slot, error in edits.process(edited, known, step, self._faults):
+            return Source(logits, None)
+        if not edits.needs_logits(step):
+            return Source(logits, edits.rows_of(known, step, extras.forbidden))
+        x = self.ops.edit_logits(logits, edits.rows_of(known, step, None))
+        edits.end_thoughts(x, known, step)
+        for slot, error in edits.process(x, known, step, self._faults):
             logger.error(
                 "logits processors of the sequence in slot %d failed", slot, exc_info=error
             )
             message = f"Its logits processors failed: {type(error).__name__}: {error}"
             self._faults[slot] = RowFault(slot, message)
-        return edited
+        if extras.forbidden is not None:
+            rows, tokens = map(self._link.upload, extras.forbidden)
+            x[rows, tokens] = -torch.inf
+        return Source(x, None)
 
     def _told(self, extras: StepExtras) -> Told | None:
         if extras.num_logprobs == NO_LOGPROBS:
             return None
         rows = None if extras.told is None else self._link.upload(extras.told)
         return Told(rows, extras.num_logprobs)
-
-    def _ban(self, forbidden: Forbidden | None) -> Banned | None:
-        if forbidden is None:
-            return None
-        return Banned(self._link.upload(forbidden.rows), self._link.upload(forbidden.tokens))

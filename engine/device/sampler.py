@@ -1,7 +1,7 @@
 """From logits to drawn tokens and their log probabilities.
 
-Pure but for the logits, which are this step's own. Log probabilities are those of the raw logits:
-what min_tokens forbids, and what else a request edits, counts for the draw only.
+Pure. Log probabilities are those of the raw logits: what min_tokens forbids, and what else a
+request edits, counts for the draw only.
 """
 
 from __future__ import annotations
@@ -9,10 +9,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
-from ...reference.ops import Logprobs, Ops, SamplingRows
+from ...reference.ops import EditRows, Logprobs, Ops, SamplingRows
 
 
 class Told(NamedTuple):
@@ -24,11 +23,13 @@ class Told(NamedTuple):
     """Likeliest tokens of each."""
 
 
-class Banned(NamedTuple):
-    """Entries of the logits that must not be drawn, on their device: [n] int64 each."""
+class Source(NamedTuple):
+    """What is drawn from."""
 
-    rows: Tensor
-    tokens: Tensor
+    logits: Tensor
+    """[rows, vocab] dtype or float32,"""
+    edits: EditRows | None
+    """and what is yet to be edited in it."""
 
 
 class Drawn(NamedTuple):
@@ -44,31 +45,15 @@ def draw(
     ops: Ops,
     logits: Tensor,
     rows: SamplingRows,
-    banned: Banned | None,
     told: Told | None,
-    edit: Callable[[Tensor], Tensor] | None = None,
+    edit: Callable[[Tensor], Source] | None = None,
 ) -> Drawn:
-    """Draw a token for each row of logits [rows, vocab] dtype. Overwrites logits.
+    """Draw a token for each row of logits [rows, vocab] dtype.
 
-    edit: makes edited logits of them; None where no row edits.
+    edit: what to draw from instead; None: the logits.
     """
-    edited = logits if edit is None else edit(logits)
-    if banned is not None:
-        if edited is logits and told is not None:
-            edited = logits.clone()
-        edited[banned.rows, banned.tokens] = -torch.inf
-    tokens = ops.sample(edited, rows)
-    return Drawn(tokens, None if told is None else _tell(ops, logits, tokens.clamp(min=0), told))
-
-
-def _tell(ops: Ops, logits: Tensor, tokens: Tensor, told: Told) -> Logprobs:
-    asked = told.rows
-    if asked is None:
-        return ops.logprobs(logits, tokens, told.num_top)
-    few = logits.index_select(0, asked), tokens.index_select(0, asked)
-    return Logprobs(
-        *(
-            part.new_zeros(len(tokens), *part.shape[1:]).index_copy_(0, asked, part)
-            for part in ops.logprobs(*few, told.num_top)
-        )
-    )
+    source = Source(logits, None) if edit is None else edit(logits)
+    tokens = ops.sample(source.logits, rows, source.edits)
+    if told is None:
+        return Drawn(tokens, None)
+    return Drawn(tokens, ops.logprobs(logits, tokens.clamp(min=0), told.num_top, told.rows))

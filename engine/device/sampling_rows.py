@@ -11,11 +11,12 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from ...reference.ops import Ops
 from ..plan import Admitted
 from ..request import IntArray
 from .grammar_rows import GrammarRows, MaskedRows
 from .link import Link
-from .logit_edits import EditTable, StepEdits
+from .logit_edits import EditTable, Forbidden, StepEdits
 
 NO_LOGPROBS = -1
 NUM_PARAMETERS = 5
@@ -26,13 +27,6 @@ it has: HAS_EDITS and HAS_GRAMMAR."""
 HAS_EDITS, HAS_GRAMMAR = 1, 2
 PADDING = np.array([0.0, 0.0, 1.0, 0.0, 0.0], dtype=np.float32).view(np.int32)[:, None]
 """[NUM_PARAMETERS, 1] a row that is drawn greedily. A zero has no bits, of whatever type."""
-
-
-class Forbidden(NamedTuple):
-    """Entries of the logits that must not be drawn: [n] int64 each."""
-
-    rows: NDArray[np.int64]
-    tokens: NDArray[np.int64]
 
 
 class StepExtras(NamedTuple):
@@ -54,9 +48,9 @@ PLAIN = StepExtras(None, NO_LOGPROBS)
 class SamplingTable:
     """One entry a slot in every array."""
 
-    def __init__(self, link: Link, num_slots: int, vocab_size: int) -> None:
+    def __init__(self, ops: Ops, link: Link, num_slots: int, vocab_size: int) -> None:
         self._vocab_size = vocab_size
-        self.edits = EditTable(link, vocab_size)
+        self.edits = EditTable(ops, link, vocab_size)
         self.grammars = GrammarRows(link, vocab_size)
         # One array, so that a step gathers once; what each line is called, are views.
         self._words = np.zeros((_NUM_COLUMNS, num_slots), dtype=np.int32)
@@ -111,10 +105,9 @@ class SamplingTable:
         parameters[4, :size] = indices
         seeds[:size] = self._seeds[slots]
         early: NDArray[Any] = indices < words[5]
-        edits = masked = None
+        flags = edits = masked = None
         if words[7].any():
             flags = words[7] & HAS_EDITS
-            edits = self.edits.of_step(slots, positions, flags) if flags.any() else None
             rows = np.flatnonzero(words[7] & HAS_GRAMMAR)
             if len(rows):
                 masked = MaskedRows(
@@ -125,6 +118,10 @@ class SamplingTable:
                 )
                 early[rows] = False  # their masks say it
         forbidden = self._forbid(slots, np.flatnonzero(early)) if early.any() else None
+        if forbidden is not None:
+            flags = early if flags is None else flags | early
+        if flags is not None and flags.any():
+            edits = self.edits.of_step(slots, positions, flags)
         asked = np.flatnonzero(words[6] != NO_LOGPROBS)
         told = None if len(asked) in (0, size) else asked
         return StepExtras(forbidden, int(words[6].max()), edits, masked, told)

@@ -6,17 +6,20 @@ input (payloads of NaN aside). Importing it compiles the kernels, or loads them 
 
 from .activation import silu_mul
 from .attention import paged_attention
+from .edits import edit_logits
 from .embedding import embed
 from .kv import copy_blocks, new_kv_cache, read_kv
 from .linear import gated_linear, linear, pack_linear, unpack_linear
+from .logprobs import logprobs
 from .norm import add_rms_norm, rms_norm
 from .prepare import prepare, store_tokens
 from .rope import qkv_post
-from .sampling import logprobs, sample
+from .sampling import sample
 
 __all__ = [
     "add_rms_norm",
     "copy_blocks",
+    "edit_logits",
     "embed",
     "gated_linear",
     "linear",

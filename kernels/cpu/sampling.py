@@ -16,11 +16,12 @@ import torch
 from torch import Tensor
 
 from ...reference.activation import LOG2_E
-from ...reference.ops import Logprobs, SamplingRows
-from ...reference.sampling import MIN_NORMAL, WEIGHT_BITS
+from ...reference.ops import EditRows, SamplingRows
+from ...reference.sampling import MIN_NORMAL
 from .activation import exp2, log
 from .candidates import (
     HIGHEST_KEY,
+    ID_MASK,
     LOWEST_KEY,
     candidate,
     first_of,
@@ -29,39 +30,39 @@ from .candidates import (
     value_of,
     weight,
 )
+from .edits import addresses, edit_row, entry_of
 from .launch import compiled, inlined, outlined, run_ranges
-from .philox import GROUP, group_words, gumbel, least_word
+from .masses import weigh
+from .philox import GROUP, group_words, gumbel
 from .simd import (
+    between,
     bfloat16s,
     float32s,
     from_order_key,
     int32s,
     int64s,
+    lowest_bit,
     order_key,
     widen,
 )
-from .sorting import insert, sort_by_high_words
 
 _BINS = 1024
 _BINS_PER_NAT = np.float32(32.0)
 _LAST_BIN = np.float32(_BINS - 1)
 _NO_WEIGHT = np.float32(30.0)
 """At this distance the weight is surely 0: exp(-30) < 2^-40."""
-_GREATEST_NOISE = np.float32(23.0)
 _SLACK, _RELATIVE_SLACK = np.float32(0.01), np.float32(2.0**-21)
 """Of a noise that is compared by its word, far more than its rounding and that of a sum."""
-_WORDS, _LAST_WORD = np.float32(2.0**32), 2**32 - 1
+_WORD_BITS, _MOST_BITS = np.float32(32.0), np.float32(126.0)
+_WORDS, _LAST_WORD = np.float32(2.0**32), np.uint32(2**32 - 1)
+_BIT, _ALL = np.uint64(1), np.uint64(2**64 - 1)
 _LOG2_E = np.float32(LOG2_E)
-_UNSCALE = np.float32(2.0**-WEIGHT_BITS)
 _MIN_NORMAL = np.float32(MIN_NORMAL)
 _INFINITY = np.float32(np.inf)
-_NAN = np.float32(np.nan)
 _ONE = np.float32(1.0)
 _ZERO = np.float32(0.0)
-_ID_MASK = 0xFFFFFFFF
+_HALF = np.float32(0.5)
 _UNDECIDED = -2
-_MOST_INSERTED = 64
-"""Candidates that are kept in order while they are found: their cost is that of k * k."""
 
 
 @outlined
@@ -87,18 +88,17 @@ def _divide(logits: Any, temperature: Any, x: Any, maxima: Any, floor: Any) -> N
 
 
 @inlined
-def _bin(x: Any, floor: Any, top: Any) -> Any:
-    """Return the bin of a value's distance from the top; _BINS below the floor."""
+def _bin(x: Any, top: Any) -> Any:
+    """Return the bin of a value's distance from the top."""
     place = (top - x) * _BINS_PER_NAT
-    place = place if place < _LAST_BIN else _LAST_BIN
-    return np.int32(place) if x >= floor else np.int32(_BINS)
+    return np.int32(place if place < _LAST_BIN else _LAST_BIN)
 
 
 @outlined
 def _fill_bins(x: Any, maxima: Any, bounds: Any, bins: Any, counts: bool) -> None:
-    """Sum masses, count candidates if asked: bins int64[2, _BINS + 1]. bounds: (floor, top)."""
+    """Sum masses, count candidates if asked: bins int64[2, _BINS]. bounds: (floor, top)."""
     floor, top = bounds
-    for place in range(_BINS + 1):
+    for place in range(_BINS):
         bins[0, place] = bins[1, place] = 0
     masses = np.empty(GROUP, np.int64)
     places = np.empty(GROUP, np.int32)
@@ -106,15 +106,21 @@ def _fill_bins(x: Any, maxima: Any, bounds: Any, bins: Any, counts: bool) -> Non
     for group in range(len(maxima)):
         if maxima[group] < floor_key:
             continue
-        for i in range(GROUP):
-            value = x[group * GROUP + i]
-            masses[i] = weight(value - top)
-            places[i] = _bin(value, floor, top)
-        for i in range(GROUP):
-            bins[1, places[i]] += masses[i]
-        if counts:
+        start = group * GROUP
+        hits = between(x.ctypes.data + 4 * start, floor, top)
+        weigh(x.ctypes.data + 4 * start, top, masses.ctypes.data)
+        if hits == _ALL and not counts:
             for i in range(GROUP):
-                bins[0, places[i]] += 1
+                places[i] = _bin(x[start + i], top)
+            for i in range(GROUP):
+                bins[1, places[i]] += masses[i]
+            continue
+        while hits:
+            i = lowest_bit(hits)
+            hits &= hits - _BIT
+            place = _bin(x[start + i], top)
+            bins[0, place] += 1
+            bins[1, place] += masses[i]
 
 
 @outlined
@@ -129,27 +135,44 @@ def _find_bin(sums: Any, limit: Any) -> Any:
 
 
 @outlined
+def _ends_of_bin(place: int, bounds: Any) -> Any:
+    """Return (least, greatest) value in a bin: bins ascend as values fall."""
+    floor, top = bounds
+    low, high = np.int64(order_key(floor)), np.int64(order_key(top))
+    while low < high:
+        middle = (low + high) >> 1
+        if _bin(from_order_key(np.int32(middle)), top) <= place:
+            high = middle
+        else:
+            low = middle + 1
+    least, high = low, np.int64(order_key(top))
+    while low < high:
+        middle = (low + high + 1) >> 1
+        if _bin(from_order_key(np.int32(middle)), top) >= place:
+            low = middle
+        else:
+            high = middle - 1
+    return from_order_key(np.int32(least)), from_order_key(np.int32(low))
+
+
+@outlined
 def _gather(x: Any, maxima: Any, bounds: Any, which: tuple[int, int], items: Any) -> int:
     """Collect in items the candidates of `which`: a bin, up to a last one. Return how many."""
-    floor, top = bounds
     place, last = which
     count = 0
-    floor_key = order_key(floor)
+    least, greatest = _ends_of_bin(place, bounds)
+    least_key = order_key(least)
     for group in range(len(maxima)):
-        if maxima[group] < floor_key:
+        if maxima[group] < least_key:
             continue
-        start = group * GROUP
-        hits = np.int32(0)
-        for i in range(GROUP):
-            hits |= np.int32(_bin(x[start + i], floor, top) == place)
-        if hits == 0:
-            continue
-        for token in range(start, start + GROUP):
-            if _bin(x[token], floor, top) == place:
-                item = candidate(x[token], token)
-                if item <= last:
-                    items[count] = item
-                    count += 1
+        hits = between(x.ctypes.data + 4 * group * GROUP, least, greatest)
+        while hits:
+            token = group * GROUP + lowest_bit(hits)
+            hits &= hits - _BIT
+            item = candidate(x[token], token)
+            if item <= last:
+                items[count] = item
+                count += 1
     return count
 
 
@@ -215,14 +238,12 @@ def _floor(maxima: Any, vocab: int, top: Any, filters: Any) -> Any:
 
 
 @outlined
-def _last_kept(x: Any, maxima: Any, vocab: int, bounds: Any, filters: Any) -> Any:
+def _last_kept(x: Any, maxima: Any, bounds: Any, filters: Any) -> Any:
     """Return the last candidate that min_p, top_k and top_p keep. filters: these three."""
     _, top_k, top_p = filters
     top = bounds[1]
-    last = candidate(bounds[0], _ID_MASK)
-    if (top_k <= 0 or top_k >= vocab) and top_p >= _ONE:
-        return last
-    bins = np.empty((2, _BINS + 1), np.int64)
+    last = candidate(bounds[0], ID_MASK)
+    bins = np.empty((2, _BINS), np.int64)
     items = np.empty(len(x), np.int64)
     _fill_bins(x, maxima, bounds, bins, top_k > 0)
     if top_k > 0:
@@ -246,54 +267,53 @@ def _last_kept(x: Any, maxima: Any, vocab: int, bounds: Any, filters: Any) -> An
 
 
 @inlined
-def _greatest_word(best: Any, value: Any) -> Any:
-    """Return a word above which value + noise is surely less than best, which may be -inf.
+def _chance(top: Any, best: Any) -> Any:
+    """Return 2^32 * exp(top - best), and more than any rounding here could hide.
 
-    The noise -log(-log(1 - u)) reaches g where u <= 1 - exp(-exp(-g)) <= exp(-g), u = word / 2^32.
+    Times exp(value - top) it is a word above which value + noise is surely less than best, which
+    may be -inf: the noise -log(-log(1 - u)) reaches g where u <= 1 - exp(-exp(-g)) <= exp(-g), and
+    u = (word + 1/2) / 2^32.
     """
-    over = (value - best) + (_SLACK + abs(best) * _RELATIVE_SLACK)
-    if not over < _ZERO:
-        return np.uint64(_LAST_WORD)
-    return np.uint64(exp2(over * _LOG2_E) * _WORDS)
+    over = ((top - best) + (_SLACK + abs(best) * _RELATIVE_SLACK)) * _LOG2_E + _WORD_BITS
+    return exp2(over if over < _MOST_BITS else _MOST_BITS)
 
 
 @outlined
-def _draw(x: Any, maxima: Any, last: int, index: int, seed: int) -> int:
+def _draw(logits: Any, row: Any, maxima: Any, last: int, top: Any) -> int:
     """Return the kept token with the greatest value plus noise, ties to the lowest id."""
-    words = np.empty(GROUP, np.uint32)
-    keys = np.empty(GROUP, np.int32)
-    last_key = np.int32(-(last >> 32))
-    last_id: Any = np.int64(last & _ID_MASK)
-    best, token = LOWEST_KEY, -1
+    temperature, _, index, seed = row
+    words, shares = np.empty(GROUP, np.uint32), np.empty(len(maxima), np.float32)
     for group in range(len(maxima)):
-        start = group * GROUP
-        if maxima[group] < last_key:
+        shares[group] = exp2((from_order_key(maxima[group]) - top) * _LOG2_E)
+    last_key = np.int32(-(last >> 32))
+    last_id: Any = np.int64(last & ID_MASK)
+    best, token = LOWEST_KEY, -1
+    chance = _chance(top, -_INFINITY)
+    for group in range(len(maxima)):
+        greatest = shares[group] * chance
+        if maxima[group] < last_key or greatest < _HALF:
             continue
-        if order_key(from_order_key(maxima[group]) + _GREATEST_NOISE) <= best:
-            continue
-        most = _greatest_word(from_order_key(best), from_order_key(maxima[group]))
-        if least_word(group, index, seed) > most:
-            continue
-        group_words(words, group, index, seed)
-        kept_in_group = np.int32(min(max(last_id - start, -1), GROUP))
-        high = LOWEST_KEY
-        for i in range(GROUP):
-            value = x[start + i]
+        most = np.uint32(greatest) if greatest < _WORDS else _LAST_WORD
+        hits = group_words(words, group, index, seed, most)
+        while hits:
+            place = lowest_bit(hits)
+            hits &= hits - _BIT
+            other = group * GROUP + place
+            if other >= len(logits):
+                break
+            value = widen(logits[other]) / temperature
             key = order_key(value)
-            kept = (key > last_key) | ((key == last_key) & (np.int32(i) <= kept_in_group))
-            score = order_key(value + gumbel(words[i])) if kept else LOWEST_KEY
-            keys[i] = score
-            high = max(high, score)
-        if high > best:
-            best, token = high, start
-            while keys[token - start] != high:
-                token += 1
+            if key > last_key or (key == last_key and other <= last_id):
+                score = order_key(value + gumbel(words[place]))
+                if score > best:
+                    best, token = score, other
+                    chance = _chance(top, from_order_key(best))
     return token
 
 
 @outlined
-def _open_row(logits: Any, temperature: Any, filters: Any, maxima: Any, x: Any) -> Any:
-    """Decide the row if it is bad or greedy, else fill the maxima of x, and x where it matters.
+def _open_row(logits: Any, temperature: Any, filters: Any, maxima: Any) -> Any:
+    """Decide the row if it is bad or greedy, else fill the maxima of x = logits / temperature.
 
     Returns (token, (floor, greatest x)); token is _UNDECIDED where candidates and noise must tell.
     """
@@ -304,34 +324,54 @@ def _open_row(logits: Any, temperature: Any, filters: Any, maxima: Any, x: Any) 
     if temperature == _ZERO or abs(order_key(top)) >= HIGHEST_KEY:
         return first_of(logits, maxima, key), (top, top)
     _divide_maxima(maxima, temperature)
-    floor = _floor(maxima, len(logits), top, filters)
-    _divide(logits, temperature, x, maxima, floor)
-    return _UNDECIDED, (floor, top)
+    return _UNDECIDED, (_floor(maxima, len(logits), top, filters), top)
 
 
-@compiled("void(UniTuple(int64, 12), int64, int64)")
-def _sample(args: tuple[int, ...], start: int, end: int) -> None:
+@outlined
+def _sample_row(logits: Any, row: Any, maxima: Any, x: Any) -> Any:
+    """Draw from one row. row: (temperature, (min_p, top_k, top_p), index, seed)."""
+    temperature, filters, _, _ = row
+    _, top_k, top_p = filters
+    token, bounds = _open_row(logits, temperature, filters, maxima)
+    if token == _UNDECIDED:
+        last = candidate(bounds[0], ID_MASK)
+        if 0 < top_k < len(logits) or top_p < _ONE:
+            _divide(logits, temperature, x, maxima, bounds[0])
+            last = _last_kept(x, maxima, bounds, filters)
+        token = _draw(logits, row, maxima, last, bounds[1])
+    return token
+
+
+@compiled("void(UniTuple(int64, 12), UniTuple(int64, 22), int64, int64)")
+def _sample(args: tuple[int, ...], edits: tuple[int, ...], start: int, end: int) -> None:
     logits, stride, is_half, vocab, rows = args[:5]
     groups = (vocab + GROUP - 1) // GROUP
     maxima, x = np.empty(groups, np.int32), np.empty(groups * GROUP, np.float32)
+    edited = np.empty(vocab if edits[0] else 0, np.float32)
+    counts = np.zeros(len(edited), np.int32)
     temperature, top_k = float32s(args[5], rows), int32s(args[6], rows)
     top_p, min_p = float32s(args[7], rows), float32s(args[8], rows)
     seeds, indices, out = int64s(args[9], rows), int32s(args[10], rows), int32s(args[11], rows)
     for r in range(start, end):
-        filters = (min_p[r], top_k[r], top_p[r])
+        row = (temperature[r], (min_p[r], top_k[r], top_p[r]), indices[r], seeds[r])
+        entry = entry_of(edits, r)
         if is_half:
             halves = bfloat16s(logits + r * stride * 2, vocab)
-            token, bounds = _open_row(halves, temperature[r], filters, maxima, x)
+            if entry >= 0:
+                edit_row(edits, entry, halves, edited, counts)
+            else:
+                out[r] = _sample_row(halves, row, maxima, x)
         else:
             floats = float32s(logits + r * stride * 4, vocab)
-            token, bounds = _open_row(floats, temperature[r], filters, maxima, x)
-        if token == _UNDECIDED:
-            last = _last_kept(x, maxima, vocab, bounds, filters)
-            token = _draw(x, maxima, last, indices[r], seeds[r])
-        out[r] = token
+            if entry >= 0:
+                edit_row(edits, entry, floats, edited, counts)
+            else:
+                out[r] = _sample_row(floats, row, maxima, x)
+        if entry >= 0:
+            out[r] = _sample_row(edited, row, maxima, x)
 
 
-def sample(logits: Tensor, rows: SamplingRows) -> Tensor:
+def sample(logits: Tensor, rows: SamplingRows, edits: EditRows | None = None) -> Tensor:
     """Twin of reference.sampling.sample."""
     num_rows, vocab = logits.shape
     dtypes = (torch.float32, torch.int32, torch.float32, torch.float32, torch.int64, torch.int32)
@@ -342,117 +382,12 @@ def sample(logits: Tensor, rows: SamplingRows) -> Tensor:
     fields = [field.contiguous() for field in rows]
     out = torch.empty(num_rows, dtype=torch.int32)
     is_half = int(logits.dtype == torch.bfloat16)
-    addresses = [field.data_ptr() for field in (*fields, out)]
-    args = (logits.data_ptr(), logits.stride(0), is_half, vocab, num_rows, *addresses)
+    places = [field.data_ptr() for field in (*fields, out)]
+    args = (logits.data_ptr(), logits.stride(0), is_half, vocab, num_rows, *places)
+    of_edits = addresses(edits)
 
     def call(start: int, end: int) -> None:
-        _sample(args, start, end)
+        _sample(args, of_edits, start, end)
 
     run_ranges(call, num_rows, num_rows * vocab)
     return out
-
-
-@outlined
-def _find_top(x: Any, maxima: Any, items: Any) -> None:
-    """Fill items with the first candidates of the row, in order."""
-    k = len(items)
-    floor = kth_greatest(maxima, k) if k <= len(maxima) else LOWEST_KEY
-    count = 0
-    for group in range(len(maxima)):
-        if maxima[group] >= floor:
-            for token in range(group * GROUP, min((group + 1) * GROUP, len(x))):
-                if order_key(x[token]) >= floor:
-                    count = insert(items, count, candidate(x[token], token))
-
-
-@inlined
-def _sorts(k: int, vocab: int) -> bool:
-    """Tell whether the first k candidates are found by sorting all: many are not inserted."""
-    return k > max(_MOST_INSERTED, (vocab + GROUP - 1) // GROUP)
-
-
-@outlined
-def _sort(x: Any, items: Any, spare: Any) -> None:
-    """Fill items with all candidates of the row, in order."""
-    for i in range(len(x)):
-        items[i] = candidate(x[i], i)
-    sort_by_high_words(items, spare)
-
-
-@outlined
-def _logprobs_row(x: Any, token: int, scratch: Any, top_ids: Any, values: Any) -> Any:
-    """Fill top_ids and values, return (sampled, rank). Twin of reference.sampling._logprobs_row."""
-    maxima, items, spare = scratch
-    k = len(top_ids)
-    key, good = scan(x, maxima)
-    if not good:
-        for i in range(k):
-            top_ids[i], values[i] = -1, _NAN
-        return _NAN, 0
-    top = from_order_key(key)
-    log_total = _NAN
-    if key < HIGHEST_KEY:
-        total = np.int64(0)
-        for i in range(len(x)):
-            total += weight(x[i] - top)
-        log_total = log(np.float32(total) * _UNSCALE)
-    if k > 0:
-        if _sorts(k, len(x)):
-            _sort(x, items, spare)
-        else:
-            _find_top(x, maxima, items)
-        for i in range(k):
-            top_ids[i] = items[i] & _ID_MASK
-            values[i] = ((value_of(items[i]) - top) - log_total) + _ZERO
-    if token < 0 or token >= len(x):
-        return _NAN, 0
-    rank = 1
-    for i in range(len(x)):
-        rank += 1 if x[i] > x[token] else 0
-    return ((x[token] - top) - log_total) + _ZERO, rank
-
-
-@compiled("void(UniTuple(int64, 11), int64, int64)")
-def _logprobs(args: tuple[int, ...], start: int, end: int) -> None:
-    logits, stride, is_half, vocab, rows, k = args[:6]
-    sorts = _sorts(k, vocab)
-    items = np.empty(vocab if sorts else k, np.int64)
-    spare = np.empty(vocab if sorts else 0, np.int64)
-    scratch = (np.empty((vocab + GROUP - 1) // GROUP, np.int32), items, spare)
-    widened = np.empty(vocab if is_half else 0, np.float32)
-    tokens, sampled, ranks = int32s(args[6], rows), float32s(args[7], rows), int32s(args[8], rows)
-    for r in range(start, end):
-        top_ids, top = int32s(args[9] + r * k * 4, k), float32s(args[10] + r * k * 4, k)
-        x = widened
-        if is_half:
-            halves = bfloat16s(logits + r * stride * 2, vocab)
-            for i in range(vocab):
-                widened[i] = widen(halves[i])
-        else:
-            x = float32s(logits + r * stride * 4, vocab)
-        sampled[r], ranks[r] = _logprobs_row(x, tokens[r], scratch, top_ids, top)
-
-
-def logprobs(logits: Tensor, tokens: Tensor, k: int) -> Logprobs:
-    """Twin of reference.sampling.logprobs."""
-    num_rows, vocab = logits.shape
-    assert 0 <= k <= vocab, (k, vocab)
-    assert tokens.shape == (num_rows,) and tokens.dtype == torch.int32, (tokens.shape, tokens.dtype)
-    if logits.stride(1) != 1:
-        logits = logits.contiguous()
-    tokens = tokens.contiguous()
-    result = Logprobs(
-        sampled=torch.empty(num_rows),
-        ranks=torch.empty(num_rows, dtype=torch.int32),
-        top_ids=torch.empty((num_rows, k), dtype=torch.int32),
-        top=torch.empty((num_rows, k)),
-    )
-    is_half = int(logits.dtype == torch.bfloat16)
-    addresses = [field.data_ptr() for field in (tokens, *result)]
-    args = (logits.data_ptr(), logits.stride(0), is_half, vocab, num_rows, k, *addresses)
-
-    def call(start: int, end: int) -> None:
-        _logprobs(args, start, end)
-
-    run_ranges(call, num_rows, num_rows * vocab)
-    return result

@@ -127,6 +127,47 @@ def from_order_key(_context: Any, key: Any) -> Any:
 
 
 @intrinsic
+def between(_context: Any, address: Any, least: Any, greatest: Any) -> Any:
+    """Return a bit for each of float32[64] at an address: whether least <= x <= greatest."""
+
+    def codegen(_context: Any, builder: Any, _signature: Any, args: Any) -> Any:
+        address, least, greatest = args
+        zeros = ir.Constant(ir.VectorType(_I32, LANES), None)
+        ends = []
+        for end in (least, greatest):
+            v = builder.insert_element(
+                ir.Constant(_FLOATS, ir.Undefined), end, ir.Constant(_I32, 0)
+            )
+            ends.append(builder.shuffle_vector(v, v, zeros))
+        found = ir.Constant(_I64, 0)
+        for part in range(4):
+            place = builder.add(address, ir.Constant(_I64, 4 * LANES * part))
+            x = builder.load(builder.inttoptr(place, _FLOATS.as_pointer()), align=4)
+            above, below = (
+                builder.fcmp_ordered(">=", x, ends[0]),
+                builder.fcmp_ordered("<=", x, ends[1]),
+            )
+            hits = builder.bitcast(builder.and_(above, below), ir.IntType(LANES))
+            hits = builder.shl(builder.zext(hits, _I64), ir.Constant(_I64, LANES * part))
+            found = builder.or_(found, hits)
+        return found
+
+    return types.uint64(types.intp, types.float32, types.float32), codegen
+
+
+@intrinsic
+def lowest_bit(_context: Any, word: Any) -> Any:
+    """Return the place of the lowest bit of a uint64 that has one."""
+
+    def codegen(_context: Any, builder: Any, _signature: Any, args: Any) -> Any:
+        kind = ir.FunctionType(_I64, [_I64, ir.IntType(1)])
+        function = cgutils.get_or_insert_function(builder.module, kind, "llvm.cttz.i64")
+        return builder.call(function, [args[0], ir.Constant(ir.IntType(1), 1)])
+
+    return types.int64(types.uint64), codegen
+
+
+@intrinsic
 def sum_squares(_context: Any, address: Any, width: Any) -> Any:
     """Return the 16-lane sum of x*x of float32[width] at an address; width is a multiple of 16.
 
@@ -163,6 +204,12 @@ def float32s(address: int, count: int) -> Any:
 def bfloat16s(address: int, count: int) -> Any:
     """View memory as the bits of bfloat16[count]: uint16."""
     return _numba.carray(_pointer(address), count, np.uint16)
+
+
+@inlined
+def booleans(address: int, count: int) -> Any:
+    """View memory as bool[count]."""
+    return _numba.carray(_pointer(address), count, np.bool_)
 
 
 @inlined

@@ -7,6 +7,7 @@ A row's bits are its own on every input. Runs in Triton's interpreter too, where
 
 from .activation import silu_mul
 from .attention import most_split_rows, paged_attention, refuse_head_dim
+from .edits import edit_logits
 from .embedding import embed
 from .kv import copy_blocks, new_kv_cache, read_kv
 from .linear import gated_linear, linear, pack_linear, unpack_linear
@@ -18,6 +19,7 @@ from .sampling import logprobs, sample
 __all__ = [
     "add_rms_norm",
     "copy_blocks",
+    "edit_logits",
     "embed",
     "gated_linear",
     "linear",

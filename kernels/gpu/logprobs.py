@@ -38,8 +38,16 @@ KINDS = tl.constexpr(3)
 _UNIT = tl.constexpr(2.0**-WEIGHT_BITS)
 
 
-def logprobs(logits: Tensor, tokens: Tensor, k: int) -> Logprobs:
+def logprobs(logits: Tensor, tokens: Tensor, k: int, asked: Tensor | None = None) -> Logprobs:
     """See Ops.logprobs."""
+    if asked is not None:
+        few = logprobs(logits.index_select(0, asked), tokens.index_select(0, asked), k)
+        return Logprobs(
+            *(
+                part.new_zeros(len(tokens), *part.shape[1:]).index_copy_(0, asked, part)
+                for part in few
+            )
+        )
     num_rows, vocab = logits.shape
     assert 0 <= k <= vocab, (k, vocab)
     assert tokens.shape == (num_rows,) and tokens.dtype == torch.int32, (tokens.shape, tokens.dtype)

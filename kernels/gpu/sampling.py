@@ -22,7 +22,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ...reference.ops import SamplingRows
+from ...reference.ops import EditRows, SamplingRows
 from ...reference.sampling import MIN_NORMAL
 from .candidates import (
     ID_MASK,
@@ -37,6 +37,7 @@ from .candidates import (
     value_of,
     weights,
 )
+from .edits import edit_logits
 from .launch import let_next_come, next_power_of_2, start, wait
 from .logprobs import logprobs
 from .math import log
@@ -70,8 +71,10 @@ ONE = tl.constexpr(2**51)
 _MIN_NORMAL = tl.constexpr(MIN_NORMAL)
 
 
-def sample(logits: Tensor, rows: SamplingRows) -> Tensor:
+def sample(logits: Tensor, rows: SamplingRows, edits: EditRows | None = None) -> Tensor:
     """See Ops.sample."""
+    if edits is not None:
+        logits = edit_logits(logits, edits)
     num_rows, vocab = logits.shape
     dtypes = (torch.float32, torch.int32, torch.float32, torch.float32, torch.int64, torch.int32)
     for field, dtype in zip(rows, dtypes, strict=True):

@@ -18,6 +18,7 @@ from quire.engine.device.link import make_link
 from quire.engine.device.sampling_rows import SamplingTable
 from quire.engine.errors import ParamsError
 from quire.engine.grammar.follower import ALL, Follower
+from quire.engine.opset import choose_ops
 from quire.engine.params import SamplingParams
 from quire.engine.plan import Admitted
 from quire.engine.request import GrammarUse
@@ -300,7 +301,7 @@ def test_a_fault_is_its_rows_alone(
 
 def test_a_table_asks_for_masks_of_the_rows_that_have_a_grammar() -> None:
     """A mask says itself what may not stop yet; of the other rows, the table does."""
-    table = SamplingTable(LINK, NUM_SLOTS, VOCAB_SIZE)
+    table = SamplingTable(choose_ops("cpu", "reference"), LINK, NUM_SLOTS, VOCAB_SIZE)
     table.grammars.compiled = tiny_grammars()
     for slot, source, least in ((5, CHOICE, 2), (1, None, 2), (3, CHOICE, 0), (2, None, 0)):
         table.admit(make_admitted(slot, source, min_tokens=least))

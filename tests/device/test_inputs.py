@@ -10,6 +10,7 @@ import torch
 from quire.engine.device.inputs import ALIGNMENT, MOST_LAYOUTS, StepInputs, make_buckets
 from quire.engine.device.link import HostLink
 from quire.engine.device.sampling_rows import SamplingTable
+from quire.engine.opset import choose_ops
 from quire.engine.params import SamplingParams
 from quire.engine.plan import Admitted, StepPlan
 
@@ -40,7 +41,7 @@ def make_plan(slots: list[int], starts: list[int], counts: list[int], samples: l
 
 
 def make_table() -> SamplingTable:
-    table = SamplingTable(HostLink(), NUM_SLOTS, 100)
+    table = SamplingTable(choose_ops("cpu", "reference"), HostLink(), NUM_SLOTS, 100)
     for slot in range(NUM_SLOTS):
         params = SamplingParams(
             temperature=0.5, top_k=3, top_p=0.5, min_p=0.25, max_tokens=None, seed=0

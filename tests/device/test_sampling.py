@@ -7,7 +7,7 @@ import math
 import numpy as np
 import torch
 from quire.engine.device.link import HostLink
-from quire.engine.device.sampler import Banned, Drawn, Told, draw
+from quire.engine.device.sampler import Drawn, Source, Told, draw
 from quire.engine.device.sampling_rows import (
     NO_LOGPROBS,
     NUM_PARAMETERS,
@@ -65,18 +65,22 @@ def fill(
 def draw_from(table: SamplingTable, logits: torch.Tensor, slots: np.ndarray) -> Drawn:
     """Draw the first token of slots with prompts of four."""
     rows, extras = fill(table, slots, ints(*[4] * len(slots)))
-    banned = None
-    if extras.forbidden is not None:
-        banned = Banned(*(torch.from_numpy(part) for part in extras.forbidden))
     told = None
     if extras.num_logprobs != NO_LOGPROBS:
         asked = None if extras.told is None else torch.from_numpy(extras.told)
         told = Told(asked, extras.num_logprobs)
-    return draw(REFERENCE, logits, rows, banned, told)
+    edits = extras.edits
+
+    def edit(given: torch.Tensor) -> Source:
+        assert edits is not None
+        known = torch.zeros((4, 8), dtype=torch.int32)
+        return Source(given, table.edits.rows_of(known, edits, extras.forbidden))
+
+    return draw(REFERENCE, logits, rows, told, None if edits is None else edit)
 
 
 def test_rows_are_the_parameters_of_their_slots() -> None:
-    table = SamplingTable(HostLink(), 4, VOCAB_SIZE)
+    table = SamplingTable(REFERENCE, HostLink(), 4, VOCAB_SIZE)
     admit(table, 3, temperature=0.5, top_k=-1, top_p=0.9, min_p=0.1, seed=2**64 - 1)
     admit(table, 1, num_prompt=2, temperature=0.0, top_k=7, seed=2**63)
     rows, (forbidden, num_logprobs, *_) = fill(table, ints(1, 3), ints(2, 9))
@@ -99,7 +103,7 @@ def test_rows_are_the_parameters_of_their_slots() -> None:
 
 
 def test_a_slot_forgets_its_last_sequence() -> None:
-    table = SamplingTable(HostLink(), 1, VOCAB_SIZE)
+    table = SamplingTable(REFERENCE, HostLink(), 1, VOCAB_SIZE)
     admit(table, 0, logprobs=5, min_tokens=9, stops=(1,), top_k=3, seed=8)
     admit(table, 0)
     rows, (forbidden, num_logprobs, *_) = fill(table, ints(0), ints(4))
@@ -108,7 +112,7 @@ def test_a_slot_forgets_its_last_sequence() -> None:
 
 
 def test_most_logprobs_of_the_step_count() -> None:
-    table = SamplingTable(HostLink(), 3, VOCAB_SIZE)
+    table = SamplingTable(REFERENCE, HostLink(), 3, VOCAB_SIZE)
     admit(table, 0)
     admit(table, 1, logprobs=0)
     admit(table, 2, logprobs=4)
@@ -120,7 +124,7 @@ def test_most_logprobs_of_the_step_count() -> None:
 
 
 def test_stops_are_forbidden_before_min_tokens_only() -> None:
-    table = SamplingTable(HostLink(), 3, VOCAB_SIZE)
+    table = SamplingTable(REFERENCE, HostLink(), 3, VOCAB_SIZE)
     admit(table, 0, min_tokens=2, stops=(3, 31, VOCAB_SIZE))
     admit(table, 1, stops=(5,))
     admit(table, 2, min_tokens=1)
@@ -133,7 +137,7 @@ def test_stops_are_forbidden_before_min_tokens_only() -> None:
 
 def test_forbidden_tokens_are_not_drawn_but_counted_in_logprobs() -> None:
     """Log probabilities of the rows that asked, wherever they are."""
-    table = SamplingTable(HostLink(), 3, VOCAB_SIZE)
+    table = SamplingTable(REFERENCE, HostLink(), 3, VOCAB_SIZE)
     admit(table, 0, temperature=0.0, min_tokens=1, stops=(7,), logprobs=2)
     admit(table, 1, temperature=0.0, stops=(7,), logprobs=0)
     admit(table, 2, temperature=0.0)
@@ -153,7 +157,7 @@ def test_forbidden_tokens_are_not_drawn_but_counted_in_logprobs() -> None:
 
 
 def test_a_row_that_is_not_finite_keeps_the_others() -> None:
-    table = SamplingTable(HostLink(), 2, VOCAB_SIZE)
+    table = SamplingTable(REFERENCE, HostLink(), 2, VOCAB_SIZE)
     admit(table, 0, temperature=0.0, logprobs=1)
     admit(table, 1, temperature=0.0, logprobs=1)
     logits = torch.arange(VOCAB_SIZE).repeat(2, 1) / 8

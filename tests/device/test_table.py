@@ -53,7 +53,7 @@ def test_inputs_equal_a_loop_over_rows(seed: int, block_size: int) -> None:
     link = HostLink()
     table = DeviceTable(link, NUM_SLOTS, MAX_MODEL_LEN, block_size)
     step_inputs = StepInputs(link, NUM_SLOTS, MAX_MODEL_LEN, ())
-    sampling = SamplingTable(HostLink(), NUM_SLOTS, 1000)
+    sampling = SamplingTable(OPS, HostLink(), NUM_SLOTS, 1000)
     tokens: dict[tuple[int, int], int] = {}
     blocks: dict[tuple[int, int], int] = {}
     while not maker.finished:

@@ -113,9 +113,9 @@ def break_logits(patch: pytest.MonkeyPatch, engine: AsyncEngine) -> None:
         def __getattr__(self, name: str) -> Any:
             return getattr(ops, name)
 
-        def sample(self, logits: torch.Tensor, rows: Any) -> torch.Tensor:
+        def sample(self, logits: torch.Tensor, rows: Any, edited: Any = None) -> torch.Tensor:
             logits[rows.seeds == MARK] = torch.nan
-            drawn: torch.Tensor = ops.sample(logits, rows)
+            drawn: torch.Tensor = ops.sample(logits, rows, edited)
             return drawn
 
     patch.setattr(runner, "ops", Poisoned())

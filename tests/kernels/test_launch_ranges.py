@@ -75,7 +75,8 @@ def test_several_callers_may_run_at_once() -> None:
 def test_a_second_process_loads_kernels_from_the_cache() -> None:
     program = (
         "from quire.kernels.cpu import norm, sampling\n"
-        "for kernel in (norm._norm_bfloat16, sampling._sample, sampling._logprobs):\n"
+        "from quire.kernels.cpu.logprobs import _logprobs\n"
+        "for kernel in (norm._norm_bfloat16, sampling._sample, _logprobs):\n"
         "    print(sum(kernel.stats.cache_hits.values()), sum(kernel.stats.cache_misses.values()))"
     )
     command = [sys.executable, "-c", program]

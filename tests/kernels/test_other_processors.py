@@ -22,6 +22,24 @@ for sums in emit.TAGS:
 """
 
 
+SAMPLING = """
+import torch
+from quire.engine.device import check
+from quire.engine.opset import choose_ops
+cases = [case for case in check.FULL if case.op in ("sample", "edit_logits", "logprobs")]
+shapes = [check.SHAPES[0], check.SHAPES[1], check.SHAPES[1]._replace(vocab=64)]
+for verdict in check.run_checks(choose_ops("cpu", "auto"), torch.device("cpu"), shapes, cases):
+    print(verdict.fault)
+"""
+
+
+def test_without_wide_vectors_sampling_has_the_same_bits() -> None:
+    command = [sys.executable, "-c", PROGRAM + SAMPLING]
+    given = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert given.returncode == 0, given.stderr
+    assert given.stdout.splitlines()[2:] == ["None"] * 9, given.stderr
+
+
 def test_without_wide_vectors_fused_multiply_adds_have_the_same_bits() -> None:
     """What a processor with AVX2 alone runs: `best_tag` compares it with the definition."""
     if promised_tag("pairs") == TAGS["pairs"][-1]:

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from quire.kernels.cpu import philox as kernels
 from quire.kernels.cpu.launch import compiled
-from quire.kernels.cpu.simd import float32s, int32s
+from quire.kernels.cpu.simd import float32s, int32s, int64s
 from quire.reference.philox import gumbel, philox, token_words
 from torch import Tensor
 
@@ -29,10 +29,10 @@ KNOWN = [
 ]
 
 
-@compiled("void(int64, int64, int64, int64)")
-def _fill_words(out: int, group: int, index: int, seed: int) -> None:
+@compiled("void(int64, int64, int64, int64, uint32, int64)")
+def _fill_words(out: int, group: int, index: int, seed: int, most: int, hits: int) -> None:
     words = np.empty(64, np.uint32)
-    kernels.group_words(words, group, index, seed)
+    int64s(hits, 1)[0] = np.int64(kernels.group_words(words, group, index, seed, most))
     target = int32s(out, 64)
     for i in range(64):
         target[i] = np.int32(words[i])
@@ -60,12 +60,20 @@ def test_philox_gives_the_known_answers(counter: Any, key: tuple[int, int], word
 
 
 @settings(max_examples=60)
-@given(st.integers(0, 4000), st.integers(0, 2**31 - 1), st.integers(-(2**63), 2**63 - 1))
-def test_words_of_twins_agree(group: int, index: int, seed: int) -> None:
-    out = torch.empty(64, dtype=torch.int32)
-    _fill_words(out.data_ptr(), group, index, seed)
+@given(
+    st.integers(0, 4000),
+    st.integers(0, 2**31 - 1),
+    st.integers(-(2**63), 2**63 - 1),
+    st.integers(0, 63),
+)
+def test_words_of_twins_agree(group: int, index: int, seed: int, place: int) -> None:
+    """And a bit tells which are at most another, which one of them is here."""
+    out, hits = torch.empty(64, dtype=torch.int32), torch.empty(1, dtype=torch.int64)
     words = token_words(seed, index, torch.arange(64 * group, 64 * group + 64))
+    most = int(words[place])
+    _fill_words(out.data_ptr(), group, index, seed, most, hits.data_ptr())
     assert torch.equal(out.long() & FULL, words)
+    assert torch.equal((hits >> torch.arange(64)) & 1, (words <= most).long())
 
 
 def test_words_differ_by_seed_index_and_token() -> None:

@@ -68,12 +68,14 @@ def expected(logits: np.ndarray, params: SamplingParams) -> np.ndarray:
 def test_frequencies_are_the_probabilities(given: dict[str, Any]) -> None:
     params = SamplingParams(**given)
     logits = torch.randn(1, VOCAB, generator=torch.Generator().manual_seed(5)) * 1.5
-    table = EditTable(HostLink(), VOCAB)
+    ops = choose_ops("cpu", "kernels")
+    table = EditTable(ops, HostLink(), VOCAB)
     prompt = np.array(HISTORY[:NUM_PROMPT], np.int32)
-    x = logits
+    edits = None
     if table.admit(Admitted(0, prompt, NUM_PROMPT, params, 0, ())):
         known = torch.tensor([HISTORY], dtype=torch.int32)
-        x = table.apply(logits, known, StepEdits([0], [0], [len(HISTORY)]))
+        step = StepEdits(list(range(NUM_DRAWS)), [0] * NUM_DRAWS, [len(HISTORY)] * NUM_DRAWS)
+        edits = table.rows_of(known, step, None)
     rows = SamplingRows(
         temperature=torch.full((NUM_DRAWS,), params.temperature),
         top_k=torch.full((NUM_DRAWS,), params.top_k, dtype=torch.int32),
@@ -82,7 +84,7 @@ def test_frequencies_are_the_probabilities(given: dict[str, Any]) -> None:
         seeds=torch.arange(NUM_DRAWS, dtype=torch.int64) + 1234,
         indices=torch.full((NUM_DRAWS,), 5, dtype=torch.int32),
     )
-    drawn = choose_ops("cpu", "kernels").sample(x.expand(NUM_DRAWS, -1).contiguous(), rows)
+    drawn = ops.sample(logits.expand(NUM_DRAWS, -1).contiguous(), rows, edits)
     counts = np.bincount(drawn.numpy(), minlength=VOCAB)
     probabilities = expected(logits[0].numpy(), params)
     assert counts[probabilities == 0].sum() == 0
