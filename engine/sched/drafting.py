@@ -27,6 +27,8 @@ from .table import SlotTable
 PROBED = 16
 """In each so many-th step everybody may guess a token, worth it or not: all at once, since a step
 that holds one more token than its tiles costs as much as one that fills them."""
+MARGIN = 0.12
+"""What a row that guesses costs beside its guesses, in parts of a step."""
 PRIOR, WEIGHT = 0.6, 0.15
 """How often a guess is right, before any was made, and how much each one changes that."""
 
@@ -137,7 +139,9 @@ class Drafting:
         # Relative to the step without, and to the tokens that it gives.
         price = max(1e-6, cost * len(slots) / (1.0 + cost * (len(slots) - 1)))
         least = int(self._step % PROBED == 0)
-        worth = np.log(min(price, 1.0)) / np.log(self._rate[slots])
+        rate = self._rate[slots]
+        worth = np.log(min(price, 1.0)) / np.log(rate)
+        worth[rate < price + MARGIN] = 0.0
         lengths: IdArray = np.minimum(self._most[slots], np.maximum(worth.astype(np.intp), least))
         return lengths
 
