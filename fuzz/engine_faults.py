@@ -72,10 +72,10 @@ FAULTS = tuple(
             "sequence.token_ids = self._known_tokens(sequence)[:-1]",
         ),
         (
-            "sched/scheduler.py",
+            "sched/shares.py",
             "a fork writes its parent's block",
-            "Hit(blocks[:full], int(blocks[full]) if rest else -1, computed)",
-            "Hit(blocks[: full + (rest > 0)], -1, computed)",
+            "Hit(blocks[:full], int(blocks[full]) if rest else -1, num_tokens)",
+            "Hit(blocks[: full + (rest > 0)], -1, num_tokens)",
         ),
         (
             "../kernels/cpu/edits.py",
@@ -169,8 +169,55 @@ FAULTS = tuple(
             "indices < words[5]",
             "indices <= words[5]",
         ),
+        (
+            "plan.py",
+            "a wrong guess counts",
+            "(token_ids[:-1] != guesses[1:]) | (token_ids[1:] == VOID)",
+            "token_ids[1:] == VOID",
+        ),
+        (
+            "sched/drafting.py",
+            "tokens behind a guessed end count",
+            "return row + 1",
+            "return len(drawn)",
+        ),
+        (
+            "sched/drafting.py",
+            "wrong guesses stay computed",
+            "table.submitted[slots] = table.known[slots] - 1",
+            "pass",
+        ),
+        (
+            "sched/drafting.py",
+            "guesses take blocks of others",
+            "if num_blocks > num_free:",
+            "if num_blocks > num_free + 1:",
+        ),
+        (
+            "sched/scheduler.py",
+            "guesses in flight are planned behind",
+            "np.where(counts > 0, ends, target + samples)",
+            "np.where(counts > 0, ends + 1, target + samples)",
+        ),
+        (
+            "device/state.py",
+            "guesses stand one place late",
+            "repeat(counts) - behind",
+            "repeat(counts) - behind + 1",
+        ),
+        (
+            "device/grammar_rows.py",
+            "a guess moves the follower itself",
+            "ahead = ahead.copy()",
+            "pass",
+        ),
         ("device/sampling_rows.py", "min_p is forgotten", "] = params.min_p", "] = 0.0"),
-        ("device/sampler.py", "log probabilities are masked", "logits.clone()", "logits"),
+        (
+            "device/sampler.py",
+            "what is told is edited",
+            "ops.logprobs(logits,",
+            "ops.logprobs(source.logits,",
+        ),
     )
 )
 
