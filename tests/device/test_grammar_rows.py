@@ -319,3 +319,50 @@ def test_a_table_asks_for_masks_of_the_rows_that_have_a_grammar() -> None:
     assert extras([1, 2]).masked is None
     table.admit(make_admitted(5, None, min_tokens=2))
     assert extras([5]).masked is None and extras([5]).forbidden is not None
+
+
+@pytest.mark.parametrize(
+    ("guesses", "drawn", "read"),
+    [
+        # Each guess may come; all of them, the first, or none is drawn.
+        ([YES, SPACE], [YES, SPACE, NO], [YES, SPACE, NO]),
+        ([YES, SPACE], [YES, 0, NO], [YES, 0]),
+        ([YES, SPACE], [NO, SPACE, NO], [NO]),
+        # The second cannot come: its row is not masked, and what it draws does not count.
+        ([YES, YES], [YES, SPACE, NO], [YES, SPACE]),
+    ],
+)
+def test_rows_behind_guesses_have_the_masks_of_what_they_guess(
+    guesses: list[int], drawn: list[int], read: list[int]
+) -> None:
+    """And the next step's mask is that of what was drawn, whatever was guessed."""
+    rows = make_rows()
+    rows.admit(make_admitted(3, CHOICE))
+    step = MaskedRows([0, 1, 2], [3, 3, 3], [False] * 3, [-1, *guesses])
+    masks = rows.begin(step).result(WAIT_S)
+    assert not masks.void and not masks.faults
+    for index in range(3):
+        said = guesses[:index]
+        allowed = allowed_in(masks, index)
+        if all(said[i] in next_token_ids(CHOICE, said[:i]) for i in range(index)):
+            assert allowed == next_token_ids(CHOICE, said)
+        else:
+            assert allowed == list(range(VOCAB_SIZE))
+    rows.launched(step, Step(drawn))
+    assert allowed_in(masks_of(rows, [3]), 0) == next_token_ids(CHOICE, read)
+
+
+def test_a_grammar_that_fails_behind_a_guess_only_voids_that_row(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The sequence goes on without it, and what is drawn there is not read."""
+    rows = make_rows()
+    rows.admit(make_admitted(3, CHOICE))
+    step = MaskedRows([0, 1, 2], [3, 3, 3], [False] * 3, [-1, YES, SPACE])
+    with monkeypatch.context() as patch, caplog.at_level(logging.CRITICAL, "quire"):
+        patch.setattr(Follower, "copy", lambda self: 1 // 0)
+        masks = rows.begin(step).result(WAIT_S)
+    assert masks.void == [1, 2] and not masks.faults
+    assert allowed_in(masks, 0) == next_token_ids(CHOICE, [])
+    rows.launched(step, Step([YES, SPACE, NO]))
+    assert allowed_in(masks_of(rows, [3]), 0) == next_token_ids(CHOICE, [YES])
