@@ -31,7 +31,7 @@ class Story:
     num_chunks: int = 0
     """Steps that computed known tokens of it,"""
     num_sampled: int = 0
-    """of these, such that drew a token,"""
+    """outputs that took no other step: drawn in one of these, or behind a guess,"""
     first_step: int = 0
     """the step that admitted it first,"""
     last_step: int = 0
@@ -109,7 +109,8 @@ class Timelines:
         new = {one.slot for one in plan.admitted}
         if not new and plan.num_scheduled_tokens == len(plan.slots) and plan.samples.all():
             return
-        columns = (plan.slots.tolist(), plan.num_tokens.tolist(), plan.samples.tolist())
+        known = plan.num_tokens if plan.drafts is None else plan.num_tokens - plan.drafts.counts
+        columns = (plan.slots.tolist(), known.tolist(), plan.samples.tolist())
         for slot, count, samples in zip(*columns, strict=True):
             story = self._slots.get(slot)
             if story is not None and (count > 1 or slot in new or not samples):
@@ -130,6 +131,14 @@ class Timelines:
 
     def landed(self, plan: StepPlan, result: StepResult) -> None:
         """See Observer."""
+        guesses = plan.guesses()
+        if guesses is None:
+            return
+        behind = plan.right(result.token_ids) & (guesses >= 0)
+        for slot in plan.sampled()[0][behind].tolist():
+            story = self._slots.get(slot)
+            if story is not None:
+                story.num_sampled += 1
 
     def failed(self, plan: StepPlan, message: str) -> None:
         """See Observer."""

@@ -83,8 +83,6 @@ class GrammarRows:
         self._slots: dict[int, Constrained] = {}
         self._thread: ThreadPoolExecutor | None = None
         self._bits: Tensor | None = None
-        self._void: list[int] = []
-        """Of the newest masks."""
 
     def admit(self, admitted: Admitted) -> bool:
         """Take a sequence's grammar into its slot; whether it has one. ParamsError if it fails."""
@@ -105,15 +103,14 @@ class GrammarRows:
             self._thread = ThreadPoolExecutor(1, "quire-grammars")
         return self._thread.submit(self._fill, masked)
 
-    def launched(self, masked: MaskedRows, landing: Landing) -> None:
-        """Remember which step draws the next tokens of each slot."""
+    def launched(self, masked: MaskedRows, landing: Landing, void: Sequence[int] = ()) -> None:
+        """Remember which step draws the next tokens of each slot. void: of its masks."""
         for row, slot, guess in zip(masked.rows, masked.slots, guesses_of(masked), strict=True):
             unread = self._slots[slot].unread
             if guess < 0:
                 unread.append((landing, row, []))
-            elif row not in self._void:
+            elif row not in void:
                 unread[-1][2].append(guess)
-        self._void.clear()
 
     def apply(self, logits: Tensor, masks: Masks, *, keep: bool) -> Tensor:
         """Return logits [rows, vocab] with what must not be drawn at -infinity.
@@ -155,7 +152,6 @@ class GrammarRows:
                 mask[:], ahead = ALL, None
             elif is_early:
                 _withhold(mask, one.stop_token_ids)
-        self._void = list(masks.void)
         return masks
 
     def _unpack(self, words: NDArray[np.uint32]) -> Tensor:

@@ -121,7 +121,7 @@ class ModelRunner:
                 drawn = self._compute(step)
             landing = self._link.land(plan.step, *drawn, scores)
             if step.extras.masked is not None:
-                self._sampling.grammars.launched(step.extras.masked, landing)
+                self._sampling.grammars.launched(step.extras.masked, landing, self._void)
             if self._faults or self._void:
                 landing = FaultedLanding(landing, plan, self._faults, self._void)
                 self._void = []

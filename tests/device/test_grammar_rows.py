@@ -364,5 +364,5 @@ def test_a_grammar_that_fails_behind_a_guess_only_voids_that_row(
         masks = rows.begin(step).result(WAIT_S)
     assert masks.void == [1, 2] and not masks.faults
     assert allowed_in(masks, 0) == next_token_ids(CHOICE, [])
-    rows.launched(step, Step([YES, SPACE, NO]))
+    rows.launched(step, Step([YES, SPACE, NO]), masks.void)
     assert allowed_in(masks_of(rows, [3]), 0) == next_token_ids(CHOICE, [YES])

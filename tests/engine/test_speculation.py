@@ -68,6 +68,17 @@ async def test_streams_and_metrics_tell_of_it(tiny: Path) -> None:
     assert 0 < drafts <= tokens and 0 < accepted <= tokens
 
 
+def test_a_timeline_counts_steps_not_guesses(tiny: Path) -> None:
+    with LLM(**options(tiny, speculative_config=NGRAM)) as llm:
+        (output,) = llm.generate([PROMPT], repeating(), use_tqdm=False)
+        stats = llm.scheduler.stats
+    assert output.timeline is not None and stats.num_accepted_tokens > 5
+    assert output.timeline.num_steps == stats.num_steps < 40
+    assert output.timeline.num_stalled_steps == 0
+    computed = [event for event in output.timeline.events if event.name == "computed"]
+    assert [event.num_tokens for event in computed] == [len(PROMPT)], "of the prompt alone"
+
+
 @pytest.mark.parametrize(
     ("given", "words"),
     [
