@@ -19,17 +19,19 @@ from .core import EngineCore
 from .device import check
 from .device.check_cases import Shape
 from .device.gpu_memory import StepSizes, measure
-from .device.memory import bytes_per_block, default_cache_bytes, num_blocks_within
-from .device.runner import ModelRunner
+from .device.guesser import HeadMaker
+from .device.memory import bytes_per_block, default_cache_bytes
+from .device.runner import Decoding, ModelRunner
 from .errors import CheckpointError, ConfigError
 from .executor.base import Executor
 from .executor.inline import InlineExecutor
 from .grammar.grammars import Grammars
+from .guesses import Guesses, make_drafter, read_guesses
+from .models.base import DecoderModel
 from .models.loader import load_model
 from .models.registry import ModelConfig, read_model_config
 from .opset import Device, choose_device, choose_ops, choose_sums, refuse_shape
 from .sched.scheduler import Scheduler, SchedulerLimits
-from .spec.ngram import NgramDrafter
 
 logger = logging.getLogger("quire")
 
@@ -84,8 +86,15 @@ class LoadedRunner(NamedTuple):
     """The runner's, without a vocabulary, which only text knows."""
 
 
-def load_runner(config: EngineConfig, wrap: Callable[[Ops], Ops] | None = None) -> LoadedRunner:
+def load_runner(
+    config: EngineConfig,
+    wrap: Callable[[Ops], Ops] | None = None,
+    *,
+    guesses_on_device: bool = True,
+) -> LoadedRunner:
     """Load the model into a runner. wrap: put around the operations, to watch them.
+
+    guesses_on_device: load what guesses there, where the options say so.
 
     Raises as build_engine does.
     """
@@ -98,11 +107,14 @@ def load_runner(config: EngineConfig, wrap: Callable[[Ops], Ops] | None = None) 
     model_config = read_model_config(path, config.dtype, config.linear_segments, sums)
     ops = choose_ops(device, config.backend)
     ops = wrap(ops) if wrap is not None else ops
+    guesses = None
+    if guesses_on_device:
+        guesses = read_guesses(config.speculative_config, model_config, resolve_model)
     if device == "cpu":
-        made = make_cpu_runner(config, model_config, ops)
+        made = make_cpu_runner(config, model_config, ops, guesses)
     else:
         gpu = torch.device("cuda", torch.cuda.current_device())
-        made = make_gpu_runner(config, model_config, ops, gpu)
+        made = make_gpu_runner(config, model_config, ops, gpu, guesses)
     runner, num_blocks, max_model_len = made
     config = replace(config, num_kv_blocks=num_blocks, max_model_len=max_model_len)
     grammars = Grammars()
@@ -133,10 +145,7 @@ def make_limits(config: EngineConfig) -> SchedulerLimits:
 def make_scheduler(config: EngineConfig, limits: SchedulerLimits) -> Scheduler:
     """Compose the control plane, with who guesses for it."""
     wanted = config.speculative_config
-    if wanted is None:
-        return Scheduler(limits)
-    drafter = NgramDrafter(wanted.prompt_lookup_min, wanted.prompt_lookup_max)
-    return Scheduler(limits, drafter=drafter)
+    return Scheduler(limits, drafter=None if wanted is None else make_drafter(wanted))
 
 
 def fill_defaults(config: EngineConfig, device: Device) -> EngineConfig:
@@ -159,25 +168,27 @@ class MadeRunner(NamedTuple):
     max_model_len: int
 
 
-def make_cpu_runner(config: EngineConfig, model_config: ModelConfig, ops: Ops) -> MadeRunner:
+def make_cpu_runner(
+    config: EngineConfig, model_config: ModelConfig, ops: Ops, guesses: Guesses | None = None
+) -> MadeRunner:
     """Plan the memory, load the model, compile."""
-    num_blocks, max_model_len = plan_memory(config, model_config, default_cache_bytes())
+    block_bytes = _block_bytes(config, model_config, guesses)
+    num_blocks, max_model_len = plan_memory(
+        config, model_config, default_cache_bytes(), block_bytes
+    )
     with torch.inference_mode():
         model = load_model(model_config, ops, config.load_format, seed=config.seed)
-    runner = ModelRunner(
-        model,
-        ops,
-        num_blocks=num_blocks,
-        block_size=config.block_size,
-        max_num_seqs=config.max_num_seqs,
-        max_model_len=max_model_len,
-    )
-    runner.warm_up()
-    return MadeRunner(runner, num_blocks, max_model_len)
+    config = replace(config, num_kv_blocks=num_blocks, max_model_len=max_model_len)
+    head = None if guesses is None else guesses.load(model, ops)
+    return MadeRunner(_make_runner(config, model, head, "exact"), num_blocks, max_model_len)
 
 
 def make_gpu_runner(
-    config: EngineConfig, model_config: ModelConfig, ops: Ops, device: torch.device
+    config: EngineConfig,
+    model_config: ModelConfig,
+    ops: Ops,
+    device: torch.device,
+    guesses: Guesses | None = None,
 ) -> MadeRunner:
     """Check the kernels, load the model, measure the memory, capture the largest graph.
 
@@ -195,6 +206,7 @@ def make_gpu_runner(
             model = load_model(
                 model_config, ops, config.load_format, seed=config.seed, device=device
             )
+            make_head = None if guesses is None else guesses.load(model, ops)
         clock.note("weights")
         sizes = StepSizes(
             config.block_size,
@@ -212,24 +224,17 @@ def make_gpu_runner(
             with_graphs=with_graphs,
         )
         clock.note("kernels, and the measuring of steps")
-        num_blocks, max_model_len = plan_memory(config, model_config, budget.kv)
-        kv_bytes = num_blocks * bytes_per_block(model_config.decoder, config.block_size)
+        block_bytes = _block_bytes(config, model_config, guesses)
+        num_blocks, max_model_len = plan_memory(config, model_config, budget.kv, block_bytes)
+        kv_bytes = num_blocks * block_bytes
         logger.info("%s\n%s", torch.cuda.get_device_name(device), budget.table(kv_bytes))
         if kv_bytes > budget.most_kv:
             raise ConfigError(
                 f"{num_blocks} KV blocks take {kv_bytes / 2**30:.2f} GiB, and "
                 f"{max(0, budget.most_kv) / 2**30:.2f} GiB are left: lower num_kv_blocks."
             )
-        runner = ModelRunner(
-            model,
-            ops,
-            num_blocks=num_blocks,
-            block_size=config.block_size,
-            max_num_seqs=config.max_num_seqs,
-            max_model_len=max_model_len,
-            decoding="graphs" if with_graphs else "exact",
-        )
-        runner.warm_up()
+        config = replace(config, num_kv_blocks=num_blocks, max_model_len=max_model_len)
+        runner = _make_runner(config, model, make_head, "graphs" if with_graphs else "exact")
         clock.note("KV memory")
         before = torch.cuda.memory_reserved(device)
         if runner.capture_largest():
@@ -242,6 +247,26 @@ def make_gpu_runner(
         ) from error
     clock.log()
     return MadeRunner(runner, num_blocks, max_model_len)
+
+
+def _make_runner(
+    config: EngineConfig, model: DecoderModel, make_head: HeadMaker | None, decoding: Decoding
+) -> ModelRunner:
+    """Allocate the memory of a config without gaps, and compile."""
+    assert config.num_kv_blocks and config.max_model_len, config
+    runner = ModelRunner(
+        model,
+        model.ops,
+        num_blocks=config.num_kv_blocks,
+        block_size=config.block_size,
+        max_num_seqs=config.max_num_seqs,
+        max_model_len=config.max_model_len,
+        decoding=decoding,
+    )
+    runner.warm_up()
+    if make_head is not None:
+        runner.guess_by(make_head)
+    return runner
 
 
 def _shape_of(decoder: DecoderConfig, block_size: int) -> Shape:
@@ -280,7 +305,14 @@ def longest_model_len(config: EngineConfig, model: ModelConfig) -> int:
     return longest
 
 
-def plan_memory(config: EngineConfig, model: ModelConfig, free_bytes: int) -> tuple[int, int]:
+def _block_bytes(config: EngineConfig, model: ModelConfig, guesses: Guesses | None) -> int:
+    shapes = [model.decoder] if guesses is None else [model.decoder, guesses.shape]
+    return bytes_per_block(config.block_size, *shapes)
+
+
+def plan_memory(
+    config: EngineConfig, model: ModelConfig, free_bytes: int, block_bytes: int
+) -> tuple[int, int]:
     """Return (KV blocks, model length) that the options and free_bytes of memory allow.
 
     The default takes no more than max_num_seqs sequences of the model length can use, and shortens
@@ -291,8 +323,7 @@ def plan_memory(config: EngineConfig, model: ModelConfig, free_bytes: int) -> tu
     num_blocks = config.num_kv_blocks
     if num_blocks is None:
         cache_bytes = config.kv_cache_bytes or max(0, free_bytes)
-        num_blocks = num_blocks_within(model.decoder, config.block_size, cache_bytes)
-        num_blocks = min(num_blocks, per_sequence * config.max_num_seqs)
+        num_blocks = min(cache_bytes // block_bytes, per_sequence * config.max_num_seqs)
     if num_blocks < per_sequence:
         held = num_blocks * config.block_size
         if config.max_model_len is not None or held < 2:
@@ -308,7 +339,7 @@ def plan_memory(config: EngineConfig, model: ModelConfig, free_bytes: int) -> tu
         "KV memory: %d blocks of %d tokens, %.1f MiB",
         num_blocks,
         config.block_size,
-        num_blocks * bytes_per_block(model.decoder, config.block_size) / 2**20,
+        num_blocks * block_bytes / 2**20,
     )
     return num_blocks, longest
 

@@ -22,6 +22,7 @@ DTypeName = Literal["auto", "float32", "bfloat16"]
 LoadFormat = Literal["auto", "safetensors", "dummy"]
 SumsName = Literal["auto", "pairs", "tiles"]
 Policy = Literal["fcfs", "priority"]
+GuessMethod = Literal["ngram", "draft_model", "eagle3", "mtp"]
 
 DEMO_MODEL = Path(__file__).resolve().parent.parent / "demo" / "model"
 
@@ -47,8 +48,12 @@ class ReasoningConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 class SpeculativeConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Who guesses tokens, and how many: no answer depends on it."""
 
-    method: Literal["ngram"] = "ngram"
-    """ngram: what followed the last time that prompt or answer ended alike."""
+    method: GuessMethod | None = None
+    """ngram (the default): what followed the last time that prompt or answer ended alike.
+    draft_model (the default where a model is given): what a smaller model says. eagle3: a layer on
+    top of the target's own. mtp: the one that the target's checkpoint has."""
+    model: str | None = None
+    """draft_model, eagle3: a checkpoint directory, or the name of one in the hub's local cache."""
     num_speculative_tokens: int = 4
     """Most guesses of a sequence in a step."""
     prompt_lookup_min: int = 1
@@ -57,6 +62,11 @@ class SpeculativeConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields
     """and the most that are compared."""
 
     def __post_init__(self) -> None:
+        method = self.method or ("ngram" if self.model is None else "draft_model")
+        if (method in ("draft_model", "eagle3")) != (self.model is not None):
+            verb = "needs" if self.model is None else "takes no"
+            raise ConfigError(f"speculative_config: the method {method} {verb} model.")
+        force_setattr(self, "method", method)
         for name, low, high in (
             ("num_speculative_tokens", 1, 16),
             ("prompt_lookup_min", 1, 64),

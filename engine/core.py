@@ -133,6 +133,7 @@ class EngineCore:
             logger.exception("step %d failed", plan.step)
             self._drain()
             return self._fail(plan, f"{type(error).__name__}: {error}")
+        plan = plan.told(result.guesses)
         for observer in self._observers:
             observer.landed(plan, result)
         return self.scheduler.retire(plan, result)

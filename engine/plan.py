@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import numpy as np
 from msgspec import Struct
+from msgspec.structs import replace
 from numpy.typing import NDArray
 
 from .params import SamplingParams
@@ -62,8 +63,9 @@ class Drafts(Struct, frozen=True):
 
     counts: IntArray
     """[rows] how many of a row's tokens are guesses,"""
-    token_ids: IntArray
-    """and these, row after row: the device does not have them yet."""
+    token_ids: IntArray | None
+    """and these, row after row: the device does not have them yet. None: it makes them, and tells
+    with the result."""
 
 
 class StepPlan(Struct, frozen=True):
@@ -106,9 +108,19 @@ class StepPlan(Struct, frozen=True):
         behind = counts.cumsum().repeat(counts) - np.arange(1, total + 1)
         return slots.repeat(counts), (ends.repeat(counts) - behind).astype(np.int32)
 
+    def told(self, guesses: IntArray | None) -> StepPlan:
+        """Return the plan with the guesses that the device made; itself where it made none."""
+        if guesses is None:
+            return self
+        assert self.drafts is not None, self
+        return replace(self, drafts=Drafts(self.drafts.counts, guesses))
+
     def guesses(self) -> IntArray | None:
-        """Give the guess that each drawn token comes behind: [samples], -1 where that is none."""
-        if self.drafts is None:
+        """Give the guess that each drawn token comes behind: [samples], -1 where that is none.
+
+        None where nobody guesses, and where the device has not told yet.
+        """
+        if self.drafts is None or self.drafts.token_ids is None:
             return None
         counts = self.drafts.counts[self.samples] + 1
         guesses = np.full(int(counts.sum()), -1, np.int32)
@@ -156,3 +168,5 @@ class StepResult(Struct, frozen=True):
     """Of rows whose token is -1 for another reason."""
     prompt_logprobs: tuple[LogprobRows, ...] = ()
     """For each of the plan's `scored`, a row for each token."""
+    guesses: IntArray | None = None
+    """What the device guessed, where the plan left that to it, row after row."""

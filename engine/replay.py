@@ -24,6 +24,7 @@ from .device.tracing import Difference, TracedOps, first_difference, traced
 from .errors import ParamsError
 from .plan import StepPlan, StepResult
 from .request import Request
+from .sched.scheduler import Scheduler
 from .text.tokenizer import load_tokenizer
 from .text.vocabulary import read_vocabulary
 from .trace import (
@@ -65,12 +66,20 @@ class Verdict:
 
 
 class Fold:
-    """A scheduler that repeats a log's calls, checking every plan."""
+    """A scheduler that repeats a log's calls, checking every plan.
 
-    def __init__(self, config: EngineConfig) -> None:
+    What a device guessed is taken from the log: nothing guesses again, for it need not guess alike.
+    """
+
+    def __init__(self, config: EngineConfig, log: Log) -> None:
         self.scheduler = make_scheduler(config, make_limits(config))
         self.flights: deque[StepPlan] = deque()
         self._names: dict[int, str] = {}
+        self._guesses = {
+            entry.step: _ids(entry.guesses).astype(np.int32)
+            for entry in log.entries
+            if isinstance(entry, Landed) and entry.guesses
+        }
 
     def launch(self, entry: Launched) -> StepPlan | Mismatch:
         """Plan the recorded step again."""
@@ -86,6 +95,10 @@ class Fold:
                 f"the plan is another one ({plan.num_scheduled_tokens} tokens for "
                 f"{entry.num_tokens}, {len(plan.admitted)} admitted for {len(entry.admitted)})",
             )
+        if plan.drafts is not None and plan.drafts.token_ids is None:
+            # Where the step never landed nobody knows; whatever was guessed changes no token.
+            size = int(plan.drafts.counts.sum())
+            plan = plan.told(self._guesses.get(plan.step, np.zeros(size, np.int32)))
         self.flights.append(plan)
         return plan
 
@@ -118,7 +131,7 @@ def replay(log: Log, options: Mapping[str, Any]) -> Verdict:
     """
     assert log.is_foldable, log.header
     loaded = load(replay_config(log.header, options))
-    fold, verdict = Fold(loaded.config), Verdict()
+    fold, verdict = Fold(loaded.config, log), Verdict()
     results: deque[StepResult] = deque()
     for entry in log.entries:
         if isinstance(entry, Launched):
@@ -151,7 +164,7 @@ def replay_config(header: Header, options: Mapping[str, Any]) -> EngineConfig:
 
 def load(config: EngineConfig, wrap: Callable[[Ops], Ops] | None = None) -> LoadedRunner:
     """Load a runner, and the tokenizer once a grammar needs it. wrap: see load_runner."""
-    loaded = load_runner(config, wrap)
+    loaded = load_runner(config, wrap, guesses_on_device=False)
     if not config.skip_tokenizer_init:
         path, model = config.tokenizer or config.model, loaded.model_config
         loaded.grammars.provide(
@@ -197,7 +210,7 @@ def compare_backends(
 
     Both see the recorded tokens' plans; the first side's tokens go on.
     """
-    fold = Fold(sides[0].config)
+    fold = Fold(sides[0].config, log)
     results: deque[StepResult] = deque()
     for entry in log.entries:
         if isinstance(entry, Launched):
@@ -327,7 +340,7 @@ def replay_requests(log: Log, options: Mapping[str, Any], request_id: str | None
 
 def _answer(loaded: LoadedRunner, requests: Sequence[Request]) -> dict[str, list[int]]:
     """Run requests to their ends; return the tokens of each."""
-    scheduler, runner = make_scheduler(loaded.config, loaded.limits), loaded.runner
+    scheduler, runner = Scheduler(replace(loaded.limits, num_drafts=0)), loaded.runner
     answers: dict[str, list[int]] = {}
     for request in requests:
         answers[request.request_id] = []

@@ -93,6 +93,8 @@ class Landed(Struct, frozen=True, tag="land"):
     """and what each drew, [samples] int32."""
     logprobs: int
     """Digest of the log probabilities; 0 where nobody asked."""
+    guesses: bytes = b""
+    """What the device guessed, int32; empty where the plan says it."""
 
 
 class Failed(Struct, frozen=True, tag="fail"):
@@ -152,7 +154,9 @@ def plan_digest(plan: StepPlan) -> int:
         digest.update(len(array).to_bytes(4, "little"))
         digest.update(np.ascontiguousarray(array).tobytes())
     if plan.drafts is not None:
-        digest.update(plan.drafts.counts.tobytes() + plan.drafts.token_ids.tobytes())
+        digest.update(plan.drafts.counts.tobytes())
+        if plan.drafts.token_ids is not None:
+            digest.update(plan.drafts.token_ids.tobytes())
     for scored in plan.scored:
         digest.update(repr((scored.row, scored.start, scored.end, scored.num_top)).encode())
     return digest.intdigest()
@@ -301,7 +305,8 @@ class Recorder:
         owners = np.where(plan.right(result.token_ids), plan.sampled()[0], -1)
         slots = owners.astype("<i4").tobytes()
         tokens = result.token_ids.astype("<i4").tobytes()
-        self._write(Landed(plan.step, slots, tokens, logprobs_digest(result)))
+        guesses = b"" if result.guesses is None else result.guesses.astype("<i4").tobytes()
+        self._write(Landed(plan.step, slots, tokens, logprobs_digest(result), guesses))
 
     def failed(self, plan: StepPlan, message: str) -> None:
         """See Observer."""

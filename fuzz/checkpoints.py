@@ -110,7 +110,7 @@ def make_model(kind: Kind, *, seed: int = 0, **changes: Any) -> Any:
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for key, parameter in model.named_parameters():
-            parameter.copy_(_noise(key, parameter.shape, generator))
+            parameter.copy_(noise(key, parameter.shape, generator))
     return model
 
 
@@ -132,7 +132,7 @@ def random_weights(config: ModelConfig, ops: Ops, seed: int = 0) -> DecoderWeigh
     builder = WeightBuilder(config.decoder, config.family.names, ops)
     generator = torch.Generator().manual_seed(seed)
     for key, part in builder.parts.items():
-        builder.place(key, _noise(key, part.shape, generator))
+        builder.place(key, noise(key, part.shape, generator))
     return builder.build()
 
 
@@ -146,7 +146,7 @@ def make_tiny(kind: Kind, folder: Path, dtype: DTypeName, backend: Backend) -> T
     return Tiny(config.decoder, random_weights(config, choose_ops("cpu", "reference")), model, ops)
 
 
-def _noise(key: str, shape: Sequence[int], generator: torch.Generator) -> Tensor:
+def noise(key: str, shape: Sequence[int], generator: torch.Generator) -> Tensor:
     """Matrices that keep a vector's size, norms around one, biases around zero."""
     noise = torch.randn(tuple(shape), generator=generator)
     if len(shape) == 2:

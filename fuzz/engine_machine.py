@@ -12,11 +12,10 @@ from __future__ import annotations
 
 import sys
 import tempfile
-from collections import Counter, deque
-from concurrent.futures import Future
+from collections import Counter
 from functools import cache
 from pathlib import Path
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import msgspec
 from hypothesis import strategies as st
@@ -27,7 +26,6 @@ from ..engine.core import EngineCore
 from ..engine.device.runner import Decoding, ModelRunner
 from ..engine.errors import ParamsError
 from ..engine.params import SamplingParams
-from ..engine.plan import StepPlan, StepResult
 from ..engine.request import Finished, Request, ThinkingBudget, TokenEvents
 from ..engine.sched.scheduler import Scheduler, SchedulerLimits
 from ..reference.generate import generate
@@ -35,13 +33,12 @@ from .checkpoints import VOCAB_SIZE, Kind, Tiny, make_tiny
 from .commands import NotedMachine, noted
 from .drafters import KnowingDrafter
 from .grammar_cases import FORMS, tiny_grammars, use_of
+from .heads import GUESSERS, GuesserKind, tiny_head
+from .held_executor import FAULTS, Fault, HeldExecutor
 from .states import Reached
 from .step_plans import Answer, Asked, LogprobRow, answer_of, row_of
 from .strategies import TENANTS, limits, make_request, prompts, sampling_params
 
-Fault = Literal["before", "after"]
-"""When a step dies: before the device did anything of it, or when all of it was done."""
-FAULTS: tuple[Fault, ...] = ("before", "after")
 KINDS: tuple[Kind, ...] = ("qwen3", "mistral", "llama2")
 DTYPES: tuple[DTypeName, ...] = ("bfloat16", "float32")
 BACKENDS: tuple[Backend, ...] = ("kernels", "kernels", "reference")
@@ -98,73 +95,6 @@ def oracle(key: ModelKey, asked: Asked) -> Answer:
     return _answers[name]
 
 
-class HeldFuture(Future[StepResult]):
-    """A result that is computed, with all in front of it, when it is asked for."""
-
-    def __init__(self, executor: HeldExecutor) -> None:
-        super().__init__()
-        self._executor = executor
-
-    def result(self, timeout: float | None = None) -> StepResult:
-        """See Future."""
-        self._executor.run_until(self)
-        return super().result(timeout)
-
-    def exception(self, timeout: float | None = None) -> BaseException | None:
-        """See Future."""
-        self._executor.run_until(self)
-        return super().exception(timeout)
-
-
-class HeldExecutor:
-    """Executor that runs plans in their order, each when it is told to or has to."""
-
-    def __init__(self, runner: ModelRunner) -> None:
-        self._runner = runner
-        self._held: deque[tuple[StepPlan, HeldFuture]] = deque()
-        self.fault: Fault | None = None
-        """Of the next step that runs."""
-
-    @property
-    def num_held(self) -> int:
-        """Steps that were submitted and have not run."""
-        return len(self._held)
-
-    def submit(self, plan: StepPlan) -> Future[StepResult]:
-        """See Executor."""
-        self._held.append((plan, HeldFuture(self)))
-        return self._held[-1][1]
-
-    def run(self) -> None:
-        """Run the oldest step that is held."""
-        plan, future = self._held.popleft()
-        fault, self.fault = self.fault, None
-        try:
-            if fault == "before":
-                raise RuntimeError("the device died")
-            result = self._runner.execute(plan)
-            if fault == "after":
-                raise RuntimeError("the device died")
-        except Exception as error:
-            future.set_exception(error)
-        else:
-            future.set_result(result)
-
-    def run_until(self, future: HeldFuture) -> None:
-        """Run what is held until a result is there."""
-        while not future.done():
-            self.run()
-
-    def abandon(self) -> None:
-        """See Executor."""
-        self._held.clear()
-
-    def close(self) -> None:
-        """See Executor."""
-        while self._held:
-            self.run()
-
-
 @st.composite
 def real_params(draw: st.DrawFn) -> SamplingParams:
     """Draw everything that decides which tokens come, and when they end."""
@@ -197,9 +127,16 @@ class EngineMachine(NotedMachine):
             ModelKey, st.sampled_from(KINDS), st.sampled_from(DTYPES), st.sampled_from(BACKENDS)
         ),
         decoding=st.sampled_from(DECODINGS),
+        guesser=st.sampled_from(GUESSERS),
     )
     @noted
-    def start(self, limits: SchedulerLimits, key: ModelKey, decoding: Decoding) -> None:
+    def start(
+        self,
+        limits: SchedulerLimits,
+        key: ModelKey,
+        decoding: Decoding,
+        guesser: GuesserKind = "host",
+    ) -> None:
         model = tiny(key)
         runner = ModelRunner(
             model.model,
@@ -213,7 +150,10 @@ class EngineMachine(NotedMachine):
         runner.follow(tiny_grammars())
         self.limits, self.key = limits, key
         self.executor = HeldExecutor(runner)
-        scheduler = Scheduler(limits, drafter=KnowingDrafter(self.texts, VOCAB_SIZE))
+        drafter = KnowingDrafter(self.texts, VOCAB_SIZE) if guesser == "host" else None
+        if limits.num_drafts and guesser != "host":
+            runner.guess_by(tiny_head(guesser, model))
+        scheduler = Scheduler(limits, drafter=drafter)
         self.core = EngineCore(scheduler, self.executor, overlap=limits.overlap)
         self.requests: dict[str, Request] = {}
         self.outputs: dict[str, list[int]] = {}

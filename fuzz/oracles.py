@@ -18,12 +18,14 @@ from ..engine.plan import Admitted, Scored, StepPlan, StepResult
 from ..engine.request import (
     Finished,
     FinishReason,
+    IntArray,
     LogprobRows,
     PromptLogprobs,
     Request,
     TokenEvents,
 )
 from ..engine.sched.scheduler import Scheduler, SchedulerLimits
+from ..engine.spec.drafter import Drafter
 
 VOCAB = 7
 FLAKY = 1 << 20
@@ -116,9 +118,13 @@ class DeviceSlot:
 class FakeDevice:
     """Executes plans in order and checks that each of them is possible and safe."""
 
-    def __init__(self, limits: SchedulerLimits, roots: dict[int, int]) -> None:
+    def __init__(
+        self, limits: SchedulerLimits, roots: dict[int, int], guesser: Drafter | None = None
+    ) -> None:
+        """guesser: guesses what plans leave to the device."""
         self.limits = limits
         self.roots = roots
+        self.guesser = guesser
         """Root history by request seed, which must be unique: a plan does not name its requests."""
         self.slots: dict[int, DeviceSlot] = {}
         self.memory: dict[tuple[int, int], int] = {}
@@ -138,8 +144,10 @@ class FakeDevice:
         self._change_slots(plan)
         for source, target in zip(plan.copy_sources, plan.copy_targets, strict=True):
             self._copy(int(source), int(target), plan)
+        made = self._guess(plan)
         columns = plan.slots, plan.starts, plan.num_tokens, plan.samples
-        rows = list(zip(*(column.tolist() for column in columns), _guesses(plan), strict=True))
+        by_row = _guesses(plan.told(made))
+        rows = list(zip(*(column.tolist() for column in columns), by_row, strict=True))
         for slot, start, count, samples, guesses in rows:
             assert samples or not guesses, (slot, guesses)
             self._write(slot, start, count, samples=samples, guesses=guesses)
@@ -150,7 +158,20 @@ class FakeDevice:
         drawn: list[int] = []
         for slot, _, _, samples, guesses in rows:
             drawn += self._sample(slot, guesses) if samples else []
-        return StepResult(plan.step, np.array(drawn, np.int32), prompt_logprobs=told)
+        tokens = np.array(drawn, np.int32)
+        return StepResult(plan.step, tokens, prompt_logprobs=told, guesses=made)
+
+    def _guess(self, plan: StepPlan) -> IntArray | None:
+        """Guess what a plan leaves to the device: as many tokens as it says."""
+        if plan.drafts is None or plan.drafts.token_ids is not None:
+            return None
+        assert self.guesser is not None, "nobody guesses here"
+        made: list[int] = []
+        for slot, count in zip(plan.slots.tolist(), plan.drafts.counts.tolist(), strict=True):
+            known = np.array(self.slots[slot].token_ids, np.int32)
+            found = list(self.guesser.propose(known, count)) if count else []
+            made += [*found, *[0] * count][:count]
+        return np.array(made, np.int32)
 
     def _tell(self, plan: StepPlan, scored: Scored) -> LogprobRows:
         """Tell of tokens of a prompt, whose ids and positions stand for what is known of them."""
@@ -256,10 +277,10 @@ def _guesses(plan: StepPlan) -> list[list[int]]:
     """Give the guesses of each row."""
     if plan.drafts is None:
         return [[] for _ in plan.slots]
-    assert plan.drafts.counts.sum() == len(plan.drafts.token_ids), plan.drafts
-    ends = plan.drafts.counts.cumsum().tolist()
-    starts = (plan.drafts.counts.cumsum() - plan.drafts.counts).tolist()
-    ids = plan.drafts.token_ids.tolist()
+    counts, token_ids = plan.drafts.counts, plan.drafts.token_ids
+    assert token_ids is not None and counts.sum() == len(token_ids), plan.drafts
+    ends, starts = counts.cumsum().tolist(), (counts.cumsum() - counts).tolist()
+    ids = token_ids.tolist()
     return [ids[start:end] for start, end in zip(starts, ends, strict=True)]
 
 

@@ -40,14 +40,17 @@ class SchedulerMachine(NotedMachine):
     states: ClassVar[set[str]] = set()
     """What states they have been in."""
 
-    @initialize(limits=limits())
+    @initialize(limits=limits(), on_device=st.booleans())
     @noted
-    def start(self, limits: SchedulerLimits) -> None:
+    def start(self, limits: SchedulerLimits, on_device: bool = False) -> None:
+        """on_device: guesses are made there."""
         self.limits = limits
         drafter = KnowingDrafter(self.texts, VOCAB)
-        self.scheduler = Scheduler(limits, secret=b"0123456789abcdef", drafter=drafter)
+        self.scheduler = Scheduler(
+            limits, secret=b"0123456789abcdef", drafter=None if on_device else drafter
+        )
         self.roots: dict[int, int] = {}
-        self.device = FakeDevice(limits, self.roots)
+        self.device = FakeDevice(limits, self.roots, drafter)
         self.flying: deque[tuple[StepPlan, StepResult]] = deque()
         self.requests: dict[str, Request] = {}
         self.outputs: dict[str, list[int]] = {}
@@ -210,7 +213,7 @@ class SchedulerMachine(NotedMachine):
     @noted
     def land(self) -> None:
         plan, result = self.flying.popleft()
-        self.take(self.scheduler.retire(plan, result))
+        self.take(self.scheduler.retire(plan.told(result.guesses), result))
 
     def names_of(self, plan: StepPlan) -> list[str]:
         """Name the living requests that compute in a plan in flight."""

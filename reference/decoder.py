@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -122,31 +123,58 @@ def rotary_table(inverse_frequencies: tuple[float, ...], num_positions: int) -> 
     return table.view(-1, 2 * half)[:num_positions]
 
 
+class Hidden(NamedTuple):
+    """What a model computes of a sequence, [n, hidden] dtype each."""
+
+    last: Tensor
+    """Behind the final norm: what logits are computed from."""
+    taps: tuple[Tensor, ...]
+    """What flows into some layers."""
+
+
 def logits(config: DecoderConfig, weights: DecoderWeights, tokens: Tensor) -> Tensor:
     """Return the logits after every token of a sequence: tokens [n] int32 -> [n, vocab] dtype."""
+    return linear(hidden(config, weights, tokens).last, weights.head)
+
+
+def hidden(
+    config: DecoderConfig, weights: DecoderWeights, tokens: Tensor, taps: tuple[int, ...] = ()
+) -> Hidden:
+    """Compute a sequence, tokens [n] int32. taps: layers whose inputs are wanted."""
     num_tokens = len(tokens)
     assert 0 < num_tokens <= config.max_positions, (num_tokens, config.max_positions)
+    residual = embed(tokens, weights.embedding)
+    inputs = []
+    for layer, window in zip(weights.layers, config.windows, strict=True):
+        inputs.append(residual)
+        hidden = rms_norm(residual, layer.input_norm, config.rms_eps)
+        residual = layer_output(config, layer, hidden, residual, window)
+    last = rms_norm(residual, weights.final_norm, config.rms_eps)
+    return Hidden(last, tuple(inputs[index] for index in taps))
+
+
+def layer_output(
+    config: DecoderConfig, layer: LayerWeights, hidden: Tensor, residual: Tensor, window: int
+) -> Tensor:
+    """Compute a layer over a whole sequence: hidden [n, in of qkv] and residual [n, hidden], what
+    the layer's output is added to."""
+    num_tokens = len(hidden)
     batch = _whole(num_tokens)
     cos_sin = rotary_table(config.inverse_frequencies, num_tokens)
-    residual = embed(tokens, weights.embedding)
-    for layer, window in zip(weights.layers, config.windows, strict=True):
-        hidden = rms_norm(residual, layer.input_norm, config.rms_eps)
-        cache = new_kv_cache(
-            1,
-            _block_size(num_tokens),
-            config.num_kv_heads,
-            config.head_dim,
-            config.dtype,
-            sums=config.sums,
-        )
-        qkv = linear(hidden, layer.qkv)
-        q = qkv_post(qkv, batch, cos_sin, layer.qk_norms, config.rms_eps, cache)
-        seen = paged_attention(q, cache, batch, scale=config.scale, window=window)
-        residual = residual + linear(seen.reshape(num_tokens, config.q_size), layer.o)
-        hidden = rms_norm(residual, layer.post_norm, config.rms_eps)
-        hidden = gated_linear(hidden, layer.gate_up)
-        residual = residual + linear(hidden, layer.down)
-    return linear(rms_norm(residual, weights.final_norm, config.rms_eps), weights.head)
+    cache = new_kv_cache(
+        1,
+        _block_size(num_tokens),
+        config.num_kv_heads,
+        config.head_dim,
+        config.dtype,
+        sums=config.sums,
+    )
+    qkv = linear(hidden, layer.qkv)
+    q = qkv_post(qkv, batch, cos_sin, layer.qk_norms, config.rms_eps, cache)
+    seen = paged_attention(q, cache, batch, scale=config.scale, window=window)
+    residual = residual + linear(seen.reshape(num_tokens, config.q_size), layer.o)
+    hidden = gated_linear(rms_norm(residual, layer.post_norm, config.rms_eps), layer.gate_up)
+    return residual + linear(hidden, layer.down)
 
 
 def _block_size(num_tokens: int) -> int:

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import pytest
 from quire.fuzz.checkpoints import KINDS, VOCAB_SIZE, make_checkpoint
 from quire.fuzz.engine_runs import Answer, Asked, expect, make_requests, run
+from quire.fuzz.heads import HEAD_KINDS, make_guessing
 
 MAX_TOKENS = 6
 LEAST_POOL = {"num_kv_blocks": 54, "max_model_len": 216}
@@ -61,6 +62,8 @@ SPECULATIVE_WAYS = {
     "two threads, one guess": Way({"num_threads": 2, "num_drafts": 1}),
     "reference": Way({"backend": "reference", "block_size": 8}, ("prefix_hits",)),
 }
+DEVICE_WAYS = ("together", "alone", "overlap 2", "few blocks", "reference")
+"""Of these, the ones for guesses of the device."""
 
 
 @pytest.fixture(scope="module")
@@ -106,6 +109,33 @@ def test_guesses_change_no_bit(way: str, checkpoint: Path, case: Case) -> None:
     options = dict(SPECULATIVE_WAYS[way].options)
     options["speculative_config"] = {"num_speculative_tokens": options.pop("num_drafts", 4)}
     outcome = run(checkpoint, asked, told=expected, **(numbers | common | options))
+    assert outcome.answers == expected
+    assert outcome.stats.num_accepted_tokens > 0
+    assert outcome.stats.num_draft_tokens > outcome.stats.num_accepted_tokens
+    for counter in SPECULATIVE_WAYS[way].proves:
+        assert getattr(outcome.stats, counter) > 0, (counter, outcome.stats)
+
+
+@pytest.fixture(scope="module", params=HEAD_KINDS)
+def guessing(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, dict[str, Any]]:
+    """A checkpoint, and what guesses for it on the device."""
+    path = make_checkpoint("qwen3", tmp_path_factory.mktemp("guessing"))
+    return path, make_guessing(request.param, path)
+
+
+@pytest.mark.parametrize("case", [("bfloat16", "pairs")], indirect=True)
+@pytest.mark.parametrize("way", DEVICE_WAYS)
+def test_guesses_of_the_device_change_no_bit(
+    way: str, guessing: tuple[Path, dict[str, Any]], case: Case
+) -> None:
+    """A draft model's, and those of heads in every layout: by the noise of the target."""
+    (path, config), (numbers, asked, expected) = guessing, case
+    common = {"num_threads": 1, "num_kv_blocks": 64, "max_model_len": 216}
+    options = dict(SPECULATIVE_WAYS[way].options)
+    config = config | {"num_speculative_tokens": options.pop("num_drafts", 4)}
+    outcome = run(path, asked, speculative_config=config, **(numbers | common | options))
     assert outcome.answers == expected
     assert outcome.stats.num_accepted_tokens > 0
     assert outcome.stats.num_draft_tokens > outcome.stats.num_accepted_tokens

@@ -103,17 +103,18 @@ class CudaLink:
         tokens: Tensor,
         logprobs: Logprobs | None,
         scores: Scores = (),
+        guesses: Tensor | None = None,
     ) -> Landing:
         """See Link."""
-        size = len(tokens)
-        home = self._take(size)
-        home.tensor[:size].copy_(tokens, non_blocking=True)
+        home = self._fetch(tokens)
         rows = None if logprobs is None else self.fetch(logprobs)
+        told = None if guesses is None else self._fetch(guesses).numpy()
         event = torch.cuda.Event()  # type: ignore[no-untyped-call]  # torch's
         event.record(self._stream)
         held, self._held = self._held, []
         memory = (self._pool, held)
-        return CudaLanding(StepResult(step, home.array[:size]), rows, event, memory, scores)
+        result = StepResult(step, home.numpy(), guesses=told)
+        return CudaLanding(result, rows, event, memory, scores)
 
     def settle(self) -> None:
         """See Link."""
@@ -164,7 +165,10 @@ class CudaLanding:
         # Copies, so that a result that is kept keeps no pinned memory.
         logprobs = None if self._logprobs is None else joined([self._logprobs])
         prompts = tuple(map(joined, self._scores))
-        result = StepResult(self._result.step, tokens, logprobs, prompt_logprobs=prompts)
+        guesses = None if self._result.guesses is None else self._result.guesses.copy()
+        result = StepResult(
+            self._result.step, tokens, logprobs, prompt_logprobs=prompts, guesses=guesses
+        )
         pool, held = self._memory
         for pinned in held:
             pool.give_back(pinned)

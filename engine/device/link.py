@@ -67,8 +67,10 @@ class Link(Protocol):
         tokens: Tensor,
         logprobs: Logprobs | None,
         scores: Scores = (),
+        guesses: Tensor | None = None,
     ) -> Landing:
-        """Queue the way back of tokens [samples] int32: the end of every launch."""
+        """Queue the way back of tokens [samples] int32 and of guesses [n] int32: the end of every
+        launch."""
 
     def settle(self) -> None:
         """Wait until the device has done all that was queued, on any stream."""
@@ -104,11 +106,13 @@ class HostLink:
         tokens: Tensor,
         logprobs: Logprobs | None,
         scores: Scores = (),
+        guesses: Tensor | None = None,
     ) -> Landing:
         """See Link: it is there."""
         rows = None if logprobs is None else to_rows(logprobs)
         prompts = tuple(map(joined, scores))
-        return Landed(StepResult(step, tokens.numpy(), rows, prompt_logprobs=prompts))
+        told = None if guesses is None else guesses.numpy()
+        return Landed(StepResult(step, tokens.numpy(), rows, prompt_logprobs=prompts, guesses=told))
 
     def settle(self) -> None:
         """See Link."""

@@ -13,15 +13,12 @@ from ...reference.decoder import DecoderConfig
 MAX_DEFAULT_BYTES = 4 * 2**30
 
 
-def bytes_per_block(config: DecoderConfig, block_size: int) -> int:
-    """Bytes of one block's keys and values in all layers."""
-    per_token = 2 * config.num_kv_heads * config.head_dim * config.dtype.itemsize
-    return config.num_layers * block_size * per_token
-
-
-def num_blocks_within(config: DecoderConfig, block_size: int, cache_bytes: int) -> int:
-    """Return how many blocks cache_bytes hold; may be 0."""
-    return cache_bytes // bytes_per_block(config, block_size)
+def bytes_per_block(block_size: int, *configs: DecoderConfig) -> int:
+    """Bytes of one block's keys and values in all layers of all the models."""
+    return block_size * sum(
+        config.num_layers * 2 * config.num_kv_heads * config.head_dim * config.dtype.itemsize
+        for config in configs
+    )
 
 
 def default_cache_bytes() -> int:

@@ -12,13 +12,14 @@ import logging
 from collections.abc import Callable
 from concurrent.futures import Future
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
 from msgspec.structs import replace
 from torch import Tensor
 
+from ...reference.decoder import Hidden
 from ...reference.ops import Batch, Ops, SamplingRows, StepRows
 from ..grammar.grammars import Grammars
 from ..models.base import DecoderModel, Tail
@@ -28,6 +29,7 @@ from ..plan import Admitted, RowFault, StepPlan, StepResult
 from . import warm_up
 from .grammar_rows import Masks
 from .graphs import CudaCapture, GraphKey, StepGraphs
+from .guesser import Guesser, HeadMaker, Seen, Watched
 from .inputs import PackedStep, StepInputs, largest_buckets, make_buckets
 from .link import FaultedLanding, Landing, Link, Scores, make_link
 from .prompt_scores import Scorer
@@ -40,6 +42,15 @@ logger = logging.getLogger("quire")
 Decoding = Literal["exact", "padded", "graphs"]
 """How steps of one token a row are computed: as they are, padded to some numbers of rows, or by a
 CUDA graph for each of those numbers."""
+
+
+class _Forward(NamedTuple):
+    """What the layers gave for a step."""
+
+    hidden: Hidden
+    sampled: Tensor
+    """[samples, hidden] of the tokens that yield a sample; [0, hidden] where none does."""
+    batch: Batch
 
 
 class ModelRunner:
@@ -71,7 +82,9 @@ class ModelRunner:
         }
         self._block_size = block_size
         self._link = link or make_link(model.device)
-        self._caches = model.new_caches(num_blocks, block_size)
+        self._model_caches = model.new_caches(num_blocks, block_size)
+        self._caches = [*self._model_caches]
+        """With those of what guesses: all that is copied."""
         self._table = DeviceTable(self._link, max_num_seqs, max_model_len, block_size)
         self._sampling = SamplingTable(ops, self._link, max_num_seqs, config.vocab_size)
         self._buckets = () if decoding == "exact" else make_buckets(max_num_seqs)
@@ -83,6 +96,9 @@ class ModelRunner:
         """Samples of the newest step that do not count."""
         self._scorer = Scorer(model, ops, self._link)
         self._nothing = torch.empty(0, dtype=torch.int32, device=model.device)
+        self._make_head: HeadMaker | None = None
+        self._guesser: Guesser | None = None
+        self._watched: Watched | None = None
         # What was made here was made on another stream than steps run on.
         self._link.settle()
 
@@ -90,11 +106,23 @@ class ModelRunner:
         """Make another runner of the same model, with memory and a table of its own."""
         other = ModelRunner(self.model, self.ops, **self._options)
         other.follow(self._sampling.grammars.compiled)
+        if self._make_head is not None:
+            other.guess_by(self._make_head)
         return other
 
     def follow(self, grammars: Grammars) -> None:
         """Say where the grammars of requests are compiled."""
         self._sampling.grammars.compiled = grammars
+
+    def guess_by(self, make_head: HeadMaker) -> None:
+        """Say what guesses where plans leave that to the device, before the first step."""
+        self._make_head = make_head
+        sizes = {"num_blocks": self._options["num_blocks"], "block_size": self._block_size}
+        head = make_head(self.ops, self._link, self._table, **sizes)
+        self._guesser = Guesser(head, self.ops, self._link, self._table, self._sampling)
+        self._watched = head.watched
+        self._caches += head.caches
+        self._link.settle()
 
     def execute(self, plan: StepPlan) -> StepResult:
         """Run one step to its end."""
@@ -109,17 +137,25 @@ class ModelRunner:
             for admitted in plan.admitted:
                 self._admit(admitted)
             self._table.apply(plan)
+            if self._guesser is not None:
+                self._guesser.begin(plan)
             if len(plan.copy_sources):
                 self._copy(plan)
             if not len(plan.slots):
                 return self._link.land(plan.step, self._nothing, None)
+            guesses = None
+            if self._guesser is not None:
+                guesses = self._guesser.guess(plan, partial(self._editor, masks=None))
+            if guesses is not None and self._sampling.has_grammars(plan.slots):
+                # Masks are computed on the host, and there for guesses too.
+                plan = plan.told(guesses.cpu().numpy())
             step = self._inputs.pack(plan, self._sampling)
             scores: Scores = ()
             if plan.scored:
                 drawn, scores = self._compute_scored(plan, step)
             else:
                 drawn = self._compute(step)
-            landing = self._link.land(plan.step, *drawn, scores)
+            landing = self._link.land(plan.step, *drawn, scores, guesses)
             if step.extras.masked is not None:
                 self._sampling.grammars.launched(step.extras.masked, landing, self._void)
             if self._faults or self._void:
@@ -198,16 +234,22 @@ class ModelRunner:
             tokens = self._run("tokens", step, partial(self._draw_plainly, step))
             return Drawn(tokens[:size], None)
         masks = self._begin_masks(step)
-        return self._draw(step, self._run("hidden", step, partial(self._hidden, step)), masks)
+        if self._watched is not None:
+            forward = self._forward(step)
+            drawn = self._draw(step, forward.sampled, masks)
+            self._observe(step, forward)
+            return drawn
+        hidden = self._run("hidden", step, lambda: self._forward(step).sampled)
+        return self._draw(step, hidden, masks)
 
     def _compute_scored(self, plan: StepPlan, step: PackedStep) -> tuple[Drawn, Scores]:
         """Compute a step that tells of prompts: the last layer for all of its tokens."""
         masks = self._begin_masks(step)
-        hidden = self._hidden(step, whole=True)
-        scores = self._scorer.score(plan, hidden, self._table.tokens)
-        tail = step.tensors.tail
-        assert tail is not None, "a token that is followed by another of its prompt draws nothing"
-        return self._draw(step, hidden[tail.tokens], masks), scores
+        forward = self._forward(step, whole=True)
+        scores = self._scorer.score(plan, forward.hidden.last, self._table.tokens)
+        drawn = self._draw(step, forward.sampled, masks)
+        self._observe(step, forward)
+        return drawn, scores
 
     def _begin_masks(self, step: PackedStep) -> Future[Masks] | None:
         masked = step.extras.masked
@@ -236,17 +278,16 @@ class ModelRunner:
 
     def _draw_plainly(self, step: PackedStep) -> Tensor:
         """Compute a whole step where nobody asked for more than tokens; padding draws too."""
-        tensors = step.tensors
-        tokens = self.ops.sample(self.model.logits(self._hidden(step)), tensors.sampling)
+        tensors, forward = step.tensors, self._forward(step)
+        tokens = self.ops.sample(self.model.logits(forward.sampled), tensors.sampling)
         self._store(tensors.sample_slots, tensors.sample_positions, tokens)
+        self._observe(step, forward)
         return tokens
 
-    def _hidden(self, step: PackedStep, *, whole: bool = False) -> Tensor:
-        """Compute all layers: [samples, hidden], or [0, hidden] where nothing is sampled.
-
-        whole: of all tokens, [tokens, hidden].
-        """
-        tensors = step.tensors
+    def _forward(self, step: PackedStep, *, whole: bool = False) -> _Forward:
+        """Compute all layers; whole: the last one for all tokens."""
+        tensors, watched = step.tensors, self._watched
+        whole = whole or (watched is not None and watched.needs_last)
         known, tables = self._table.tokens, self._table.block_tables
 
         def prepare(rows: StepRows, num_tokens: int) -> tuple[Tensor, Batch]:
@@ -259,7 +300,25 @@ class ModelRunner:
             if step.num_samples:
                 _, last = prepare(tensors.tail.rows, step.num_samples)
             tail = Tail(tensors.tail.tokens, last)
-        return self.model.hidden(tokens, batch, self._caches, tail)
+        taps = () if watched is None else watched.taps
+        hidden = self.model.hidden(tokens, batch, self._model_caches, tail, taps)
+        sampled = hidden.last
+        if whole and tensors.tail is not None:
+            sampled = sampled[tensors.tail.tokens]
+        return _Forward(hidden, sampled, batch)
+
+    def _observe(self, step: PackedStep, forward: _Forward) -> None:
+        """Tell what guesses of what was computed, once the tokens are in the table."""
+        if self._guesser is None or self._watched is None:
+            return
+        tensors, (hidden, _, batch) = step.tensors, forward
+        size = len(tensors.sample_slots)
+        samples = torch.arange(size, device=batch.slots.device)
+        if tensors.tail is not None:
+            samples = tensors.tail.tokens
+        features = (hidden.last,) if self._watched.needs_last else hidden.taps
+        seen = Seen(features, batch, samples, tensors.sample_slots, tensors.sample_positions)
+        self._guesser.head.observe(seen)
 
     def _store(self, slots: Tensor, positions: Tensor, tokens: Tensor) -> None:
         self.ops.store_tokens(self._table.tokens, slots, positions, tokens)

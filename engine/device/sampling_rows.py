@@ -85,6 +85,10 @@ class SamplingTable:
             token for token in admitted.stop_token_ids if token < self._vocab_size
         )
 
+    def has_grammars(self, slots: IntArray) -> bool:
+        """Whether any of slots [n] has a grammar."""
+        return bool((self._features[slots] & HAS_GRAMMAR).any())
+
     def fill(
         self,
         slots: IntArray,

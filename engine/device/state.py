@@ -13,7 +13,8 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from ..plan import Admitted, Drafts, StepPlan
+from ..plan import Admitted, StepPlan
+from ..request import IntArray
 from .link import Link
 
 
@@ -50,18 +51,18 @@ class DeviceTable:
             words[2 * size :] = plan.block_ids
             sent = self._link.upload(words)
             self.block_tables.put_(sent[: 2 * size].view(torch.int64), sent[2 * size :])
-        if plan.drafts is not None:
-            self._guess(plan, plan.drafts)
+        if plan.drafts is not None and plan.drafts.token_ids is not None:
+            self._guess(plan, plan.drafts.counts, plan.drafts.token_ids)
 
-    def _guess(self, plan: StepPlan, drafts: Drafts) -> None:
+    def _guess(self, plan: StepPlan, counts: IntArray, token_ids: IntArray) -> None:
         """Put the guesses behind the known tokens, for this step to compute."""
-        size, counts = len(drafts.token_ids), drafts.counts
+        size = len(token_ids)
         words = np.empty(3 * size, dtype=np.int32)
         places = words[: 2 * size].view(np.int64)
         behind = counts.cumsum().repeat(counts) - np.arange(size)
         np.multiply(plan.slots.repeat(counts), self.max_model_len, out=places, dtype=np.int64)
         places += (plan.starts + plan.num_tokens).repeat(counts) - behind
-        words[2 * size :] = drafts.token_ids
+        words[2 * size :] = token_ids
         sent = self._link.upload(words)
         self.tokens.put_(sent[: 2 * size].view(torch.int64), sent[2 * size :])
 

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ...reference.decoder import DecoderConfig, DecoderWeights, rotary_table
+from ...reference.decoder import DecoderConfig, DecoderWeights, Hidden, rotary_table
 from ...reference.ops import Batch, KVCache, Ops, PackedLinear
 
 
@@ -84,12 +84,18 @@ class DecoderModel:
         ]
 
     def hidden(
-        self, tokens: Tensor, batch: Batch, caches: Sequence[KVCache], tail: Tail | None
-    ) -> Tensor:
+        self,
+        tokens: Tensor,
+        batch: Batch,
+        caches: Sequence[KVCache],
+        tail: Tail | None,
+        taps: tuple[int, ...] = (),
+    ) -> Hidden:
         """Write keys and values of tokens [tokens] int32; return what `logits` takes.
 
         With a tail, everything after the last layer's KV write is computed for the tail's tokens
-        only; without, for all. A tail without tokens writes and returns [0, hidden].
+        only; without, for all. A tail without tokens writes and returns [0, hidden]. taps: layers
+        whose inputs are wanted, ascending or not, of all tokens.
         """
         ops, eps, scale = self.ops, self.config.rms_eps, self.config.scale
         linear, gated_linear, add_rms_norm = ops.linear, ops.gated_linear, ops.add_rms_norm
@@ -97,21 +103,23 @@ class DecoderModel:
         cos_sin, q_size = self._cos_sin, self.config.q_size
         last_cache = caches[-1]
         residual = ops.embed(tokens, self.weights.embedding)
+        inputs: dict[int, Tensor] = {}
         hidden = ops.rms_norm(residual, self.weights.layers[0].input_norm, eps)
-        for (qkv, qk_norms, o, post_norm, gate_up, down, next_norm, window), cache in zip(
-            self._layers, caches, strict=True
-        ):
+        for index, (layer, cache) in enumerate(zip(self._layers, caches, strict=True)):
+            qkv, qk_norms, o, post_norm, gate_up, down, next_norm, window = layer
+            if index in taps:
+                inputs[index] = residual.clone()
             q = qkv_post(linear(hidden, qkv), batch, cos_sin, qk_norms, eps, cache)
             if tail is not None and cache is last_cache:
                 if not len(tail.tokens):
-                    return residual[:0]
+                    return Hidden(residual[:0], tuple(inputs[index] for index in taps))
                 q, residual, batch = q[tail.tokens], residual[tail.tokens], tail.batch
             seen = paged_attention(q, cache, batch, scale=scale, window=window)
             hidden = linear(seen.view(-1, q_size), o)
             hidden = add_rms_norm(hidden, residual, post_norm, eps)
             hidden = linear(gated_linear(hidden, gate_up), down)
             hidden = add_rms_norm(hidden, residual, next_norm, eps)
-        return hidden
+        return Hidden(hidden, tuple(inputs[index] for index in taps))
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Return logits [samples, vocab] dtype of what `hidden` returned."""

@@ -8,7 +8,7 @@ more. Every refusal is a CheckpointError that names the file and the tensor.
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,13 +21,16 @@ from ...reference.ops import Ops
 from ..config import LoadFormat
 from ..errors import CheckpointError
 from .base import DecoderModel
+from .parts import Part
 from .registry import ModelConfig
 from .values import read_json
-from .weights import Part, WeightBuilder
+from .weights import WeightBuilder
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 FLOATS = ("F16", "BF16", "F32", "F64")
+GUESSING = ("mtp.", "model.mtp_layers.")
+"""Tensors of layers that guess (MTP): beside the model, and not a part of it."""
 TOLERATED_SUFFIX = "rotary_emb.inv_freq"
 """A buffer that old checkpoints carry; the config says the same."""
 
@@ -73,9 +76,10 @@ def load_weights(
     builder = WeightBuilder(config.decoder, names, ops, device)
     if load_format == "dummy":
         return _fill(builder, seed, device, config.decoder.dtype)
-    stored = _scan(config.path)
-    redundant = f"{names.head}.weight" if config.decoder.tie_word_embeddings else None
-    _check(builder.parts, stored, redundant, config.path)
+    stored = scan(config.path)
+    stored = {name: one for name, one in stored.items() if not _guesses(name, config)}
+    known = (f"{names.head}.weight",) if config.decoder.tie_word_embeddings else ()
+    check_tensors(builder.parts, stored, known, config.path)
     return _read(builder, stored, sys.stderr.isatty() if progress is None else progress)
 
 
@@ -99,6 +103,15 @@ def _fill(
     return builder.build()
 
 
+def _guesses(name: str, config: ModelConfig) -> bool:
+    """Whether a tensor belongs to a layer that guesses, behind the model's own."""
+    if name.startswith(GUESSING):
+        return True
+    prefix, _, rest = config.family.names.layer.partition("{}")
+    number = name.removeprefix(prefix).split(".")[0] if name.startswith(prefix) and rest else ""
+    return number.isdecimal() and int(number) >= config.decoder.num_layers and config.has_mtp
+
+
 def _read(builder: WeightBuilder, stored: Mapping[str, Stored], progress: bool) -> DecoderWeights:
     from tqdm import tqdm
 
@@ -106,12 +119,12 @@ def _read(builder: WeightBuilder, stored: Mapping[str, Stored], progress: bool) 
         total=len(builder.parts), desc="Loading weights", unit="tensor", disable=not progress
     ) as bar:
         for name in sorted(builder.parts, key=lambda name: (str(stored[name].file), name)):
-            builder.place(name, _tensor(stored[name].file, name))
+            builder.place(name, read_tensor(stored[name].file, name))
             bar.update()
     return builder.build()
 
 
-def _tensor(file: Path, name: str) -> Tensor:
+def read_tensor(file: Path, name: str) -> Tensor:
     """Map one tensor. The file is opened for each, so that its pages leave memory with it."""
     try:
         with safe_open(file, framework="pt", device="cpu") as handle:
@@ -121,16 +134,16 @@ def _tensor(file: Path, name: str) -> Tensor:
         raise CheckpointError(f"{file}: tensor {name} cannot be read: {error}") from error
 
 
-def _check(
-    parts: Mapping[str, Part], stored: Mapping[str, Stored], redundant: str | None, path: Path
+def check_tensors(
+    parts: Mapping[str, Part], stored: Mapping[str, Stored], known: Container[str], path: Path
 ) -> None:
-    """Compare what is stored with what the model needs."""
+    """Compare what is stored with what the model needs. known: what else may be there."""
     for name in parts:
         if name not in stored:
             raise CheckpointError(f"{path}: tensor {name} is missing.")
     for name, (file, shape, dtype) in stored.items():
         if name not in parts:
-            if name == redundant or name.endswith(TOLERATED_SUFFIX):
+            if name in known or name.endswith(TOLERATED_SUFFIX):
                 continue
             raise CheckpointError(f"{file}: tensor {name} is unexpected: the model has none such.")
         if shape != parts[name].shape:
@@ -144,7 +157,7 @@ def _check(
             )
 
 
-def _scan(path: Path) -> dict[str, Stored]:
+def scan(path: Path) -> dict[str, Stored]:
     """Read the headers of all files."""
     if (path / SINGLE).exists():
         return _header(path / SINGLE)

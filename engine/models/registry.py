@@ -12,13 +12,13 @@ from ...reference.decoder import DecoderConfig
 from ...reference.sums import Sums
 from ..config import DTypeName
 from ..errors import ConfigError
-from . import llama, mistral, qwen2, qwen3
+from . import llama, mimo, mistral, qwen2, qwen3
 from .family import Family, decoder_config
 from .values import ConfigValues, read_json
 
 FAMILIES = {
     family.architecture: family
-    for family in (llama.FAMILY, mistral.FAMILY, qwen2.FAMILY, qwen3.FAMILY)
+    for family in (llama.FAMILY, mimo.FAMILY, mistral.FAMILY, qwen2.FAMILY, qwen3.FAMILY)
 }
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -36,6 +36,8 @@ class ModelConfig(Struct, frozen=True, kw_only=True):
     max_model_len: int
     """Tokens of the longest sequence that the model was made for."""
     eos_token_ids: tuple[int, ...]
+    has_mtp: bool = False
+    """Whether layers that guess may stand behind the model's own."""
 
     @property
     def family(self) -> Family:
@@ -71,6 +73,7 @@ def read_model_config(
         vocab_size=decoder.vocab_size,
         max_model_len=decoder.max_positions,
         eos_token_ids=_eos_token_ids(path, values),
+        has_mtp=bool(values.integer("num_nextn_predict_layers", 0, low=0)),
     )
 
 

@@ -40,7 +40,8 @@ class Drafting:
     it costs limits.draft_cost of a step of one token, which everybody in the step waits for.
     """
 
-    def __init__(self, drafter: Drafter, limits: SchedulerLimits) -> None:
+    def __init__(self, drafter: Drafter | None, limits: SchedulerLimits) -> None:
+        """drafter: None where the device guesses, in the step that verifies."""
         self._drafter = drafter
         self._most = np.zeros(limits.max_num_seqs, np.intp)
         """Tokens to guess at most; 0: none, ever."""
@@ -71,14 +72,18 @@ class Drafting:
         room[grant.ends != table.known[slots]] = 0
         counts, token_ids = np.zeros(len(slots), np.intp), list[int]()
         for row in np.flatnonzero(room > 0).tolist():
-            most = min(int(room[row]), budget - len(token_ids))
+            most = min(int(room[row]), budget)
             if most <= 0:
                 break
-            slot = slots[row]
-            found = self._drafter.propose(table.tokens[slot, : table.known[slot]], most)
-            counts[row] = len(found)
-            token_ids += found
-        if not token_ids:
+            counts[row] = most
+            if self._drafter is not None:
+                slot = slots[row]
+                found = self._drafter.propose(table.tokens[slot, : table.known[slot]], most)
+                counts[row] = len(found)
+                token_ids += found
+            budget -= int(counts[row])
+        num_guesses = int(counts.sum())
+        if not num_guesses:
             return grant
         ends, capacity = grant.ends + counts, state.memory.blocks.capacity[slots]
         rows = (ends > capacity).nonzero()[0]
@@ -91,11 +96,14 @@ class Drafting:
             grant.starts,
             ends,
             grant.counts + counts,
-            grant.num_tokens + len(token_ids),
+            grant.num_tokens + num_guesses,
             slots[rows],
             num_opened,
             num_blocks,
-            Drafts(counts.astype(np.int32), np.array(token_ids, np.int32)),
+            Drafts(
+                counts.astype(np.int32),
+                None if self._drafter is None else np.array(token_ids, np.int32),
+            ),
         )
 
     def pass_step(self) -> None:
@@ -130,7 +138,7 @@ class Drafting:
         """Count guesses and those that were right."""
         assert plan.drafts is not None, plan
         stats.num_drafts += int(np.count_nonzero(plan.drafts.counts))
-        stats.num_draft_tokens += len(plan.drafts.token_ids)
+        stats.num_draft_tokens += int(plan.drafts.counts.sum())
         stats.num_accepted_tokens += len(kept) - int(np.count_nonzero(plan.samples))
 
     def _lengths(self, slots: IdArray) -> IdArray:

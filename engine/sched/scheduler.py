@@ -62,7 +62,7 @@ class Scheduler:
     """Decides, step by step, which sequences compute which tokens in which blocks.
 
     `secret`: 16 bytes that key the prefix cache; None draws them. `drafter`: guesses up to
-    limits.num_drafts tokens.
+    limits.num_drafts tokens; None: the device does.
     """
 
     def __init__(
@@ -79,7 +79,7 @@ class Scheduler:
         self._shares = Shares(self._memory, limits.block_size)
         self._state = State(self._memory, waiting, rows, self._shares.holders)
         self._drafting = None
-        if drafter is not None and limits.num_drafts:
+        if limits.num_drafts:
             self._drafting = self._state.drafting = Drafting(drafter, limits)
         self._running = RankedQueue()
         self._draining: list[int] = []
@@ -213,7 +213,7 @@ class Scheduler:
         return plan
 
     def retire(self, plan: StepPlan, result: StepResult) -> TokenEvents:
-        """Take in what the oldest step in flight gave."""
+        """Take in what the oldest step in flight gave. plan: told of the device's guesses."""
         table = self._memory.table
         flight = self._flights.popleft()
         assert flight.plan.step == plan.step == result.step, (flight.plan.step, plan, result)

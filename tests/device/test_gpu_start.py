@@ -23,6 +23,7 @@ from quire.engine.models.registry import read_model_config
 from quire.engine.opset import choose_ops
 from quire.fuzz.checkpoints import MAX_POSITIONS, VOCAB_SIZE, make_checkpoint, write_config
 from quire.fuzz.engine_runs import expect, make_requests, run
+from quire.fuzz.heads import HeadKind, make_guessing
 from quire.kernels import cpu
 
 from .pretend import FakeCapture, pretend_cuda
@@ -92,7 +93,7 @@ def test_little_memory_shortens_the_model_length(
     # The tokens of a step, its rows, and the graphs: each measured apart.
     taken = weights + tables + 3 * peak + num_graphs * GRAPH_BYTES
     # What is neither free nor torch's is others': here nothing.
-    memory.total = taken + 5 * bytes_per_block(decoder, 16) + 1
+    memory.total = taken + 5 * bytes_per_block(16, decoder) + 1
     memory.free = memory.total - weights
     made = start(gpu_memory_utilization=1.0)
     assert (made.num_blocks, made.max_model_len) == (5, 80)
@@ -155,7 +156,9 @@ def pretended(memory: FakeMemory, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(build, "choose_device", lambda name, backend, sums: name)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
     monkeypatch.setattr(
-        build, "make_gpu_runner", lambda config, model, ops, _: make(config, model, ops, CPU)
+        build,
+        "make_gpu_runner",
+        lambda config, model, ops, _, guesses: make(config, model, ops, CPU, guesses),
     )
     monkeypatch.setattr(runner_module, "make_link", CudaLink)
 
@@ -175,6 +178,20 @@ def test_an_engine_on_a_pretended_gpu_keeps_the_law(
         "max_num_batched_tokens": 40,
     }
     assert run(path, asked, dtype="bfloat16", **(common | options)).answers == expected
+
+
+@pytest.mark.parametrize("kind", ["draft_model", "eagle3 few", "deepseek"])
+@pytest.mark.usefixtures("pretended")
+def test_guesses_on_a_pretended_gpu_keep_the_law(kind: HeadKind, tmp_path: Path) -> None:
+    """What they begin with is left by steps of every kind: prompts, graphs, padding."""
+    path = make_checkpoint("qwen3", tmp_path)
+    config = make_guessing(kind, path)
+    asked = make_requests(VOCAB_SIZE, seed=3, max_tokens=8, sampled=True)
+    expected = expect(path, asked, "bfloat16", "pairs")
+    options: dict[str, Any] = {"device": "cuda", "num_threads": 1, "max_num_batched_tokens": 40}
+    outcome = run(path, asked, dtype="bfloat16", speculative_config=config, **options)
+    assert outcome.answers == expected
+    assert outcome.stats.num_accepted_tokens > 0
 
 
 @pytest.mark.usefixtures("pretended")

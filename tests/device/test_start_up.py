@@ -11,7 +11,6 @@ from quire.engine.device.memory import (
     MAX_DEFAULT_BYTES,
     bytes_per_block,
     default_cache_bytes,
-    num_blocks_within,
 )
 from quire.fuzz.checkpoints import Kind, Tiny
 
@@ -30,15 +29,13 @@ def test_bytes_per_block_are_those_of_the_cache(tiny_model: TinyModel) -> None:
             if isinstance(value, torch.Tensor)
         ]
         total = sum(tensor.numel() * tensor.itemsize for tensor in tensors)
-        assert total == 12 * bytes_per_block(tiny.config, 16), backend
+        assert total == 12 * bytes_per_block(16, tiny.config), backend
 
 
-def test_blocks_within_round_down(tiny_model: TinyModel) -> None:
-    config = tiny_model("qwen3", "bfloat16", "reference").config
-    one = bytes_per_block(config, 16)
-    assert one == 2 * 2 * 16 * 1 * 32 * 2
-    sizes = (one - 1, one, 5 * one + 7)
-    assert [num_blocks_within(config, 16, size) for size in sizes] == [0, 1, 5]
+def test_blocks_hold_the_layers_of_all_models(tiny_model: TinyModel) -> None:
+    one, other = (tiny_model(kind, "bfloat16", "reference").config for kind in ("qwen3", "llama2"))
+    assert bytes_per_block(16, one) == 2 * 2 * 16 * 1 * 32 * 2
+    assert bytes_per_block(16, one, other) == bytes_per_block(16, one) + 2 * 2 * 16 * 4 * 16 * 2
 
 
 def test_default_cache_is_bounded() -> None:

@@ -6,7 +6,8 @@ from collections import Counter
 
 import pytest
 from quire.engine.params import SamplingParams
-from quire.fuzz.engine_machine import FAULTS, EngineMachine, Fault, ModelKey
+from quire.fuzz.engine_machine import EngineMachine, ModelKey
+from quire.fuzz.held_executor import FAULTS, Fault
 from quire.fuzz.run import cover
 from quire.fuzz.strategies import make_limits
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from quire import LLM, AsyncEngine, SamplingParams
 from quire.engine.config import EngineConfig
 from quire.engine.errors import ConfigError
 from quire.fuzz.checkpoints import make_checkpoint
+from quire.fuzz.heads import make_guessing
 
 NGRAM = {"method": "ngram", "num_speculative_tokens": 4}
 PROMPT = [5, 6, 7, 8, 9, 10] * 4
@@ -85,7 +87,11 @@ def test_a_timeline_counts_steps_not_guesses(tiny: Path) -> None:
         ({"method": "magic"}, "method"),
         ({"method": "ngram", "num_speculative_tokens": 0}, "must be from 1 to 16"),
         ({"prompt_lookup_min": 5, "prompt_lookup_max": 2}, "prompt_lookup_max is 2"),
-        ({"model": "x"}, "unknown field"),
+        ({"size": "x"}, "unknown field"),
+        ({"method": "ngram", "model": "x"}, "ngram takes no model"),
+        ({"method": "mtp", "model": "x"}, "mtp takes no model"),
+        ({"method": "eagle3"}, "eagle3 needs model"),
+        ({"method": "draft_model"}, "draft_model needs model"),
     ],
 )
 def test_wrong_options_are_named(given: dict[str, Any], words: str) -> None:
@@ -94,14 +100,22 @@ def test_wrong_options_are_named(given: dict[str, Any], words: str) -> None:
     assert words in str(caught.value)
 
 
-def test_a_run_with_guesses_is_replayed(tiny: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["ngram", "draft_model", "eagle3", "mimo"])
+@pytest.mark.parametrize("overlap", [1, 2])
+def test_a_run_with_guesses_is_replayed(kind: Any, overlap: int, tmp_path: Path) -> None:
+    """Without what guessed on the device: its guesses are in the log."""
     from quire.engine.replay import replay, replay_requests
     from quire.engine.trace import read_log
 
+    tiny = make_checkpoint("qwen3", tmp_path / "tiny")
+    config = NGRAM if kind == "ngram" else make_guessing(kind, tiny)
     path = tmp_path / "log"
-    with LLM(**options(tiny, speculative_config=NGRAM, record=str(path))) as llm:
+    given = options(tiny, speculative_config=config, record=str(path), overlap=overlap)
+    with LLM(**given) as llm:
         llm.generate([PROMPT, PROMPT[:7]], [repeating(), repeating(n=2)], use_tqdm=False)
         assert llm.scheduler.stats.num_accepted_tokens > 0
     log = read_log(path)
+    if "model" in config:
+        shutil.rmtree(str(config["model"]))
     for verdict in (replay(log, {}), replay_requests(log, {"speculative_config": None})):
         assert verdict.mismatch is None and verdict.num_tokens >= 120
