@@ -47,15 +47,18 @@ class Drafting:
         """Tokens to guess at most; 0: none, ever."""
         self._rate = np.full(limits.max_num_seqs, PRIOR)
         """p"""
+        self._entered = np.zeros(limits.max_num_seqs, np.intp)
+        """Tokens that were known when the slot was taken."""
         self._limits = limits
         self._step = 0
 
-    def enter(self, slot: int, request: Request) -> None:
-        """Begin with a sequence that has just got its slot.
+    def enter(self, slot: int, request: Request, num_tokens: int) -> None:
+        """Begin with a sequence that has just got its slot, with so many known tokens.
 
         Logits processors are not asked about guesses: what they do with them nobody has promised.
         """
         self._most[slot] = 0 if request.params.logits_processors else self._limits.num_drafts
+        self._entered[slot] = num_tokens
         self._rate[slot] = PRIOR
 
     def holds(self, table: SlotTable, slots: IdArray) -> NDArray[np.bool_]:
@@ -70,6 +73,9 @@ class Drafting:
         budget = limits.max_num_batched_tokens - grant.num_tokens
         room = np.minimum(self._lengths(slots), table.limit[slots] - grant.ends)
         room[grant.ends != table.known[slots]] = 0
+        if self._drafter is None:
+            # The device goes on from what it has drawn from.
+            room[table.known[slots] == self._entered[slots]] = 0
         counts, token_ids = np.zeros(len(slots), np.intp), list[int]()
         for row in np.flatnonzero(room > 0).tolist():
             most = min(int(room[row]), budget)

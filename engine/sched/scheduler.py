@@ -366,7 +366,7 @@ class Scheduler:
         self._running.add(sequence)
         self._scoring.enter(sequence)
         if self._drafting is not None:
-            self._drafting.enter(slot, sequence.request)
+            self._drafting.enter(slot, sequence.request, length)
         self._memory.publish(slot)
         diff.admit(sequence, blocks, hit, num_tokens=num_tokens, samples=samples)
 
