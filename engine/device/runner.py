@@ -88,9 +88,19 @@ class ModelRunner:
 
     def renewed(self) -> ModelRunner:
         """Make another runner of the same model, with memory and a table of its own."""
-        other = ModelRunner(self.model, self.ops, **self._options)
-        other.follow(self._sampling.grammars.compiled)
-        return other
+        return self.renewal()()
+
+    def renewal(self) -> Callable[[], ModelRunner]:
+        """Return what makes another runner of the same model, and holds no memory of this one."""
+        model, ops, options = self.model, self.ops, self._options
+        grammars = self._sampling.grammars.compiled
+
+        def renew() -> ModelRunner:
+            other = ModelRunner(model, ops, **options)
+            other.follow(grammars)
+            return other
+
+        return renew
 
     def follow(self, grammars: Grammars) -> None:
         """Say where the grammars of requests are compiled."""

@@ -1,0 +1,193 @@
+"""All routes: what the application answers and /openapi.json describes."""
+
+from __future__ import annotations
+
+from ..route import Route
+from ..schema import ChatBody, CompletionBody, ModelCard, ModelList, Response
+from . import chat, completions, control, debug, docs, health, metrics, models, tokenize, version
+
+GENERATES = (404, 429, 503)
+"""No such model, a full queue, a server that stops or sleeps."""
+
+ROUTES: tuple[Route, ...] = (
+    Route(
+        method="POST",
+        path="/v1/completions",
+        handler=completions.completions,
+        summary="Continue texts or tokens",
+        body=CompletionBody,
+        response=Response,
+        chunk=Response,
+        errors=GENERATES,
+        tag="generation",
+    ),
+    Route(
+        method="POST",
+        path="/v1/chat/completions",
+        handler=chat.chat_completions,
+        summary="Answer a conversation",
+        body=ChatBody,
+        response=Response,
+        chunk=Response,
+        errors=GENERATES,
+        tag="generation",
+    ),
+    Route(
+        method="GET",
+        path="/v1/models",
+        handler=models.list_models,
+        summary="The model that is served",
+        response=ModelList,
+        tag="models",
+    ),
+    Route(
+        method="GET",
+        path="/v1/models/{model:.+}",
+        handler=models.show_model,
+        summary="A model by its name",
+        response=ModelCard,
+        errors=(404,),
+        tag="models",
+    ),
+    Route(
+        method="POST",
+        path="/tokenize",
+        handler=tokenize.tokenize,
+        summary="The tokens of a text or a conversation",
+        body=tokenize.TokenizeBody,
+        response=tokenize.Tokens,
+        errors=(404,),
+        tag="tokenizer",
+    ),
+    Route(
+        method="POST",
+        path="/detokenize",
+        handler=tokenize.detokenize,
+        summary="The text of tokens",
+        body=tokenize.DetokenizeBody,
+        response=tokenize.Detokenized,
+        errors=(404,),
+        tag="tokenizer",
+    ),
+    Route(
+        method="GET",
+        path="/tokenizer_info",
+        handler=tokenize.tokenizer_info,
+        summary="The tokenizer of the model",
+        response=tokenize.TokenizerInfo,
+        tag="tokenizer",
+    ),
+    Route(
+        method="GET",
+        path="/health",
+        handler=health.health,
+        summary="Whether the server lives; asks for no key",
+        response=health.Health,
+        errors=(503,),
+    ),
+    *(
+        Route(
+            method=method,
+            path="/ping",
+            handler=health.health,
+            summary="As /health",
+            response=health.Health,
+            errors=(503,),
+        )
+        for method in ("GET", "POST")
+    ),
+    Route(
+        method="GET",
+        path="/ready",
+        handler=health.ready,
+        summary="Whether the server takes requests",
+        response=health.Health,
+        errors=(503,),
+    ),
+    Route(
+        method="GET",
+        path="/load",
+        handler=health.load,
+        summary="Answers that have been begun and have not ended",
+        response=health.Load,
+    ),
+    Route(
+        method="GET",
+        path="/metrics",
+        handler=metrics.metrics,
+        summary="Metrics for Prometheus",
+        media="text/plain",
+    ),
+    Route(
+        method="GET",
+        path="/version",
+        handler=version.version,
+        summary="The version of the server",
+        response=version.Version,
+    ),
+    Route(
+        method="GET",
+        path="/server_info",
+        handler=version.server_info,
+        summary="The options of the server",
+        response=version.ServerInfo,
+        query=(version.CONFIG_FORMAT,),
+        errors=(400,),
+    ),
+    Route(
+        method="GET",
+        path="/debug/requests",
+        handler=debug.debug_requests,
+        summary="What is being answered, and what happened to it",
+        response=debug.ShownRequests,
+    ),
+    Route(
+        method="POST",
+        path="/reset_prefix_cache",
+        handler=control.reset_prefix_cache,
+        summary="Forget all cached prefixes",
+        response=control.Done,
+        errors=(409,),
+        tag="control",
+    ),
+    Route(
+        method="POST",
+        path="/sleep",
+        handler=control.sleep,
+        summary="Begin nothing new, wait for what runs, give the KV memory back",
+        response=control.Done,
+        query=(control.LEVEL, control.MODE),
+        errors=(400,),
+        tag="control",
+    ),
+    Route(
+        method="POST",
+        path="/wake_up",
+        handler=control.wake_up,
+        summary="Take requests again",
+        response=control.Done,
+        errors=(503,),
+        tag="control",
+    ),
+    Route(
+        method="GET",
+        path="/is_sleeping",
+        handler=control.is_sleeping,
+        summary="Whether the engine sleeps",
+        response=control.Sleeping,
+        tag="control",
+    ),
+    Route(
+        method="GET",
+        path="/openapi.json",
+        handler=docs.openapi,
+        summary="This API as an OpenAPI document",
+    ),
+    Route(
+        method="GET",
+        path="/docs",
+        handler=docs.docs,
+        summary="This API as a page",
+        media="text/html",
+    ),
+)
