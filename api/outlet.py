@@ -9,15 +9,22 @@ tokens gather in the request's state, where they are kept once. A client that ta
 from __future__ import annotations
 
 import asyncio
+import logging
 import socket
+import struct
+from typing import NoReturn
 
 from aiohttp import web
 
+from .account import find_account
 from .limits import Limits
+
+logger = logging.getLogger("quire")
 
 FIRST_LOOK_S = 0.005
 LAST_LOOK_S = 0.25
 """How often a slow client's buffer is looked at: first often, then less and less."""
+CANCELLED_WITHIN_S = 1.0
 UNPAUSED = 2**40
 """High-water mark of a connection that is never paused: the Outlet itself waits."""
 
@@ -78,9 +85,21 @@ class Outlet:
             if now_unread < unread:
                 unread, since_s = now_unread, loop.time()
             elif loop.time() - since_s >= timeout_s:
-                assert transport is not None
-                transport.abort()
-                raise ConnectionAbortedError(f"the client read nothing for {timeout_s:g} s")
+                await self._cut(timeout_s)
+
+    async def _cut(self, timeout_s: float) -> NoReturn:
+        account, transport = find_account(self._request), self._request.transport
+        name = None if account is None else account.request_id
+        logger.info("request %s: its client read nothing for %g s and is cut", name, timeout_s)
+        if transport is not None:
+            sock = transport.get_extra_info("socket")
+            if sock is not None:
+                # Else the kernel keeps what it has, and goes on to offer it.
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            transport.abort()
+        # The server hears of it and cancels the handler, as for any client that goes.
+        await asyncio.sleep(CANCELLED_WITHIN_S)
+        raise ConnectionAbortedError(f"the client read nothing for {timeout_s:g} s")
 
     def _unread(self, transport: asyncio.Transport | None) -> int:
         if transport is None or self._request.transport is not transport:

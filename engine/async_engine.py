@@ -56,7 +56,7 @@ class AsyncEngine:
         self._idle = asyncio.Event()
         self._idle.set()
         self._resting = asyncio.Event()
-        """Set while nothing is in flight."""
+        """Set when nothing is in flight and nothing can be launched."""
         self._accepting = False
         self._sleeping = False
         self._closed_executor = False
@@ -312,10 +312,15 @@ class AsyncEngine:
     async def _fall_asleep(self) -> None:
         async with self._turning:
             self._sleeping = True
-            await self._idle.wait()
-            await self._resting.wait()
+            core = self.front.core
+            # Not until streams are closed: a client may be slow to read what has ended here.
+            while core.has_unfinished and not self.errored:
+                self._resting.clear()
+                await self._resting.wait()
+            if self.errored:
+                raise EngineError("the engine has failed: there is nothing to put to sleep.")
             if not self._closed_executor:
-                executor = self.front.core.rest()
+                executor = core.rest()
                 self._closed_executor = True
                 await asyncio.to_thread(executor.close)
 
@@ -352,7 +357,6 @@ class AsyncEngine:
                     self._resting.set()
                     self._wake.clear()
                     await self._wake.wait()
-                    self._resting.clear()
                     continue
                 # wait() and not the future itself: its exception is land()'s to handle, and a
                 # cancelled driver must not cancel a step that the device is computing.
@@ -370,6 +374,7 @@ class AsyncEngine:
         except BaseException as error:
             logger.exception("the engine stopped")
             self._error = error
+            self._resting.set()
             message = f"the engine stopped: {type(error).__name__}: {error}"
             self._tell(front.fail_all(message, time.monotonic()))
             raise
