@@ -14,6 +14,7 @@ from .middleware import account_middleware, allow_origins, preflight_middleware,
 from .openapi import DOCUMENTS, Documents
 from .routes.table import ROUTES
 from .state import STATE, ServerState
+from .tracing import RequestTracer
 
 
 def create_app(
@@ -22,9 +23,13 @@ def create_app(
     api_keys: ApiKeys,
     allowed_origins: Sequence[str] = (),
     access_log: AccessLog | None = None,
+    tracer: RequestTracer | None = None,
 ) -> web.Application:
     """An application that answers for state.engine."""
-    middlewares: list[Middleware] = [account_middleware(access_log), error_middleware]
+    middlewares: list[Middleware] = [
+        account_middleware(access_log, tracer),
+        error_middleware,
+    ]
     if allowed_origins:
         middlewares.append(preflight_middleware)
     if api_keys:

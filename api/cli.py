@@ -154,6 +154,11 @@ def make_parser() -> argparse.ArgumentParser:
         default="off",
         help="one line on stdout for each request: who, what, how long, how many tokens (off)",
     )
+    group.add_argument(
+        "--otlp-traces-endpoint",
+        metavar="URL",
+        help="send a trace of each generation there by OTLP over HTTP; needs quire[tracing]",
+    )
     _add_limits(serve)
     _add_engine_options(serve)
     _add_other_commands(commands)
@@ -345,6 +350,7 @@ def _serve(config: EngineConfig, options: argparse.Namespace) -> int:
         share_prefix_cache=options.share_prefix_cache,
         drain_timeout_s=options.drain_timeout,
         access_log=options.access_log,
+        otlp_traces_endpoint=options.otlp_traces_endpoint,
         limits=limits,
     )
     asks_key = bool(keys or of_file)

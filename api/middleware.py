@@ -8,14 +8,15 @@ from collections.abc import Sequence
 from aiohttp import web
 from aiohttp.typedefs import Handler, Middleware
 
-from .access_log import AccessLog
+from .access_log import GONE, AccessLog
 from .account import Account, find_account, set_account
 from .state import STATE, ServerState
+from .tracing import RequestTracer
 
 REQUEST_ID = "X-Request-Id"
 
 
-def account_middleware(access_log: AccessLog | None) -> Middleware:
+def account_middleware(access_log: AccessLog | None, tracer: RequestTracer | None) -> Middleware:
     """The outermost middleware: opens and settles the account of each request.
 
     Keeps count of what is being answered, for the drain.
@@ -28,8 +29,11 @@ def account_middleware(access_log: AccessLog | None) -> Middleware:
         set_account(request, account)
         state.num_active += 1
         state.idle.clear()
+        status = GONE
         try:
-            return await handler(request)
+            response = await handler(request)
+            status = response.status
+            return response
         except (asyncio.CancelledError, ConnectionError):
             if access_log is not None:
                 access_log.gone(request, loop.time() - account.started_s)
@@ -37,6 +41,8 @@ def account_middleware(access_log: AccessLog | None) -> Middleware:
         finally:
             if account.ticket is not None:
                 account.ticket.release()
+            if tracer is not None and account.response_id is not None:
+                tracer.tell(request, account, status, loop.time() - account.started_s)
             state.num_active -= 1
             if not state.num_active:
                 state.idle.set()

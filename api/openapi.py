@@ -20,7 +20,7 @@ from .. import __version__
 from .auth import OPEN_PATHS
 from .decode import only_fields
 from .route import EVENTS, JSON, Route
-from .schema import ErrorBody
+from .schema import ErrorBody, StreamOptions
 
 VERSION = "3.1.0"
 OF_BODIES = (400, 413, 415)
@@ -63,7 +63,7 @@ def make_document(routes: Sequence[Route], *, asks_key: bool) -> dict[str, Any]:
     schemas, components = msgspec.json.schema_components(
         unique, ref_template="#/components/schemas/{name}"
     )
-    for kind in unique:
+    for kind in (*unique, StreamOptions):
         _name_only_values(kind, components)
     found = dict(zip(unique, schemas, strict=True))
     paths: dict[str, dict[str, Any]] = {}

@@ -268,6 +268,18 @@ class Response(Struct, frozen=True, kw_only=True):
     """Of a chat."""
 
 
+class CompletionResponse(Response, frozen=True, kw_only=True):
+    """How /v1/completions describes its Response."""
+
+    choices: Sequence[CompletionChoice]
+
+
+class ChatResponse(Response, frozen=True, kw_only=True):
+    """How /v1/chat/completions describes its Response."""
+
+    choices: Sequence[ChatChoice]
+
+
 class ModelPermission(Struct, frozen=True, kw_only=True):
     """What may be done with a model, vLLM's shape."""
 

@@ -25,6 +25,7 @@ from .app import create_app
 from .auth import ApiKeys
 from .limits import Limits
 from .state import Engine, ServerState
+from .tracing import RequestTracer, make_tracer
 
 if TYPE_CHECKING:
     from ..engine.config import EngineConfig
@@ -57,6 +58,8 @@ class ServerOptions(Struct, frozen=True, kw_only=True):
     """Whether requests with different API keys may find each other's prefixes."""
     drain_timeout_s: float = 30.0
     access_log: AccessLogFormat = "off"
+    otlp_traces_endpoint: str | None = None
+    """Where traces go, by OTLP over HTTP; None: nowhere."""
     limits: Limits = Limits()
 
 
@@ -112,12 +115,18 @@ def load_certificate(context: ssl.SSLContext, options: ServerOptions) -> None:
 class Server:
     """An engine on a socket."""
 
-    def __init__(self, engine: Engine, options: ServerOptions) -> None:
-        """ConfigError where keys or certificates cannot be read."""
+    def __init__(
+        self, engine: Engine, options: ServerOptions, tracer: RequestTracer | None = None
+    ) -> None:
+        """ConfigError where a file cannot be read. tracer: instead of that of the options."""
         self._options = options
         file = options.api_key_file
         self._keys = ApiKeys(options.api_keys, None if file is None else Path(file))
         self._ssl = make_ssl_context(options)
+        endpoint = options.otlp_traces_endpoint
+        if tracer is None and endpoint is not None:
+            tracer = make_tracer(endpoint)
+        self._tracer = tracer
         has_keys, limits = bool(self._keys), options.limits
         isolate = has_keys and not options.share_prefix_cache
         self.state = ServerState(engine, has_keys=has_keys, isolate_keys=isolate, limits=limits)
@@ -127,6 +136,7 @@ class Server:
             api_keys=self._keys,
             allowed_origins=options.allowed_origins,
             access_log=AccessLog(access_logger, options.access_log) if access_logger else None,
+            tracer=tracer,
         )
         # A handler is cancelled when its client goes: that is what aborts the request at once.
         self._runner = web.AppRunner(
@@ -187,6 +197,8 @@ class Server:
     async def stop(self) -> None:
         """Close all connections."""
         await self._runner.cleanup()
+        if self._tracer is not None:
+            await asyncio.to_thread(self._tracer.close)
 
 
 def is_worth_logging(record: logging.LogRecord) -> bool:

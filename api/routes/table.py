@@ -3,7 +3,14 @@
 from __future__ import annotations
 
 from ..route import Route
-from ..schema import ChatBody, CompletionBody, ModelCard, ModelList, Response
+from ..schema import (
+    ChatBody,
+    ChatResponse,
+    CompletionBody,
+    CompletionResponse,
+    ModelCard,
+    ModelList,
+)
 from . import chat, completions, control, debug, docs, health, metrics, models, tokenize, version
 
 GENERATES = (404, 429, 503)
@@ -16,8 +23,8 @@ ROUTES: tuple[Route, ...] = (
         handler=completions.completions,
         summary="Continue texts or tokens",
         body=CompletionBody,
-        response=Response,
-        chunk=Response,
+        response=CompletionResponse,
+        chunk=CompletionResponse,
         errors=GENERATES,
         tag="generation",
     ),
@@ -27,8 +34,8 @@ ROUTES: tuple[Route, ...] = (
         handler=chat.chat_completions,
         summary="Answer a conversation",
         body=ChatBody,
-        response=Response,
-        chunk=Response,
+        response=ChatResponse,
+        chunk=ChatResponse,
         errors=GENERATES,
         tag="generation",
     ),

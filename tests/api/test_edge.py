@@ -6,6 +6,7 @@ import asyncio
 import json
 import logging
 import os
+import signal
 import ssl
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,7 +22,8 @@ from quire.api.access_log import GONE, LOGGER_NAME
 from quire.api.auth import OPEN_PATHS, ApiKeys, name_of, read_keys
 from quire.api.limits import Limits
 from quire.api.routes.table import ROUTES
-from quire.api.server import Server, ServerOptions, bind
+from quire.api.server import Server, ServerOptions, bind, serve
+from quire.engine.config import EngineConfig
 from quire.engine.errors import ConfigError
 
 BODY = {"prompt": "hi"}
@@ -100,6 +102,23 @@ async def test_a_file_of_keys_is_read_again(
     fake.server.reload()
     assert "not read again" in caplog.text
     assert [await opens(key) for key in keys] == [True, False, False, True, False, False]
+
+
+async def test_signals_reload_and_drain(
+    model_folder: Path, key_file: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "quire")
+    config = EngineConfig(
+        model=str(model_folder), load_format="dummy", backend="reference", num_kv_blocks=64
+    )
+    begun = asyncio.Event()
+    options = ServerOptions(port=0, api_key_file=str(key_file))
+    serving = asyncio.create_task(serve(config, options, lambda url, engine: begun.set()))
+    await begun.wait()
+    os.kill(os.getpid(), signal.SIGHUP)
+    os.kill(os.getpid(), signal.SIGTERM)
+    await asyncio.wait_for(serving, 30)
+    assert "were read again" in caplog.text
 
 
 async def test_tls_with_a_certificate_of_the_files(serve_fake: Any, tmp_path: Path) -> None:
