@@ -144,7 +144,8 @@ async def test_the_real_queue_never_holds_more(model_folder: Any) -> None:
         server = Server(engine, ServerOptions(limits=Limits(max_queued_requests=4)))
         await server.start(bind("127.0.0.1", 0))
         most = 0
-        add = engine.front.add
+        front: Any = engine.front
+        add = front.add
 
         def watch(*given: Any) -> Any:
             nonlocal most
@@ -152,7 +153,7 @@ async def test_the_real_queue_never_holds_more(model_folder: Any) -> None:
             most = max(most, engine.num_waiting)
             return state
 
-        engine.front.add = watch  # type: ignore[method-assign]
+        front.add = watch
         async with aiohttp.ClientSession() as session:
 
             async def ask(n: int) -> int:

@@ -152,11 +152,12 @@ def test_a_certificate_that_is_none_is_told(tmp_path: Path, serve_fake: Any) -> 
     engine = serve_fake.engine()
     empty = tmp_path / "empty.pem"
     empty.write_text("")
-    for options in (
+    given: list[dict[str, Any]] = [
         {"ssl_certfile": str(empty)},
         {"ssl_certfile": str(tmp_path / "none.pem")},
         {"ssl_keyfile": str(empty)},
-    ):
+    ]
+    for options in given:
         with pytest.raises(ConfigError, match="ssl_"):
             Server(engine, ServerOptions(**options))
 

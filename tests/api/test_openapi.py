@@ -48,7 +48,7 @@ def test_what_a_route_answers_fits_its_schema(live: Any, route: Route) -> None:
     """Responses are those of a real engine; bodies are the smallest that are right."""
     if route.path in ("/sleep", "/reset_prefix_cache"):
         pytest.skip("not while other tests use the engine")
-    bodies = {
+    bodies: dict[str, Any] = {
         "/v1/completions": {"prompt": "a", "max_tokens": 2, "logprobs": 1, "echo": True},
         "/v1/chat/completions": {
             "messages": [{"role": "user", "content": "a"}],
@@ -121,7 +121,8 @@ def operations(demo: Any) -> list[Any]:
     """What schemathesis reads in the document of a server with the bundled model."""
     document = requests.get(f"{demo.url}/openapi.json", timeout=60).json()
     schema = schemathesis.openapi.from_dict(document)
-    found = [result.ok() for result in schema.get_all_operations()]
+    results: list[Any] = list(schema.get_all_operations())
+    found = [result.ok() for result in results]
     assert len(found) == len(ROUTES)
     return [one for one in found if one.path not in ("/sleep", "/wake_up")]
 
