@@ -11,7 +11,7 @@ import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
-from quire import AsyncEngine
+from quire import AsyncEngine, SamplingParams
 from quire.api.admission import MAX_RETRY_S, Admission, Ticket
 from quire.api.errors import ApiError
 from quire.api.limits import Limits
@@ -123,6 +123,23 @@ async def test_a_full_queue_is_told_before_anything_is_done(serve_fake: Any) -> 
     assert fake.server.state.admission.num_queued == 2
 
 
+async def test_what_runs_does_not_wait(serve_fake: Any) -> None:
+    """The engine has all answers of a request as soon as it has begun each, and says who waits."""
+    engine = serve_fake.engine(gate=asyncio.Semaphore(0))
+    fake = await serve_fake(engine, limits=Limits(max_queued_requests=2))
+    asking = []
+    for num in (2, 4):
+        body = {"prompt": ["a", "b"], "stream": True}
+        url = f"{fake.url}/v1/completions"
+        asking.append(asyncio.create_task(fake.session.post(url, json=body)))
+        await engine.until(lambda num=num: len(engine.started) == num)
+        assert fake.server.state.admission.num_queued == 0
+    for one in asking:
+        one.cancel()
+    await asyncio.gather(*asking, return_exceptions=True)
+    await engine.until(lambda: len(engine.aborted) == 4)
+
+
 @pytest.mark.parametrize("bad", [{"prompt": [2**20]}, {"prompt": [5] * 500}, {"temperature": -1}])
 async def test_bad_requests_leave_no_place_taken(serve_fake: Any, bad: dict[str, Any]) -> None:
     fake = await serve_fake(limits=Limits(max_queued_requests=1))
@@ -133,6 +150,17 @@ async def test_bad_requests_leave_no_place_taken(serve_fake: Any, bad: dict[str,
     async with fake.session.post(f"{fake.url}/v1/completions", json={"prompt": "hi"}) as response:
         assert response.status == 200
     assert fake.server.state.admission.num_queued == 0
+
+
+async def test_answers_that_fork_later_wait_too(engine: AsyncEngine) -> None:
+    """The first of n computes the prompt; the engine knows of the others, and says so."""
+    seen: list[int] = []
+    params = SamplingParams(n=3, max_tokens=4, temperature=1, ignore_eos=True)
+    stream = engine.generate([7, 8, 9], params, on_added=lambda: seen.append(engine.num_waiting))
+    async for _ in stream:
+        pass
+    assert seen == [3]
+    assert engine.num_waiting == 0
 
 
 async def test_the_real_queue_never_holds_more(model_folder: Any) -> None:

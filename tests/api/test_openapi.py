@@ -14,7 +14,7 @@ import schemathesis
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from quire.api.auth import OPEN_PATHS
-from quire.api.openapi import PLACE, make_document
+from quire.api.openapi import PLACE, Documents, make_document
 from quire.api.route import Route
 from quire.api.routes.table import ROUTES
 
@@ -108,6 +108,20 @@ def test_the_page_holds_the_document_and_fetches_nothing(live: Any) -> None:
     assert PLACE not in script
     held = json.JSONDecoder().raw_decode(script[script.index("{") :])[0]
     assert held == requests.get(f"{live.url}/openapi.json", timeout=60).json()
+
+
+def test_no_text_of_a_route_ends_the_script() -> None:
+    mean = Route(
+        method="GET",
+        path="/x",
+        handler=lambda request: None,
+        summary="</script><b>",  # type: ignore[arg-type,return-value]
+    )
+    parser = Scripts()
+    parser.feed(Documents([mean], asks_key=False).page.decode())
+    (script,) = parser.scripts
+    held = json.JSONDecoder().raw_decode(script[script.index("{") :])[0]
+    assert held["paths"]["/x"]["get"]["summary"] == mean.summary
 
 
 def bounded(body: Any) -> Any:

@@ -96,6 +96,16 @@ async def test_a_generation_is_one_span_of_the_clients_trace(traced: Any, stream
     assert "ann" not in json.dumps(told, default=str)
 
 
+async def test_what_came_from_the_cache_is_told(traced: Any) -> None:
+    url, written = traced
+    for _ in range(2):
+        assert await post(url, BODY | {"prompt": list(range(10, 60))}) == 200
+    name = "gen_ai.usage.cache_read.input_tokens"
+    first, second = [dict(span.attributes or {})[name] for span in written.get_finished_spans()]
+    assert first == 0
+    assert second >= 32
+
+
 @pytest.mark.parametrize("header", ["", "garbage", f"00-{'0' * 32}-{PARENT}-01"])
 async def test_without_a_trace_of_the_client_one_begins(traced: Any, header: str) -> None:
     url, written = traced
