@@ -47,10 +47,9 @@ class InlineExecutor:
         """See Executor.close."""
         self._launching.close()
         self._landing.close()
-        runner, self._runner, self._last = self._runner, None, None
-        if runner is not None and runner.model.device.type == "cuda":
-            del runner
-            torch.cuda.empty_cache()
+        self._runner = self._last = None
+        # Gives memory that nobody holds now back to the machine; nothing where there is no GPU.
+        torch.cuda.empty_cache()
 
     def _launch(self, plan: StepPlan, future: Future[StepResult]) -> None:
         """Launch a step. Where nothing is on its way before it and it has landed, it is done."""
