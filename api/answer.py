@@ -10,6 +10,7 @@ import asyncio
 import logging
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
+from functools import partial
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -17,8 +18,11 @@ from aiohttp import web
 from msgspec.structs import replace
 
 from ..engine.request import RequestOutput
+from .account import Account, account_of
 from .errors import SERVER, ApiError, api_error
+from .outlet import respond
 from .reply import Reply
+from .route import JSON
 from .sse import EventStream
 from .state import STATE, ServerState
 
@@ -31,7 +35,14 @@ Batch = list[tuple[int, RequestOutput]]
 
 
 def check_accepting(state: ServerState) -> None:
-    """Refuse new work while the server stops."""
+    """Refuse new work while the server stops or sleeps."""
+    if state.engine.is_sleeping:
+        raise ApiError(
+            "The engine sleeps: POST /wake_up first.",
+            status=503,
+            kind=SERVER,
+            code="engine_sleeping",
+        )
     if state.draining or not state.engine.is_running:
         raise ApiError(
             "The server is stopping and takes no new requests.",
@@ -41,6 +52,13 @@ def check_accepting(state: ServerState) -> None:
         )
 
 
+def admit(request: web.Request, num_answers: int) -> None:
+    """Give a request its places in the queue, until it is over. ApiError 429 if there are none."""
+    account = account_of(request)
+    assert account.ticket is None, "a request is admitted once"
+    account.ticket = request.app[STATE].admission.admit(num_answers)
+
+
 async def answer(
     request: web.Request, prepared: Sequence[Prepared], reply: Reply, *, stream: bool
 ) -> web.StreamResponse:
@@ -48,42 +66,64 @@ async def answer(
 
     stream: as the output_kind of what is prepared.
     """
-    engine = request.app[STATE].engine
-    streams = [engine.generate(one) for one in prepared]
+    state, account = request.app[STATE], account_of(request)
+    _describe(account, prepared, reply)
+    streams = [_generate(state, account, one) for one in prepared]
     async with aclosing(merge(streams)) as batches:
         if stream:
             return await _respond_stream(request, batches, reply)
         outputs: dict[int, RequestOutput] = {}
         async for batch in batches:
+            account.note(batch)
             outputs.update(one_by_one(batch, reply))
     ended = [outputs[index] for index in sorted(outputs)]
     for output in ended:
         check_output(output)
-    return web.Response(
-        body=msgspec.json.encode(reply.whole(ended)), content_type="application/json"
-    )
+    data = msgspec.json.encode(reply.whole(ended))
+    return await respond(request, data, state.limits, {"Content-Type": JSON})
+
+
+def _generate(
+    state: ServerState, account: Account, prepared: Prepared
+) -> AsyncGenerator[RequestOutput, None]:
+    """Begin to generate; from when the engine has the request, it counts as waiting there."""
+    ticket = account.ticket
+    assert ticket is not None, "what generates is admitted first"
+    num = prepared.request.params.n if prepared.beams is None else prepared.beams.n
+    return state.engine.generate(prepared, on_added=partial(ticket.hand_over, num))
+
+
+def _describe(account: Account, prepared: Sequence[Prepared], reply: Reply) -> None:
+    """Note for the log and for traces what was asked."""
+    first = prepared[0]
+    asked = first.request.params if first.beams is None else first.beams
+    account.tenant = first.request.tenant or account.tenant
+    account.model, account.response_id = reply.model, reply.response_id
+    account.temperature, account.max_tokens = asked.temperature, asked.max_tokens
+    account.top_p = getattr(asked, "top_p", None)
 
 
 async def _respond_stream(
     request: web.Request, batches: AsyncGenerator[Batch, None], reply: Reply
 ) -> web.StreamResponse:
-    """Headers leave with the first output, so that what fails before it has its own status."""
-    first = await anext(batches)
-    # Of a search all answers come here; the best are kept once.
-    first = [(place, reply.keep_best(output)) for place, output in first]
-    for _, output in one_by_one(first, reply):
-        check_output(output)
-    events = await EventStream.open(request)
-    try:
-        await events.send(_chunks(first, reply))
-        async for batch in batches:
-            await events.send(_chunks(batch, reply))
-        await events.send(reply.end())
-    except ConnectionError:
-        raise
-    except Exception as error:
-        await events.send([api_error(error).body()])
-    return await events.close()
+    """What fails before the first output, and the first heartbeat, has its own status."""
+    account = account_of(request)
+    async with EventStream(request, request.app[STATE].limits) as events:
+        try:
+            async for batch in batches:
+                account.note(batch)
+                await events.send(_chunks(batch, reply))
+            await events.send(reply.end())
+        except ConnectionError:
+            raise
+        except Exception as error:
+            if not events.is_open:
+                raise
+            # The engine does not work on while the client reads.
+            await batches.aclose()
+            told = api_error(error, account.request_id)
+            await events.send([told.body(account.request_id)])
+        return await events.close()
 
 
 def _chunks(batch: Batch, reply: Reply) -> list[msgspec.Struct]:
@@ -114,14 +154,15 @@ def check_output(output: RequestOutput) -> None:
 async def merge(streams: Sequence[AsyncGenerator[RequestOutput, None]]) -> AsyncGenerator[Batch]:
     """Run streams concurrently; yield what is ready, with the index of its stream.
 
-    The first exception of a stream ends all. Closing closes all.
+    The first exception of a stream ends all. Closing closes all. While nobody asks for more, a
+    stream gets ahead by two outputs at most: what comes then gathers in its request's state.
     """
     if len(streams) == 1:
         async with aclosing(streams[0]) as only:
             async for output in only:
                 yield [(0, output)]
         return
-    ready: asyncio.Queue[tuple[int, RequestOutput | Exception | None]] = asyncio.Queue()
+    ready: asyncio.Queue[tuple[int, RequestOutput | Exception | None]] = asyncio.Queue(len(streams))
     pumps = [
         asyncio.create_task(_pump(index, stream, ready)) for index, stream in enumerate(streams)
     ]
@@ -157,7 +198,7 @@ async def _pump(
     try:
         async with aclosing(stream):
             async for output in stream:
-                ready.put_nowait((index, output))
-        ready.put_nowait((index, None))
+                await ready.put((index, output))
+        await ready.put((index, None))
     except Exception as error:
-        ready.put_nowait((index, error))
+        await ready.put((index, error))

@@ -1,37 +1,85 @@
-"""API keys: every path but /health asks for `Authorization: Bearer KEY` when keys were given."""
+"""API keys: every path but /health asks for `Authorization: Bearer KEY` when keys were given.
+
+What is open is listed here, so that a new route is closed without anybody thinking of it. Only
+digests are kept of keys.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import hmac
+import logging
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Literal
 
 from aiohttp import web
 from aiohttp.typedefs import Handler, Middleware
 
+from ..engine.errors import ConfigError
+from .account import account_of
 from .errors import ApiError
+
+logger = logging.getLogger("quire")
 
 OPEN_PATHS = frozenset({"/health"})
 
 
-def auth_middleware(api_keys: Sequence[str]) -> Middleware:
+class ApiKeys:
+    """The keys that open a server: some given, some of a file, which may change."""
+
+    def __init__(self, keys: Sequence[str] = (), file: Path | None = None) -> None:
+        """ConfigError where the file cannot be read or has no key."""
+        self._given = tuple(keys)
+        self._file = file
+        self._digests: tuple[bytes, ...] = ()
+        self.reload()
+
+    def reload(self) -> None:
+        """Read the file again. ConfigError, and the keys stay as they were, where that fails."""
+        keys = [*self._given, *(read_keys(self._file) if self._file is not None else ())]
+        self._digests = tuple(map(_digest, keys))
+
+    def __bool__(self) -> bool:
+        return bool(self._digests)
+
+    def open_with(self, digest: bytes) -> bool:
+        """Whether a key of this digest is one of them."""
+        # Digests have one length and every key is compared, so the time tells nothing.
+        return sum(hmac.compare_digest(digest, one) for one in self._digests) > 0
+
+
+def read_keys(file: Path) -> list[str]:
+    """Read one key a line, but for empty lines and those that begin with #. ConfigError."""
+    try:
+        lines = file.read_text(encoding="utf-8").splitlines()
+        mode = file.stat().st_mode
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"api_key_file {str(file)!r} cannot be read: {error}.") from error
+    keys = [key for line in lines if (key := line.strip()) and not key.startswith("#")]
+    if not keys:
+        raise ConfigError(f"api_key_file {str(file)!r} has no key: write one a line.")
+    if mode & 0o077:
+        logger.warning("The API keys in %s can be read by others than their owner: chmod 600", file)
+    return keys
+
+
+def auth_middleware(keys: ApiKeys) -> Middleware:
     """A middleware that lets only requests with one of the keys pass."""
-    digests = [_digest(key) for key in api_keys]
 
     @web.middleware
     async def check(request: web.Request, handler: Handler) -> web.StreamResponse:
         if request.path in OPEN_PATHS:
             return await handler(request)
         scheme, given = _given(request)
-        # Digests have one length and every key is compared, so the time tells nothing.
-        matches = sum(hmac.compare_digest(given, digest) for digest in digests)
-        if scheme != "bearer" or not matches:
+        if scheme != "bearer" or not keys.open_with(given):
             raise ApiError(
                 "The API key is missing or wrong: send it as `Authorization: Bearer KEY`.",
                 status=401,
                 code="invalid_api_key",
+                headers={"WWW-Authenticate": "Bearer"},
             )
+        account_of(request).tenant = _key_name(request)
         return await handler(request)
 
     return check

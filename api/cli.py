@@ -68,6 +68,18 @@ HELP = {
 }
 """One line for each field of EngineConfig but `model`."""
 
+LIMITS_HELP = {
+    "max_queued_requests": "most answers that wait for their turn: 429 above; not given: no limit",
+    "max_body_bytes": "most bytes of a request, as 32MiB or a number",
+    "max_header_bytes": "most bytes of a request's line and of each header",
+    "max_nesting": "most lists and objects inside each other in a request",
+    "max_answers": "most prompts of a request times n",
+    "stream_buffer_bytes": "most bytes that wait for a client to read its response",
+    "slow_reader_timeout_s": "seconds after which a client that reads nothing is cut; 0: never",
+    "sse_heartbeat_s": "seconds of silence after which a stream gets a comment; 0: none",
+}
+"""One line for each field of Limits that is an option."""
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command line; return the exit code."""
@@ -109,6 +121,15 @@ def make_parser() -> argparse.ArgumentParser:
         help="ask for this key on every path but /health; repeatable; also QUIRE_API_KEY",
     )
     group.add_argument(
+        "--api-key-file",
+        metavar="FILE",
+        help="more keys, one a line, # for comments; read again on SIGHUP",
+    )
+    group.add_argument(
+        "--ssl-certfile", metavar="FILE", help="serve over TLS; read again on SIGHUP"
+    )
+    group.add_argument("--ssl-keyfile", metavar="FILE", help="the key of the certificate")
+    group.add_argument(
         "--allowed-origins",
         action="append",
         default=[],
@@ -127,9 +148,43 @@ def make_parser() -> argparse.ArgumentParser:
         action="store_true",
         help="let requests with different API keys find each other's cached prefixes",
     )
-    group.add_argument("--log-requests", action="store_true", help="one line for each request")
+    group.add_argument(
+        "--access-log",
+        choices=("json", "text", "off"),
+        default="off",
+        help="one line on stdout for each request: who, what, how long, how many tokens (off)",
+    )
+    group.add_argument(
+        "--otlp-traces-endpoint",
+        metavar="URL",
+        help="send a trace of each generation there by OTLP over HTTP; needs quire[tracing]",
+    )
+    _add_limits(serve)
     _add_engine_options(serve)
+    _add_other_commands(commands)
+    return parser
 
+
+def _add_limits(parser: argparse.ArgumentParser) -> None:
+    """An option for each limit that has a line of help."""
+    from .limits import Limits
+
+    group = parser.add_argument_group("limits")
+    defaults = Limits()
+    for name, text in LIMITS_HELP.items():
+        default = getattr(defaults, name)
+        kind: Any = float if name.endswith("_s") else int
+        group.add_argument(
+            "--" + name.replace("_", "-"),
+            type=_bytes if name.endswith("_bytes") else kind,
+            default=default,
+            metavar="N",
+            help=text if default is None else f"{text} ({default})",
+        )
+
+
+def _add_other_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """All but `serve`."""
     run = commands.add_parser("run", help="chat in the terminal", allow_abbrev=False)
     run.set_defaults(command=_run, parser=run)
     group = run.add_argument_group("chat")
@@ -153,7 +208,6 @@ def make_parser() -> argparse.ArgumentParser:
     replay.add_argument("--request", metavar="ID", help="run this request alone")
     replay.add_argument("--model", metavar="MODEL", help="where the model is now")
     _add_field_options(replay)
-    return parser
 
 
 def _add_engine_options(parser: argparse.ArgumentParser) -> None:
@@ -266,31 +320,61 @@ def _set_up_logging() -> None:
 
 
 def _serve(config: EngineConfig, options: argparse.Namespace) -> int:
+    from pathlib import Path
+
+    from .auth import read_keys
+    from .limits import Limits
     from .server import ServerOptions, serve
 
     environment_key = api_key_from_environment()
     keys = [*options.api_key, *([environment_key] if environment_key else [])]
     if not all(key.strip() for key in keys):
         options.parser.error("--api-key is empty: it must have at least one character.")
+    of_file = [] if options.api_key_file is None else read_keys(Path(options.api_key_file))
     if config.tenant_weights:
-        config = _name_tenants(config, keys)
+        config = _name_tenants(config, [*keys, *of_file])
+    try:
+        limits = Limits(**{name: getattr(options, name) for name in LIMITS_HELP})
+    except ConfigError as error:
+        options.parser.error(str(error))
+    if options.access_log != "off":
+        _set_up_access_log()
     server_options = ServerOptions(
         host=options.host,
         port=options.port,
         api_keys=keys,
+        api_key_file=options.api_key_file,
+        ssl_certfile=options.ssl_certfile,
+        ssl_keyfile=options.ssl_keyfile,
         allowed_origins=options.allowed_origins,
         share_prefix_cache=options.share_prefix_cache,
         drain_timeout_s=options.drain_timeout,
-        log_requests=options.log_requests,
+        access_log=options.access_log,
+        otlp_traces_endpoint=options.otlp_traces_endpoint,
+        limits=limits,
     )
+    asks_key = bool(keys or of_file)
 
     def announce(url: str, engine: Engine) -> None:
-        print(greeting(url, engine.model_name, asks_key=bool(keys)), flush=True)
+        print(greeting(url, engine.model_name, asks_key=asks_key), flush=True)
 
     # Until there is something to drain (the server then takes the signal over) Ctrl-C just ends it.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     asyncio.run(serve(config, server_options, announce))
     return 0
+
+
+def _set_up_access_log() -> None:
+    """Write the access log's lines to stdout, as they are."""
+    from .access_log import LOGGER_NAME
+
+    access = logging.getLogger(LOGGER_NAME)
+    access.setLevel(logging.INFO)
+    access.propagate = False
+    if not access.handlers:
+        handler = logging.StreamHandler(sys.stdout)
+        handler.setFormatter(logging.Formatter("%(message)s"))
+        access.addHandler(handler)
 
 
 def _name_tenants(config: EngineConfig, keys: list[str]) -> EngineConfig:

@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from ..engine.text.prepare import Prepared, Prompt
     from .state import Engine
 
-MAX_PROMPTS = 2048
 DEFAULT_MAX_TOKENS = 16
 """OpenAI's, for completions; a chat answer may fill the context."""
 LONG_TEXT_CHARS = 4096
@@ -141,7 +140,9 @@ def _params(body: GenerationBody, max_tokens: int | None, logprobs: int | None) 
     return SamplingParams(max_tokens=max_tokens, logprobs=logprobs, output_kind=kind, **given)
 
 
-def split_prompts(prompt: str | list[str | int | list[int]], n: int = 1) -> list[str | list[int]]:
+def split_prompts(
+    prompt: str | list[str | int | list[int]], n: int, max_answers: int
+) -> list[str | list[int]]:
     """The prompts of a completion: a text, token ids, or a list of either; n: answers of each."""
     if isinstance(prompt, str):
         prompts: list[Any] = [prompt]
@@ -157,13 +158,13 @@ def split_prompts(prompt: str | list[str | int | list[int]], n: int = 1) -> list
             "or all lists of token ids.",
             param="prompt",
         )
-    if len(prompts) > MAX_PROMPTS:
+    if len(prompts) > max_answers:
         raise ApiError(
-            f"prompt has {len(prompts)} prompts: at most {MAX_PROMPTS} are allowed.", param="prompt"
+            f"prompt has {len(prompts)} prompts: at most {max_answers} are allowed.", param="prompt"
         )
-    if len(prompts) * n > MAX_PROMPTS:
+    if len(prompts) * n > max_answers:
         raise ApiError(
-            f"prompt has {len(prompts)} prompts and n is {n}: at most {MAX_PROMPTS} answers "
+            f"prompt has {len(prompts)} prompts and n is {n}: at most {max_answers} answers "
             "together are allowed.",
             param="n",
         )

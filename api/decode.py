@@ -17,11 +17,13 @@ from aiohttp.http_exceptions import HttpProcessingError
 from msgspec import Struct
 
 from .errors import ApiError
+from .limits import Limits
+from .nesting import is_deeper
 from .schema import ALSO, NEVER, GenerationBody, Only
+from .state import STATE
 
-Body = TypeVar("Body", bound=GenerationBody)
+Body = TypeVar("Body", bound=Struct)
 
-MAX_BODY_BYTES = 32 * 2**20
 SHOWN_CHARS = 80
 
 
@@ -31,23 +33,30 @@ async def read_body(request: web.Request, kind: type[Body]) -> Body:
         raise ApiError(
             f"Content-Type is {request.content_type}: it must be application/json.", status=415
         )
+    limits = request.app[STATE].limits
+    most = limits.max_body_bytes
     try:
         length = request.content_length or 0
-        if length > MAX_BODY_BYTES:
-            raise web.HTTPRequestEntityTooLarge(MAX_BODY_BYTES, length)
+        if length > most:
+            raise web.HTTPRequestEntityTooLarge(most, length)
         data = await request.read()
     except web.HTTPRequestEntityTooLarge as error:
         raise ApiError(
-            f"The body is too large: at most {MAX_BODY_BYTES} bytes (32 MiB) are allowed.",
+            f"The body is too large: at most {most} bytes ({most / 2**20:g} MiB) are allowed.",
             status=413,
         ) from error
     except (HttpProcessingError, web.RequestPayloadError) as error:
         raise ApiError(f"The body cannot be read: {shorten(str(error))}.") from error
-    return decode(data, kind)
+    return decode(data, kind, limits)
 
 
-def decode(data: bytes, kind: type[Body]) -> Body:
+def decode(data: bytes, kind: type[Body], limits: Limits) -> Body:
     """Decode and check a JSON body. ApiError 400."""
+    if is_deeper(data, limits.max_nesting):
+        raise ApiError(
+            "The body is nested too deeply: lists and objects may lie at most "
+            f"{limits.max_nesting} deep in each other."
+        )
     try:
         body = msgspec.json.decode(data, type=kind)
     except msgspec.ValidationError as error:
@@ -59,7 +68,7 @@ def decode(data: bytes, kind: type[Body]) -> Body:
     except RecursionError as error:
         raise ApiError("The body is nested too deeply.") from error
     check_only(body)
-    if body.stream_options is not None:
+    if isinstance(body, GenerationBody) and body.stream_options is not None:
         check_only(body.stream_options, "stream_options.")
         if not body.stream:
             raise ApiError("stream_options needs stream: true.", param="stream_options")
@@ -68,7 +77,7 @@ def decode(data: bytes, kind: type[Body]) -> Body:
 
 def check_only(body: Struct, prefix: str = "") -> None:
     """Refuse values that are not supported. ApiError names the field."""
-    for field, allowed in _only_fields(type(body)):
+    for field, allowed in only_fields(type(body)):
         value = getattr(body, field)
         if value is None or any(_same(value, one) for one in allowed):
             continue
@@ -80,7 +89,7 @@ def check_only(body: Struct, prefix: str = "") -> None:
 
 
 @cache
-def _only_fields(kind: type[Struct]) -> tuple[tuple[str, tuple[Any, ...]], ...]:
+def only_fields(kind: type[Struct]) -> tuple[tuple[str, tuple[Any, ...]], ...]:
     """The fields of a body that have few supported values, with these."""
     found = []
     for field in msgspec.structs.fields(kind):

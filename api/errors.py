@@ -7,6 +7,7 @@ the log does.
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from http import HTTPStatus
 
 import msgspec
@@ -14,6 +15,7 @@ from aiohttp import web
 from aiohttp.typedefs import Handler
 
 from ..engine.errors import EngineError, ParamsError, QuireError
+from .account import find_account
 from .schema import ErrorBody, ErrorDetail
 
 logger = logging.getLogger("quire")
@@ -33,16 +35,18 @@ class ApiError(QuireError):
         kind: str = INVALID,
         param: str | None = None,
         code: str | None = None,
+        headers: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__(message)
         self.status = status
         self.kind = kind
         self.param = param
         self.code = code
+        self.headers = dict(headers or {})
 
-    def body(self) -> ErrorBody:
+    def body(self, request_id: str | None = None) -> ErrorBody:
         """What the client reads."""
-        return ErrorBody(ErrorDetail(str(self), self.kind, self.param, self.code))
+        return ErrorBody(ErrorDetail(str(self), self.kind, self.param, self.code, request_id))
 
 
 def internal_error() -> ApiError:
@@ -50,8 +54,8 @@ def internal_error() -> ApiError:
     return ApiError("The server failed on this request; its log says why.", status=500, kind=SERVER)
 
 
-def api_error(error: Exception) -> ApiError:
-    """What a client is told of an exception."""
+def api_error(error: Exception, request_id: str | None = None) -> ApiError:
+    """What a client is told of an exception. request_id: for the log."""
     match error:
         case ApiError():
             return error
@@ -66,7 +70,7 @@ def api_error(error: Exception) -> ApiError:
         case web.HTTPException():
             return _http_error(error)
         case _:
-            logger.error("internal error", exc_info=error)
+            logger.error("internal error in request %s", request_id, exc_info=error)
             return internal_error()
 
 
@@ -75,13 +79,20 @@ def _http_error(error: web.HTTPException) -> ApiError:
     return ApiError(message, status=error.status, kind=INVALID if error.status < 500 else SERVER)
 
 
-def error_response(error: ApiError) -> web.Response:
+def error_response(error: ApiError, request: web.Request) -> web.Response:
     """The whole answer to a failed request."""
     return web.Response(
         status=error.status,
-        body=msgspec.json.encode(error.body()),
+        headers=error.headers,
+        body=msgspec.json.encode(error.body(request_name(request))),
         content_type="application/json",
     )
+
+
+def request_name(request: web.Request) -> str | None:
+    """What the client may call a request that failed, when it asks about it."""
+    account = find_account(request)
+    return None if account is None else account.request_id
 
 
 @web.middleware
@@ -93,15 +104,11 @@ async def error_middleware(request: web.Request, handler: Handler) -> web.Stream
         raise  # the client is gone: nobody to tell
     except web.HTTPMethodNotAllowed as error:
         allowed = ", ".join(sorted(error.allowed_methods))
-        response = error_response(
-            ApiError(
-                f"{request.path} does not take {request.method}: it takes {allowed}.", status=405
-            )
-        )
-        response.headers["Allow"] = allowed
-        return response
+        message = f"{request.path} does not take {request.method}: it takes {allowed}."
+        wrong = ApiError(message, status=405, headers={"Allow": allowed})
+        return error_response(wrong, request)
     except web.HTTPNotFound:
         message = f"There is no {request.path[:200]} here: the API lies under /v1."
-        return error_response(ApiError(message, status=404, code="unknown_url"))
+        return error_response(ApiError(message, status=404, code="unknown_url"), request)
     except Exception as error:
-        return error_response(api_error(error))
+        return error_response(api_error(error, request_name(request)), request)

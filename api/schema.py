@@ -268,12 +268,45 @@ class Response(Struct, frozen=True, kw_only=True):
     """Of a chat."""
 
 
+class CompletionResponse(Response, frozen=True, kw_only=True):
+    """How /v1/completions describes its Response."""
+
+    choices: Sequence[CompletionChoice]
+
+
+class ChatResponse(Response, frozen=True, kw_only=True):
+    """How /v1/chat/completions describes its Response."""
+
+    choices: Sequence[ChatChoice]
+
+
+class ModelPermission(Struct, frozen=True, kw_only=True):
+    """What may be done with a model, vLLM's shape."""
+
+    id: str
+    created: int
+    object: str = "model_permission"
+    allow_create_engine: bool = False
+    allow_sampling: bool = True
+    allow_logprobs: bool = True
+    allow_search_indices: bool = False
+    allow_view: bool = True
+    allow_fine_tuning: bool = False
+    organization: str = "*"
+    group: str | None = None
+    is_blocking: bool = False
+
+
 class ModelCard(Struct, frozen=True, kw_only=True):
     """An entry of /v1/models."""
 
     id: str
     created: int
     max_model_len: int
+    root: str
+    """Where the weights came from."""
+    permission: list[ModelPermission]
+    parent: str | None = None
     object: str = "model"
     owned_by: str = "quire"
 
@@ -292,6 +325,8 @@ class ErrorDetail(Struct, frozen=True):
     type: str
     param: str | None = None
     code: str | None = None
+    request_id: str | None = None
+    """The X-Request-Id, to find the request in the log."""
 
 
 class ErrorBody(Struct, frozen=True):

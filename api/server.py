@@ -10,7 +10,9 @@ import asyncio
 import logging
 import signal
 import socket
+import ssl
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from aiohttp import web
@@ -18,11 +20,17 @@ from aiohttp.http_exceptions import HttpProcessingError
 from msgspec import Struct
 
 from ..engine.errors import ConfigError
+from .access_log import LOGGER_NAME, AccessLog, AccessLogFormat
 from .app import create_app
+from .auth import ApiKeys
+from .limits import Limits
 from .state import Engine, ServerState
+from .tracing import RequestTracer, make_tracer
 
 if TYPE_CHECKING:
     from ..engine.config import EngineConfig
+
+logger = logging.getLogger("quire")
 
 KEEPALIVE_S = 75.0
 BACKLOG = 1024
@@ -37,13 +45,22 @@ class ServerOptions(Struct, frozen=True, kw_only=True):
     port: int = 8000
     """0 takes a free one."""
     api_keys: Sequence[str] = ()
-    """None: everybody may ask."""
+    """None, and no file: everybody may ask."""
+    api_key_file: str | None = None
+    """More keys, one a line; read again on SIGHUP."""
+    ssl_certfile: str | None = None
+    """Serve over TLS with this certificate, and those that signed it; read again on SIGHUP."""
+    ssl_keyfile: str | None = None
+    """Its key; None: it is in the same file."""
     allowed_origins: Sequence[str] = ()
     """Web pages that may call from a browser; "*" is all."""
     share_prefix_cache: bool = False
     """Whether requests with different API keys may find each other's prefixes."""
     drain_timeout_s: float = 30.0
-    log_requests: bool = False
+    access_log: AccessLogFormat = "off"
+    otlp_traces_endpoint: str | None = None
+    """Where traces go, by OTLP over HTTP; None: nowhere."""
+    limits: Limits = Limits()
 
 
 def bind(host: str, port: int) -> socket.socket:
@@ -71,24 +88,66 @@ def _cannot_listen(host: str, port: int, error: OSError) -> ConfigError:
     )
 
 
+def make_ssl_context(options: ServerOptions) -> ssl.SSLContext | None:
+    """Return what TLS needs; None where no certificate was given. ConfigError if it is not good."""
+    if options.ssl_certfile is None:
+        if options.ssl_keyfile is not None:
+            raise ConfigError("ssl_keyfile needs ssl_certfile.")
+        return None
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    load_certificate(context, options)
+    return context
+
+
+def load_certificate(context: ssl.SSLContext, options: ServerOptions) -> None:
+    """Read the certificate and its key, again too: for connections from now on. ConfigError."""
+    assert options.ssl_certfile is not None, "no certificate was given"
+    try:
+        # A password would be asked for on the terminal.
+        context.load_cert_chain(options.ssl_certfile, options.ssl_keyfile, password=lambda: b"")
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"ssl_certfile {options.ssl_certfile!r} and ssl_keyfile {options.ssl_keyfile!r} "
+            f"cannot be used: {error}."
+        ) from error
+
+
 class Server:
     """An engine on a socket."""
 
-    def __init__(self, engine: Engine, options: ServerOptions) -> None:
+    def __init__(
+        self, engine: Engine, options: ServerOptions, tracer: RequestTracer | None = None
+    ) -> None:
+        """ConfigError where a file cannot be read. tracer: instead of that of the options."""
         self._options = options
-        isolate = bool(options.api_keys) and not options.share_prefix_cache
-        self.state = ServerState(engine, has_keys=bool(options.api_keys), isolate_keys=isolate)
+        file = options.api_key_file
+        self._keys = ApiKeys(options.api_keys, None if file is None else Path(file))
+        self._ssl = make_ssl_context(options)
+        endpoint = options.otlp_traces_endpoint
+        if tracer is None and endpoint is not None:
+            tracer = make_tracer(endpoint)
+        self._tracer = tracer
+        has_keys, limits = bool(self._keys), options.limits
+        isolate = has_keys and not options.share_prefix_cache
+        self.state = ServerState(engine, has_keys=has_keys, isolate_keys=isolate, limits=limits)
+        access_logger = None if options.access_log == "off" else logging.getLogger(LOGGER_NAME)
         app = create_app(
             self.state,
-            api_keys=options.api_keys,
+            api_keys=self._keys,
             allowed_origins=options.allowed_origins,
-            log_requests=options.log_requests,
+            access_log=AccessLog(access_logger, options.access_log) if access_logger else None,
+            tracer=tracer,
         )
         # A handler is cancelled when its client goes: that is what aborts the request at once.
         self._runner = web.AppRunner(
             app,
             handler_cancellation=True,
-            access_log=None,
+            access_log_class=AccessLog,
+            access_log=access_logger,
+            access_log_format=options.access_log,
+            max_line_size=limits.max_header_bytes,
+            max_field_size=limits.max_header_bytes,
+            max_headers=limits.max_headers,
             keepalive_timeout=KEEPALIVE_S,
             shutdown_timeout=CUT_TIMEOUT_S,
         )
@@ -99,11 +158,13 @@ class Server:
         host, port = sock.getsockname()[:2]
         await self._runner.setup()
         try:
-            await web.SockSite(self._runner, sock, backlog=BACKLOG).start()
+            site = web.SockSite(self._runner, sock, backlog=BACKLOG, ssl_context=self._ssl)
+            await site.start()
         except OSError as error:
             raise _cannot_listen(host, port, error) from error
         shown = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
-        self.url = f"http://[{shown}]:{port}" if ":" in shown else f"http://{shown}:{port}"
+        scheme = "http" if self._ssl is None else "https"
+        self.url = f"{scheme}://[{shown}]:{port}" if ":" in shown else f"{scheme}://{shown}:{port}"
 
     async def drain(self, hurry: asyncio.Event) -> None:
         """Refuse new requests and let the running ones finish, up to the timeout or `hurry`."""
@@ -117,9 +178,27 @@ class Server:
         for task in waiting:
             task.cancel()
 
+    @property
+    def can_reload(self) -> bool:
+        """Whether there are files that `reload` reads."""
+        return self._options.api_key_file is not None or self._ssl is not None
+
+    def reload(self) -> None:
+        """Read keys and certificate again; what cannot be read stays as it is, and is logged."""
+        try:
+            self._keys.reload()
+            if self._ssl is not None:
+                load_certificate(self._ssl, self._options)
+        except ConfigError as error:
+            logger.error("not read again: %s", error)
+        else:
+            logger.info("keys and certificate were read again")
+
     async def stop(self) -> None:
         """Close all connections."""
         await self._runner.cleanup()
+        if self._tracer is not None:
+            await asyncio.to_thread(self._tracer.close)
 
 
 def is_worth_logging(record: logging.LogRecord) -> bool:
@@ -143,8 +222,8 @@ async def serve(
         )  # torch: a taken port is known before it loads
 
         engine = AsyncEngine(config)
-        await engine.start()
         server = Server(engine, options)
+        await engine.start()
         stopping, hurry = asyncio.Event(), asyncio.Event()
 
         def on_signal() -> None:
@@ -153,6 +232,8 @@ async def serve(
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, on_signal)
+        if server.can_reload:
+            loop.add_signal_handler(signal.SIGHUP, server.reload)
         try:
             await server.start(sock)
             announce(server.url, engine)

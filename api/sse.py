@@ -1,18 +1,29 @@
-"""Server-sent events as OpenAI's clients read them: `data: {...}` chunks, then `data: [DONE]`."""
+"""Server-sent events as OpenAI's clients read them: `data: {...}` chunks, then `data: [DONE]`.
+
+The headers leave with the first event, so that what fails before it has a status of its own, or
+with the first heartbeat: a comment in a stream that was silent, so that no proxy takes it for dead.
+"""
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterable
+from contextlib import suppress
+from types import TracebackType
 
 import msgspec
 from aiohttp import web
 from msgspec import Struct
+
+from .limits import Limits
+from .outlet import Outlet
 
 HEADERS = {
     "Content-Type": "text/event-stream; charset=utf-8",
     "Cache-Control": "no-cache",
     "X-Accel-Buffering": "no",
 }
+HEARTBEAT = b": heartbeat\n\n"
 
 
 def event(body: Struct) -> bytes:
@@ -21,26 +32,66 @@ def event(body: Struct) -> bytes:
 
 
 class EventStream:
-    """An open stream of events on one response. Raises ConnectionError when the client is gone."""
+    """A stream of events on one response: an async context manager, whose heart beats inside.
 
-    def __init__(self, response: web.StreamResponse) -> None:
-        self._response = response
+    Raises ConnectionError when the client is gone, or was cut because it does not read.
+    """
 
-    @classmethod
-    async def open(cls, request: web.Request) -> EventStream:
-        """Send the headers."""
-        response = web.StreamResponse(headers=HEADERS)
-        await response.prepare(request)
-        return cls(response)
+    def __init__(self, request: web.Request, limits: Limits) -> None:
+        self._outlet = Outlet(request, web.StreamResponse(headers=HEADERS), limits)
+        self._every_s = limits.sse_heartbeat_s
+        self._writing = asyncio.Lock()
+        self._heart: asyncio.Task[None] | None = None
+        self.is_open = False
+        """Whether the headers have been sent: an error is an event from then on."""
+
+    async def __aenter__(self) -> EventStream:
+        if self._every_s:
+            self._heart = asyncio.create_task(self._beat(), name="quire-heartbeat")
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._heart is not None:
+            self._heart.cancel()
+            await asyncio.gather(self._heart, return_exceptions=True)
 
     async def send(self, bodies: Iterable[Struct]) -> None:
         """Send events in one write; wait while the client is slow to read."""
         data = b"".join(map(event, bodies))
         if data:
-            await self._response.write(data)
+            await self._write(data)
 
     async def close(self) -> web.StreamResponse:
         """Say that nothing more comes."""
-        await self._response.write(b"data: [DONE]\n\n")
-        await self._response.write_eof()
-        return self._response
+        await self._write(b"data: [DONE]\n\n")
+        async with self._writing:
+            return await self._outlet.close()
+
+    async def _write(self, data: bytes) -> None:
+        async with self._writing:
+            if not self.is_open:
+                self.is_open = True
+                await self._outlet.open()
+            await self._outlet.write(data)
+
+    async def _beat(self) -> None:
+        """Send a comment whenever nothing was sent for a while."""
+        loop = asyncio.get_running_loop()
+        started_s = loop.time()
+        # A client that is gone, or is cut here, has its handler cancelled by the server.
+        with suppress(ConnectionError):
+            while True:
+                last_s = max(started_s, self._outlet.written_s)
+                silent_s = loop.time() - last_s
+                if silent_s < self._every_s:
+                    await asyncio.sleep(self._every_s - silent_s)
+                elif self._writing.locked():
+                    # Somebody waits for the client to read: there is no lack of bytes.
+                    await asyncio.sleep(self._every_s)
+                else:
+                    await self._write(HEARTBEAT)

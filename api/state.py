@@ -15,10 +15,13 @@ from typing import TYPE_CHECKING, Any, Protocol
 from aiohttp import web
 
 from .. import __version__
+from ..engine.config import EngineConfig
 from ..engine.metrics import EngineMetrics
 from ..engine.params import BeamSearchParams, SamplingParams
 from ..engine.request import RequestOutput
 from ..engine.timeline import Timelines
+from .admission import Admission
+from .limits import Limits
 
 if TYPE_CHECKING:
     from ..engine.text.prepare import Prepared, Prompt
@@ -30,6 +33,8 @@ FINGERPRINT = f"quire-{__version__}"
 class Engine(Protocol):
     """The part of AsyncEngine that serves; tests fake it."""
 
+    @property
+    def config(self) -> EngineConfig: ...
     @property
     def tokenizer(self) -> Tokenizer: ...
     @property
@@ -43,7 +48,11 @@ class Engine(Protocol):
     @property
     def num_unfinished(self) -> int: ...
     @property
+    def num_waiting(self) -> int: ...
+    @property
     def is_running(self) -> bool: ...
+    @property
+    def is_sleeping(self) -> bool: ...
 
     def chat_prompt(self, messages: Sequence[dict[str, Any]], **options: Any) -> str: ...
 
@@ -63,7 +72,13 @@ class Engine(Protocol):
         prompt: Prompt | Prepared,
         params: SamplingParams | BeamSearchParams | None = None,
         request_id: str | None = None,
+        *,
+        on_added: Callable[[], None] | None = None,
     ) -> AsyncGenerator[RequestOutput, None]: ...
+
+    def reset_prefix_cache(self) -> bool: ...
+    async def sleep(self) -> None: ...
+    async def wake_up(self) -> None: ...
 
 
 def new_id() -> str:
@@ -76,8 +91,10 @@ class ServerState:
     """One server: its engine, its clock and names, and what it is doing."""
 
     engine: Engine
+    limits: Limits = field(default_factory=Limits)
     clock: Callable[[], float] = time.time
     """Seconds since 1970, for `created`."""
+    timer: Callable[[], float] = time.monotonic
     new_id: Callable[[], str] = new_id
     has_keys: bool = False
     """Whether every request brings an API key."""
@@ -90,9 +107,11 @@ class ServerState:
     idle: asyncio.Event = field(default_factory=asyncio.Event)
     """Set while there are none."""
     created: int = field(init=False)
+    admission: Admission = field(init=False)
 
     def __post_init__(self) -> None:
         self.created = int(self.clock())
+        self.admission = Admission(self.engine, self.limits.max_queued_requests, self.timer)
         self.idle.set()
 
 

@@ -14,7 +14,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
 from types import TracebackType
@@ -55,7 +55,14 @@ class AsyncEngine:
         self._events: dict[str, asyncio.Event] = {}
         self._idle = asyncio.Event()
         self._idle.set()
+        self._resting = asyncio.Event()
+        """Set when nothing is in flight and nothing can be launched."""
         self._accepting = False
+        self._sleeping = False
+        self._closed_executor = False
+        self._turning = asyncio.Lock()
+        self._turns: set[asyncio.Task[None]] = set()
+        """Falls into sleep and wakings that are not done; they go on when nobody waits for them."""
         self._error: BaseException | None = None
         self._compiling = ThreadPoolExecutor(NUM_COMPILING, "quire-compile")
 
@@ -76,6 +83,8 @@ class AsyncEngine:
             return
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._idle.wait(), drain_timeout_s)
+        for turn in self._turns:
+            turn.cancel()
         for request_id in front.open_ids:
             await self.abort(request_id)
         self._task.cancel()
@@ -133,9 +142,19 @@ class AsyncEngine:
         return self.front.num_open if self._front else 0
 
     @property
+    def num_waiting(self) -> int:
+        """Answers that were asked for and wait for their turn, preempted ones too."""
+        return self._front.num_waiting if self._front else 0
+
+    @property
     def is_running(self) -> bool:
         """Whether new requests are accepted."""
-        return self._accepting and not self.errored
+        return self._accepting and not self._sleeping and not self.errored
+
+    @property
+    def is_sleeping(self) -> bool:
+        """Whether sleep() was called, and wake_up() not since."""
+        return self._sleeping
 
     @property
     def errored(self) -> bool:
@@ -192,11 +211,13 @@ class AsyncEngine:
         priority: int = 0,
         cache_salt: str | None = None,
         tenant: str = "",
+        on_added: Callable[[], None] | None = None,
     ) -> AsyncGenerator[RequestOutput, None]:
         """Stream a request's output; the last one has `finished`. Closing the stream aborts it.
 
         What each output tells is params.output_kind; a beam search has but one, at its end.
-        tenant: whose request it is; tenants wait in turn.
+        tenant: whose request it is; tenants wait in turn. on_added: called when it counts in
+        num_waiting or runs.
         ParamsError for bad input, EngineError when the engine does not accept requests. A request
         that the engine could not finish ends with finish_reason "error" and `error` set.
         """
@@ -205,8 +226,10 @@ class AsyncEngine:
             prompt, params, request_id, priority=priority, cache_salt=cache_salt, tenant=tenant
         )
         if not self.is_running:
-            raise EngineError("the engine is shutting down or has failed: no new requests.")
+            raise EngineError("the engine is shutting down, sleeps or has failed: no new requests.")
         state = front.add(prepared, now_s)
+        if on_added is not None:
+            on_added()
         name, kind = prepared.request.request_id, prepared.request.params.output_kind
         event = self._events[name] = asyncio.Event()
         self._idle.clear()
@@ -264,6 +287,56 @@ class AsyncEngine:
         """End a request; its stream gets what it has with finish_reason "abort"."""
         self._tell(self.front.abort(request_id, time.monotonic()))
 
+    def reset_prefix_cache(self) -> bool:
+        """Forget all cached prefixes; False (and nothing happens) while a request is running."""
+        return self.front.core.reset_prefix_cache()
+
+    async def sleep(self) -> None:
+        """Take no new request, let those that were begun end, then give back the KV memory.
+
+        The weights stay. Goes on when it is cancelled.
+        """
+        self._sleeping = True
+        await self._turn(self._fall_asleep())
+
+    async def wake_up(self) -> None:
+        """Take requests again, with KV memory made anew. EngineError, and it sleeps on, if not."""
+        await self._turn(self._awake())
+
+    async def _turn(self, work: Coroutine[None, None, None]) -> None:
+        turn = asyncio.create_task(work)
+        self._turns.add(turn)
+        turn.add_done_callback(self._turns.discard)
+        await asyncio.shield(turn)
+
+    async def _fall_asleep(self) -> None:
+        async with self._turning:
+            self._sleeping = True
+            core = self.front.core
+            # Not until streams are closed: a client may be slow to read what has ended here.
+            while core.has_unfinished and not self.errored:
+                self._resting.clear()
+                await self._resting.wait()
+            if self.errored:
+                raise EngineError("the engine has failed: there is nothing to put to sleep.")
+            if not self._closed_executor:
+                executor = core.rest()
+                self._closed_executor = True
+                await asyncio.to_thread(executor.close)
+
+    async def _awake(self) -> None:
+        async with self._turning:
+            if self._closed_executor:
+                try:
+                    executor = await asyncio.to_thread(self.front.renew_executor)
+                except Exception as error:
+                    logger.exception("the engine cannot wake up")
+                    message = f"the engine cannot wake up: {type(error).__name__}: {error}"
+                    raise EngineError(message) from error
+                self.front.core.resume(executor)
+                self._closed_executor = False
+            self._sleeping = False
+
     def _tell(self, request_ids: Sequence[str]) -> None:
         for request_id in request_ids:
             event = self._events.get(request_id)
@@ -281,6 +354,7 @@ class AsyncEngine:
                 oldest = core.oldest
                 if oldest is None:
                     front.observe_step(0)
+                    self._resting.set()
                     self._wake.clear()
                     await self._wake.wait()
                     continue
@@ -300,6 +374,7 @@ class AsyncEngine:
         except BaseException as error:
             logger.exception("the engine stopped")
             self._error = error
+            self._resting.set()
             message = f"the engine stopped: {type(error).__name__}: {error}"
             self._tell(front.fail_all(message, time.monotonic()))
             raise

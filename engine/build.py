@@ -45,7 +45,7 @@ class EngineParts:
     config: EngineConfig
     core: EngineCore
     renew_executor: Callable[[], Executor]
-    """Make another executor for the same model, when the first one hangs."""
+    """Make another executor for the same model, when one hangs or was closed."""
     tokenizer_path: Path
     vocab_size: int
     max_model_len: int
@@ -62,10 +62,12 @@ def build_engine(config: EngineConfig) -> EngineParts:
     loaded = load_runner(config)
     config, limits = loaded.config, loaded.limits
     executor = InlineExecutor(loaded.runner, config.num_threads)
+    # Not the runner itself: an executor that is closed shall give back its memory.
+    renew = loaded.runner.renewal()
     return EngineParts(
         config=config,
         core=EngineCore(make_scheduler(config, limits), executor, overlap=limits.overlap),
-        renew_executor=lambda: InlineExecutor(loaded.runner.renewed(), config.num_threads),
+        renew_executor=lambda: InlineExecutor(renew(), config.num_threads),
         tokenizer_path=resolve_model(config.tokenizer or config.model),
         vocab_size=loaded.model_config.vocab_size,
         max_model_len=limits.max_model_len,

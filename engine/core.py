@@ -164,6 +164,16 @@ class EngineCore:
         """Go on with an executor whose device knows nothing yet."""
         self._executor = executor
 
+    def rest(self) -> Executor:
+        """Forget all cached prefixes and give up the executor, for the caller to close.
+
+        Nothing may be alive or in flight. `resume` must follow before the next launch.
+        """
+        assert not self.has_unfinished, "rest while there is work"
+        done = self.reset_prefix_cache()
+        assert done, "blocks are in use and no request is alive"
+        return self._executor
+
     def _drain(self) -> None:
         """Wait for the steps behind a failed one; what they gave is worthless."""
         while self._in_flight:

@@ -136,6 +136,12 @@ class Front:
         return len(self._open)
 
     @property
+    def num_waiting(self) -> int:
+        """Answers that wait for a place in a step, or for the first of their request."""
+        later = sum(len(self._open[name].later) for name in self._members if name in self._open)
+        return self.core.scheduler.num_waiting + later
+
+    @property
     def open_ids(self) -> list[str]:
         """Ids of their requests, oldest first."""
         return list(dict.fromkeys(entry.name for entry in self._open.values()))

@@ -22,6 +22,7 @@ OWNERS = {
     "triton": ("kernels/gpu/", "tests/", "fuzz/interpreter.py", "benchmarks/"),
     "asyncio": ("engine/async_engine.py", "api/", "tests/", "benchmarks/"),
     "aiohttp": ("api/", "tests/", "benchmarks/"),
+    "opentelemetry": ("api/tracing.py", "tests/"),
     "pickle": (),
 }
 
@@ -90,7 +91,7 @@ def test_import_pays_for_nothing_heavy(code: str) -> None:
 def test_serving_never_imports_transformers() -> None:
     """Starting must not pay seconds for it; only sentencepiece checkpoints need it, lazily."""
     names = modules_after("import quire.engine.llm, quire.engine.async_engine, quire.api.app")
-    assert not names & {"transformers", "triton", "sentencepiece"}
+    assert not names & {"transformers", "triton", "sentencepiece", "opentelemetry"}
 
 
 def test_the_symlink_for_type_checkers_points_home() -> None:

@@ -12,7 +12,7 @@ from aiohttp import web
 from msgspec.structs import replace
 
 from ...engine.params import num_kept
-from ..answer import answer, check_accepting
+from ..answer import admit, answer, check_accepting
 from ..auth import cache_salt, tenant_of
 from ..convert import (
     TokenPrompt,
@@ -51,9 +51,10 @@ async def chat_completions(request: web.Request) -> web.StreamResponse:
     tools = template_tools(body.tools, body.tool_choice)
     forced = forced_tools(body)
     params = chat_params(body)
+    admit(request, params.n)
     if forced is not None:
         params = replace(params, structured_outputs=forced.form)
-    prompt = await _token_prompt(engine, body, tools, num_kept(params, engine.max_model_len))
+    prompt = await token_prompt(engine, body, tools, num_kept(params, engine.max_model_len))
     check_length(("messages", len(prompt.token_ids)), chat_limit(body), engine.max_model_len)
     response_id = f"chatcmpl-{body.request_id or state.new_id()}"
     salt = cache_salt(request, body.cache_salt, isolate=state.isolate_keys)
@@ -86,9 +87,10 @@ async def chat_completions(request: web.Request) -> web.StreamResponse:
     return await answer(request, [prepared], reply, stream=bool(body.stream))
 
 
-async def _token_prompt(
+async def token_prompt(
     engine: Engine, body: ChatBody, tools: list[dict[str, Any]] | None, last: int | None
 ) -> TokenPrompt:
+    """Render and tokenize a conversation. last: tokens to keep of all, None for as many as fit."""
     text = engine.chat_prompt(
         template_messages(body.messages),
         tools=tools,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from aiohttp import web
 
 from ...engine.params import BeamSearchParams, SamplingParams, num_kept
-from ..answer import answer, check_accepting
+from ..answer import admit, answer, check_accepting
 from ..auth import cache_salt, tenant_of
 from ..convert import (
     TokenPrompt,
@@ -31,7 +31,9 @@ async def completions(request: web.Request) -> web.StreamResponse:
     check_accepting(state)
     check_model(body.model, engine.model_name)
     params = completion_params(body)
-    prompts = await _token_prompts(state, body, params)
+    given = split_prompts(body.prompt, params.n, state.limits.max_answers)
+    admit(request, len(given) * params.n)
+    prompts = await _token_prompts(state, body, given, params)
     response_id = f"cmpl-{body.request_id or state.new_id()}"
     salt = cache_salt(request, body.cache_salt, isolate=state.isolate_keys)
     tenant = tenant_of(request, body.user, by_key=state.has_keys)
@@ -75,13 +77,16 @@ async def completions(request: web.Request) -> web.StreamResponse:
 
 
 async def _token_prompts(
-    state: ServerState, body: CompletionBody, params: SamplingParams | BeamSearchParams
+    state: ServerState,
+    body: CompletionBody,
+    given: list[str | list[int]],
+    params: SamplingParams | BeamSearchParams,
 ) -> list[TokenPrompt]:
     engine = state.engine
     last = num_kept(params, engine.max_model_len)
     special = body.add_special_tokens is not False
     prompts = []
-    for prompt in split_prompts(body.prompt, params.n):
+    for prompt in given:
         if isinstance(prompt, str):
             tokens = await encode(engine, prompt, add_special_tokens=special, last=last)
         else:

@@ -1,17 +1,54 @@
-"""GET /health: 200 while new requests are taken, else 503. It never asks for a key."""
+"""Whether the server lives and whether it takes requests: /health, /ping, /ready, /load.
+
+/health never asks for a key.
+"""
 
 from __future__ import annotations
 
-from aiohttp import web
+from typing import Literal
 
-from ..state import STATE
+from aiohttp import web
+from msgspec import Struct
+
+from ..route import json_response
+from ..state import STATE, ServerState
+
+Status = Literal["ok", "sleeping", "draining", "stopped"]
+
+
+class Health(Struct, frozen=True):
+    """How the server is."""
+
+    status: Status
+
+
+class Load(Struct, frozen=True):
+    """GET /load, vLLM's name."""
+
+    server_load: int
+    """Answers that have been begun and have not ended, waiting ones too."""
+
+
+def _status(state: ServerState) -> Status:
+    if state.draining:
+        return "draining"
+    if state.engine.is_sleeping:
+        return "sleeping"
+    return "ok" if state.engine.is_running else "stopped"
 
 
 async def health(request: web.Request) -> web.Response:
+    """Whether the server should go on living; a sleeping one should."""
+    status = _status(request.app[STATE])
+    return json_response(Health(status), 200 if status in ("ok", "sleeping") else 503)
+
+
+async def ready(request: web.Request) -> web.Response:
     """Whether a load balancer should send requests here."""
-    state = request.app[STATE]
-    if state.draining:
-        return web.json_response({"status": "draining"}, status=503)
-    if not state.engine.is_running:
-        return web.json_response({"status": "stopped"}, status=503)
-    return web.json_response({"status": "ok"})
+    status = _status(request.app[STATE])
+    return json_response(Health(status), 200 if status == "ok" else 503)
+
+
+async def load(request: web.Request) -> web.Response:
+    """How much there is to do."""
+    return json_response(Load(request.app[STATE].engine.num_unfinished))

@@ -104,11 +104,21 @@ class ModelRunner:
 
     def renewed(self) -> ModelRunner:
         """Make another runner of the same model, with memory and a table of its own."""
-        other = ModelRunner(self.model, self.ops, **self._options)
-        other.follow(self._sampling.grammars.compiled)
-        if self._make_head is not None:
-            other.guess_by(self._make_head)
-        return other
+        return self.renewal()()
+
+    def renewal(self) -> Callable[[], ModelRunner]:
+        """Return what makes another runner of the same model, and holds no memory of this one."""
+        model, ops, options = self.model, self.ops, self._options
+        grammars, make_head = self._sampling.grammars.compiled, self._make_head
+
+        def renew() -> ModelRunner:
+            other = ModelRunner(model, ops, **options)
+            other.follow(grammars)
+            if make_head is not None:
+                other.guess_by(make_head)
+            return other
+
+        return renew
 
     def follow(self, grammars: Grammars) -> None:
         """Say where the grammars of requests are compiled."""

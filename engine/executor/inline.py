@@ -24,7 +24,7 @@ class InlineExecutor:
 
     def __init__(self, runner: ModelRunner, num_threads: int | None = None) -> None:
         """num_threads: compute threads of a step; None: torch's choice."""
-        self._runner = runner
+        self._runner: ModelRunner | None = runner
         self._launching = Worker("quire-runner", partial(_set_num_threads, num_threads))
         self._landing = Worker("quire-landing")
         self._last: Future[StepResult] | None = None
@@ -47,10 +47,14 @@ class InlineExecutor:
         """See Executor.close."""
         self._launching.close()
         self._landing.close()
+        self._runner = self._last = None
+        # Gives memory that nobody holds now back to the machine; nothing where there is no GPU.
+        torch.cuda.empty_cache()
 
     def _launch(self, plan: StepPlan, future: Future[StepResult]) -> None:
         """Launch a step. Where nothing is on its way before it and it has landed, it is done."""
         landing: Landing | BaseException
+        assert self._runner is not None, "submit after close"
         try:
             landing = self._runner.launch(plan)
             is_ready = landing.is_ready  # a device's own fault may be told here

@@ -17,6 +17,7 @@ import pytest
 import pytest_asyncio
 from quire.api.server import Server, ServerOptions, bind
 from quire.engine.async_engine import AsyncEngine
+from quire.engine.config import EngineConfig
 from quire.engine.errors import ParamsError
 from quire.engine.metrics import EngineMetrics
 from quire.engine.params import RequestOutputKind, SamplingParams
@@ -199,6 +200,9 @@ class FakeEngine:
     gate: asyncio.Semaphore | None = None
     """One permit for each piece."""
     is_running: bool = True
+    is_sleeping: bool = False
+    num_waiting: int = 0
+    config: EngineConfig = field(default_factory=lambda: EngineConfig(model="fake"))
     max_model_len: int = MAX_MODEL_LEN
     model_name: str = "fake"
     tokenizer: FakeTokenizer = field(default_factory=FakeTokenizer)
@@ -240,12 +244,19 @@ class FakeEngine:
         return Prepared(request, None)
 
     async def generate(
-        self, prompt: Any, params: Any = None, request_id: Any = None
+        self,
+        prompt: Any,
+        params: Any = None,
+        request_id: Any = None,
+        *,
+        on_added: Callable[[], None] | None = None,
     ) -> AsyncGenerator[RequestOutput, None]:
         request = prompt.request
         deltas = request.params.output_kind is RequestOutputKind.DELTA
         name = request.request_id
         self.started.append(name)
+        if on_added is not None:
+            on_added()
         self.changed.set()
         num_done = 0
         try:

@@ -70,10 +70,10 @@ async def test_text_of_few_tokens_is_read_whole_however_long() -> None:
     ],
 )
 def test_prompts_are_told_apart(prompt: Any, prompts: Sequence[Any]) -> None:
-    assert split_prompts(prompt) == prompts
+    assert split_prompts(prompt, 1, 2048) == prompts
 
 
 @pytest.mark.parametrize("prompt", ["", [], [""], [[]], [1, "a"], [[1], "a"], [[1], 1]])
 def test_bad_prompts_are_refused(prompt: Any) -> None:
     with pytest.raises(ApiError, match="prompt"):
-        split_prompts(prompt)
+        split_prompts(prompt, 1, 2048)

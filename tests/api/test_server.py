@@ -90,7 +90,7 @@ async def test_one_line_is_logged_for_a_request_when_asked(
     fake = await serve_fake()
     await status(fake, "/version")
     assert caplog.messages == []
-    fake = await serve_fake(log_requests=True)
+    fake = await serve_fake(access_log="text")
     await status(fake, "/v1/nothing%0Ax")
     (line,) = caplog.messages
     assert line.startswith("GET /v1/nothing%0Ax 404 ")

@@ -1,0 +1,70 @@
+"""Route: all that is said of one path, from which the application and /openapi.json are made."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import msgspec
+from aiohttp import web
+from aiohttp.typedefs import Handler
+from msgspec import Struct
+
+from .decode import shorten
+from .errors import ApiError
+
+JSON = "application/json"
+EVENTS = "text/event-stream"
+
+
+class Query(Struct, frozen=True, kw_only=True):
+    """One parameter in the query of a path."""
+
+    name: str
+    allowed: tuple[str, ...]
+    """Its values, the first one the default."""
+    summary: str
+
+
+class Route(Struct, frozen=True, kw_only=True):
+    """One method of one path."""
+
+    method: Literal["GET", "POST"]
+    path: str
+    """As aiohttp has it: {name}, or {name:.+} for what may hold slashes."""
+    handler: Handler
+    summary: str
+    body: Any = None
+    """Type of the JSON body, a struct or a union; None: no body."""
+    response: Any = None
+    """Type of the JSON response; None: nothing that a type describes."""
+    chunk: Any = None
+    """Type of the events where `stream: true` is asked for."""
+    media: str = JSON
+    query: tuple[Query, ...] = ()
+    errors: tuple[int, ...] = ()
+    """Statuses of its own; every route may say 401 and 500, every one with a body 400, 413, 415."""
+    tag: str = "server"
+
+    def register(self, router: web.UrlDispatcher) -> None:
+        """Put it where requests find it."""
+        if self.method == "GET":
+            router.add_get(self.path, self.handler)
+        else:
+            router.add_post(self.path, self.handler)
+
+
+def json_response(body: Any, status: int = 200) -> web.Response:
+    """A struct, or what else msgspec knows, as a response."""
+    return web.Response(status=status, body=msgspec.json.encode(body), content_type=JSON)
+
+
+def query_value(request: web.Request, query: Query) -> str:
+    """Return the value of a parameter. ApiError for one that is not allowed."""
+    given = request.query.getall(query.name, [query.allowed[0]])
+    if len(given) != 1 or given[0] not in query.allowed:
+        raise ApiError(
+            f"{query.name} is {shorten(', '.join(given))}: it must be one of "
+            f"{', '.join(query.allowed)}.",
+            param=query.name,
+        )
+    return given[0]
