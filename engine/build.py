@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, assert_never
 
 import torch
 from msgspec.structs import replace
@@ -29,7 +29,9 @@ from .models.loader import load_model
 from .models.registry import ModelConfig, read_model_config
 from .opset import Device, choose_device, choose_ops, choose_sums, refuse_shape
 from .sched.scheduler import Scheduler, SchedulerLimits
+from .spec.drafter import Drafter
 from .spec.ngram import NgramDrafter
+from .spec.suffix import SuffixDrafter
 
 logger = logging.getLogger("quire")
 
@@ -135,7 +137,19 @@ def make_scheduler(config: EngineConfig, limits: SchedulerLimits) -> Scheduler:
     wanted = config.speculative_config
     if wanted is None:
         return Scheduler(limits)
-    drafter = NgramDrafter(wanted.prompt_lookup_min, wanted.prompt_lookup_max)
+    drafter: Drafter
+    match wanted.method:
+        case "ngram":
+            drafter = NgramDrafter(wanted.prompt_lookup_min, wanted.prompt_lookup_max)
+        case "suffix":
+            drafter = SuffixDrafter(
+                max_tree_depth=wanted.suffix_decoding_max_tree_depth,
+                max_cached_requests=wanted.suffix_decoding_max_cached_requests,
+                max_spec_factor=wanted.suffix_decoding_max_spec_factor,
+                min_token_prob=wanted.suffix_decoding_min_token_prob,
+            )
+        case _:
+            assert_never(wanted.method)
     return Scheduler(limits, drafter=drafter)
 
 

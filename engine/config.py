@@ -47,20 +47,33 @@ class ReasoningConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 class SpeculativeConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Who guesses tokens, and how many: no answer depends on it."""
 
-    method: Literal["ngram"] = "ngram"
-    """ngram: what followed the last time that prompt or answer ended alike."""
+    method: Literal["ngram", "suffix"] = "ngram"
+    """ngram: what followed the last time that prompt or answer ended alike. suffix: what mostly
+    followed, in latest answers of the same tenant and cache salt too."""
     num_speculative_tokens: int = 4
     """Most guesses of a sequence in a step."""
     prompt_lookup_min: int = 1
     """ngram: fewest tokens that must be alike,"""
     prompt_lookup_max: int = 5
     """and the most that are compared."""
+    suffix_decoding_max_tree_depth: int = 24
+    """suffix: most tokens that are compared and guessed together,"""
+    suffix_decoding_max_cached_requests: int = 10000
+    """answers that are kept, the latest; 0: none,"""
+    suffix_decoding_max_spec_factor: float = 1.0
+    """guesses at most for each token that is alike,"""
+    suffix_decoding_min_token_prob: float = 0.1
+    """and the least part of the places found that must go on as the guesses do."""
 
     def __post_init__(self) -> None:
         for name, low, high in (
             ("num_speculative_tokens", 1, 16),
             ("prompt_lookup_min", 1, 64),
             ("prompt_lookup_max", self.prompt_lookup_min, 64),
+            ("suffix_decoding_max_tree_depth", 2, 64),
+            ("suffix_decoding_max_cached_requests", 0, 2**20),
+            ("suffix_decoding_max_spec_factor", 0, 64),
+            ("suffix_decoding_min_token_prob", 0, 1),
         ):
             value = getattr(self, name)
             if not low <= value <= high:

@@ -1,25 +1,54 @@
-"""A drafter that knows what comes, and lies now and then: so that guesses are right and wrong."""
+"""Drafters for the machines: one that knows what comes, and one that learns it.
+
+Both look at the lives that they are told of: a slot is entered and left in turn, and what its
+sequence knows only grows.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 
-from ..engine.request import IntArray
+from ..engine.request import IntArray, Request
 
 Texts = Callable[[], Iterable[Sequence[int]]]
 
 
 class KnowingDrafter:
-    """Guesses what goes on one of some texts; the same for the same tokens."""
+    """Guesses what goes on one of some texts, and lies now and then: so that guesses are right and
+    wrong. The same for the same tokens."""
 
     def __init__(self, texts: Texts, vocab: int) -> None:
         """texts: prompts with what is drawn behind them; may grow."""
         self._texts = texts
         self._vocab = vocab
+        self._known: dict[int, list[int]] = {}
+        """What the sequence in each slot knew when it was last seen."""
 
-    def propose(self, token_ids: IntArray, count: int) -> list[int]:
+    def enter(self, slot: int, request: Request, token_ids: IntArray) -> None:
+        """See Drafter."""
+        assert slot not in self._known, slot
+        prompt = request.prompt_token_ids
+        assert token_ids[: len(prompt)].tolist() == prompt.tolist(), request.request_id
+        self._known[slot] = token_ids.tolist()
+
+    def leave(self, slot: int, token_ids: IntArray, *, ended: bool) -> None:
+        """See Drafter."""
+        del ended
+        self._look(slot, token_ids.tolist())
+        del self._known[slot]
+
+    def pass_step(self) -> None:
+        """See Drafter."""
+
+    def _look(self, slot: int, known: list[int]) -> None:
+        before = self._known[slot]
+        assert known[: len(before)] == before, (slot, known, before)
+        self._known[slot] = known
+
+    def propose(self, slot: int, token_ids: IntArray, count: int) -> list[int]:
         """See Drafter."""
         known = token_ids.tolist()
+        self._look(slot, known)
         size = len(known)
         guesses: list[int] = []
         for text in self._texts():

@@ -36,17 +36,17 @@ def lookup(tokens: list[int], count: int, least: int, most: int) -> list[int]:
 def test_lookup_finds_what_followed(tokens: list[int], count: int, least: int, more: int) -> None:
     """Ids whose bytes look like others' at odd places, too."""
     drafter = NgramDrafter(least, least + more)
-    given = list(drafter.propose(np.array(tokens, np.int32), count))
+    given = list(drafter.propose(0, np.array(tokens, np.int32), count))
     assert given == lookup(tokens, count, least, least + more)
 
 
-class Fixed:
+class Fixed(NgramDrafter):
     """Always guesses the same."""
 
     def __init__(self, *guesses: int) -> None:
         self.guesses = guesses
 
-    def propose(self, token_ids: np.ndarray, count: int) -> list[int]:
+    def propose(self, slot: int, token_ids: np.ndarray, count: int) -> list[int]:
         return list(self.guesses[:count])
 
 
@@ -161,8 +161,9 @@ def test_plans_say_which_tokens_are_drawn_where() -> None:
 def test_a_knowing_drafter_is_right_and_wrong() -> None:
     text = list(range(7)) * 20
     drafter = KnowingDrafter(lambda: [text], 7)
+    drafter.enter(0, make_request("a", [0]), np.array([0], np.int32))
     rights = []
     for size in range(1, 100):
-        guesses = drafter.propose(np.array(text[:size], np.int32), 4)
+        guesses = drafter.propose(0, np.array(text[:size], np.int32), 4)
         rights.append(guesses == text[size : size + len(guesses)])
     assert 20 < sum(rights) < 90
