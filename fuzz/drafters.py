@@ -7,10 +7,13 @@ sequence knows only grows.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from typing import Literal, assert_never
 
 from ..engine.request import IntArray, Request
+from ..engine.spec.suffix import SuffixDrafter
 
 Texts = Callable[[], Iterable[Sequence[int]]]
+DrafterName = Literal["knowing", "learning"]
 
 
 class KnowingDrafter:
@@ -61,3 +64,48 @@ class KnowingDrafter:
             guesses = [*guesses[: word % (count + 1)], word % self._vocab][:count]
         # What was drawn from logits that are not finite is no token.
         return [guess for guess in guesses if guess >= 0][: 1 + word % count]
+
+
+class LearningDrafter(KnowingDrafter):
+    """Guesses by suffixes, with little memory; what they do not tell it knows, mostly."""
+
+    def __init__(self, texts: Texts, vocab: int) -> None:
+        """See KnowingDrafter."""
+        super().__init__(texts, vocab)
+        self._suffixes = SuffixDrafter(
+            max_tree_depth=6,
+            max_cached_requests=3,
+            max_spec_factor=2.0,
+            min_token_prob=0.1,
+            most_kept=40,
+        )
+
+    def enter(self, slot: int, request: Request, token_ids: IntArray) -> None:
+        """See Drafter."""
+        super().enter(slot, request, token_ids)
+        self._suffixes.enter(slot, request, token_ids)
+
+    def leave(self, slot: int, token_ids: IntArray, *, ended: bool) -> None:
+        """See Drafter."""
+        super().leave(slot, token_ids, ended=ended)
+        self._suffixes.leave(slot, token_ids, ended=ended)
+
+    def pass_step(self) -> None:
+        """See Drafter."""
+        self._suffixes.pass_step()
+
+    def propose(self, slot: int, token_ids: IntArray, count: int) -> list[int]:
+        """See Drafter."""
+        known = super().propose(slot, token_ids, count)
+        return list(self._suffixes.propose(slot, token_ids, count)) or known
+
+
+def make_drafter(name: DrafterName, texts: Texts, vocab: int) -> KnowingDrafter:
+    """Make the drafter of a machine's run."""
+    match name:
+        case "knowing":
+            return KnowingDrafter(texts, vocab)
+        case "learning":
+            return LearningDrafter(texts, vocab)
+        case _:
+            assert_never(name)

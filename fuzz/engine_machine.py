@@ -33,7 +33,7 @@ from ..engine.sched.scheduler import Scheduler, SchedulerLimits
 from ..reference.generate import generate
 from .checkpoints import VOCAB_SIZE, Kind, Tiny, make_tiny
 from .commands import NotedMachine, noted
-from .drafters import KnowingDrafter
+from .drafters import DrafterName, make_drafter
 from .grammar_cases import FORMS, tiny_grammars, use_of
 from .states import Reached
 from .step_plans import Answer, Asked, LogprobRow, answer_of, row_of
@@ -197,9 +197,16 @@ class EngineMachine(NotedMachine):
             ModelKey, st.sampled_from(KINDS), st.sampled_from(DTYPES), st.sampled_from(BACKENDS)
         ),
         decoding=st.sampled_from(DECODINGS),
+        drafter=st.sampled_from(("knowing", "learning")),
     )
     @noted
-    def start(self, limits: SchedulerLimits, key: ModelKey, decoding: Decoding) -> None:
+    def start(
+        self,
+        limits: SchedulerLimits,
+        key: ModelKey,
+        decoding: Decoding,
+        drafter: DrafterName = "knowing",
+    ) -> None:
         model = tiny(key)
         runner = ModelRunner(
             model.model,
@@ -213,7 +220,8 @@ class EngineMachine(NotedMachine):
         runner.follow(tiny_grammars())
         self.limits, self.key = limits, key
         self.executor = HeldExecutor(runner)
-        scheduler = Scheduler(limits, drafter=KnowingDrafter(self.texts, VOCAB_SIZE))
+        guesser = make_drafter(drafter, self.texts, VOCAB_SIZE)
+        scheduler = Scheduler(limits, drafter=guesser)
         self.core = EngineCore(scheduler, self.executor, overlap=limits.overlap)
         self.requests: dict[str, Request] = {}
         self.outputs: dict[str, list[int]] = {}

@@ -23,7 +23,7 @@ from ..engine.request import Finished, Request, TokenEvents
 from ..engine.sched.planner import Decision
 from ..engine.sched.scheduler import Scheduler, SchedulerLimits
 from .commands import NotedMachine, noted
-from .drafters import KnowingDrafter
+from .drafters import DrafterName, make_drafter
 from .oracles import FLAKY, VOCAB, Alone, FakeDevice, run_alone, told_tokens
 from .states import Reached
 from .strategies import TENANTS, limits, make_request, prompts, sampling_params
@@ -40,12 +40,12 @@ class SchedulerMachine(NotedMachine):
     states: ClassVar[set[str]] = set()
     """What states they have been in."""
 
-    @initialize(limits=limits())
+    @initialize(limits=limits(), drafter=st.sampled_from(("knowing", "learning")))
     @noted
-    def start(self, limits: SchedulerLimits) -> None:
+    def start(self, limits: SchedulerLimits, drafter: DrafterName = "knowing") -> None:
         self.limits = limits
-        drafter = KnowingDrafter(self.texts, VOCAB)
-        self.scheduler = Scheduler(limits, secret=b"0123456789abcdef", drafter=drafter)
+        guesser = make_drafter(drafter, self.texts, VOCAB)
+        self.scheduler = Scheduler(limits, secret=b"0123456789abcdef", drafter=guesser)
         self.roots: dict[int, int] = {}
         self.device = FakeDevice(limits, self.roots)
         self.flying: deque[tuple[StepPlan, StepResult]] = deque()
@@ -410,4 +410,5 @@ def summary(decision: Decision | None) -> object:
         decision.victims,
         decision.drop_held,
         decision.num_blocks,
+        grant.drafts and (grant.drafts.counts.tolist(), grant.drafts.token_ids.tolist()),
     )

@@ -22,19 +22,19 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..request import IntArray, Request
-from .suffix_index import END, MARGIN, SuffixIndex, few_hashes, most_frequent
+from .suffix_index import END, MARGIN, WIDTH, SuffixIndex, few_hashes, most_frequent
 
 if TYPE_CHECKING:
     from .suffix_index import Text
 
 SLICE = 2048
-"""Tokens that are indexed in a step, of all texts together: about a millisecond."""
+"""Tokens that are indexed in a step, of all texts together: less than a millisecond."""
 MOST_PROMPT = 2**16
 """Of a longer prompt only so many last tokens are indexed."""
 MOST_OUTPUT = 2**14
 """Of a longer output only so many first ones are kept,"""
-MOST_KEPT = 2**21
-"""and of all outputs so many tokens, about 150 MB: beyond, the oldest are forgotten."""
+MOST_KEPT = 2**20
+"""and of all outputs so many tokens, 40 to 170 MB: beyond, the oldest are forgotten."""
 ROUNDING = 1e-6
 
 Key = tuple[str, str | None]
@@ -65,8 +65,10 @@ class SuffixDrafter:
         max_spec_factor: float,
         min_token_prob: float,
         most_kept: int = MOST_KEPT,
+        width: int = WIDTH,
     ) -> None:
-        """See SpeculativeConfig. most_kept: bound of tokens of all outputs."""
+        """See SpeculativeConfig. most_kept: bound of tokens of all outputs. width: SuffixIndex's."""
+        self._width = width
         self._depth = max_tree_depth
         self._num_cached = max_cached_requests
         self._factor = max_spec_factor
@@ -93,7 +95,7 @@ class SuffixDrafter:
         assert slot not in self._seats, slot
         first = max(0, len(token_ids) - MOST_PROMPT)
         key, num_prompt = (request.tenant, request.cache_salt), len(request.prompt_token_ids)
-        seat = self._seats[slot] = Seat(key, SuffixIndex(), first, num_prompt)
+        seat = self._seats[slot] = Seat(key, SuffixIndex(self._width), first, num_prompt)
         self._write(seat.index, token_ids[first:])
 
     def propose(self, slot: int, token_ids: IntArray, count: int) -> Sequence[int]:
@@ -147,7 +149,9 @@ class SuffixDrafter:
 
     def _keep(self, key: Key, token_ids: IntArray) -> None:
         """Keep an output, and forget the oldest ones where there are too many."""
-        shelf = self._shelves.setdefault(key, SuffixIndex())
+        shelf = self._shelves.get(key)
+        if shelf is None:
+            shelf = self._shelves[key] = SuffixIndex(self._width)
         output = np.append(token_ids, np.int32(END))
         self._write(shelf, output)
         self._ages.append((key, len(output)))
@@ -155,9 +159,12 @@ class SuffixDrafter:
         while len(self._ages) > self._num_cached or self._num_kept > self._most_kept:
             key, num = self._ages.popleft()
             self._num_kept -= num
-            self._shelves[key].forget(num)
-            if not self._shelves[key].num_tokens:
+            shelf = self._shelves[key]
+            shelf.forget(num)
+            if not shelf.num_tokens:
                 del self._shelves[key]
+            elif shelf.linked < shelf.due and shelf not in self._pending:
+                self._pending.append(shelf)
 
     def _write(self, index: SuffixIndex, token_ids: IntArray) -> None:
         """Write a text, to be linked in slices."""

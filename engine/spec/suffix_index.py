@@ -8,7 +8,8 @@ WIDTH aside. Chains are told apart by a hash alone, and what is visited in vain 
 
 A suffix automaton or a trie with counts finds the same without a bound, but costs a dict for each
 state, several hundred bytes and microseconds a token in Python, and neither can forget. A token
-costs 52 to 84 bytes here; forgetting is a number, which chains end at.
+costs 36 to 52 bytes here, up to 170 where most were forgotten; forgetting is a number, which chains
+end at.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ MARGIN = max(SIZES)
 END = -1
 """No token: what stands between texts."""
 WIDTH = 32
-"""Places that a search visits at most, of one chain."""
+"""Enough to tell how often each token follows; a visit costs a quarter of a microsecond."""
 LEAST_BUCKETS = 64
 FACTORS = (
     0x9E3779B97F4A7C15,
@@ -69,9 +70,11 @@ NOTHING = Match(0, [])
 class SuffixIndex:
     """Tokens, and the chains through those of them that were linked so far."""
 
-    __slots__ = ("_before", "_heads", "_oldest", "due", "linked", "text")
+    __slots__ = ("_before", "_heads", "_oldest", "_width", "due", "linked", "text")
 
-    def __init__(self) -> None:
+    def __init__(self, width: int = WIDTH) -> None:
+        """width: places that a search visits at most."""
+        self._width = width
         self.text: Text = array("i", [END] * MARGIN)
         self.linked = MARGIN + 1
         """Places before it are in the chains. A place without a token before it is in none."""
@@ -79,9 +82,9 @@ class SuffixIndex:
         """Places before it are to be linked by `link`."""
         self._oldest = MARGIN
         """Places up to this one are forgotten."""
-        self._heads = [array("i", bytes(4 * LEAST_BUCKETS)) for _ in SIZES]
+        self._heads = zeros(LEAST_BUCKETS)
         """For each size, hash -> newest place; 0: none."""
-        self._before = [array("i", bytes(4 * self.linked)) for _ in SIZES]
+        self._before = zeros(self.linked)
         """For each size, place -> the newest one before it in its chain; 0: none."""
 
     @property
@@ -155,7 +158,7 @@ class SuffixIndex:
                 continue
             heads, before = self._heads[index], self._before[index]
             place, places = heads[values[index] & (len(heads) - 1)], []
-            for _ in repeat(None, WIDTH):
+            for _ in repeat(None, self._width):
                 if place <= self._oldest:
                     break
                 places.append(place)
@@ -167,7 +170,10 @@ class SuffixIndex:
         return NOTHING
 
     def forget(self, num: int) -> None:
-        """Forget the oldest `num` tokens, the last of which is an END."""
+        """Forget the oldest `num` tokens, the last of which is an END.
+
+        Places that were linked may be due again: of so few that they need a smaller table.
+        """
         assert 0 <= num <= self.num_tokens, (num, self.num_tokens)
         self._oldest += num
         if 2 * (self._oldest - MARGIN) > len(self.text):
@@ -181,14 +187,12 @@ class SuffixIndex:
         self.due -= shift
         self._oldest = MARGIN
         del self.text[:shift]
+        if len(self._heads[0]) > max(LEAST_BUCKETS, 8 * len(self.text)):
+            self.linked = MARGIN + 1
+            self._heads, self._before = zeros(LEAST_BUCKETS), zeros(self.linked)
+            return
         for before in self._before:
             del before[:shift]
-        for heads in self._heads:
-            while len(heads) > max(LEAST_BUCKETS, 4 * len(self.text)):
-                half = len(heads) // 2
-                folded = np.frombuffer(heads, np.int32).reshape(2, half).max(axis=0)
-                # Of two chains the newer one stays.
-                heads[:] = array("i", folded.tobytes())
         for places in (*self._before, *self._heads):
             numbers = np.frombuffer(places, np.int32)
             np.maximum(numbers - shift, 0, out=numbers)
@@ -216,6 +220,11 @@ class SuffixIndex:
                 length, pattern, kept = grown, tail[-grown:], []
             kept.append(place)
         return Match(length, kept)
+
+
+def zeros(num: int) -> list[Text]:
+    """Make an array of zeros for each size."""
+    return [array("i", bytes(4 * num)) for _ in SIZES]
 
 
 def hashes(text: Text, start: int, end: int) -> NDArray[np.int64]:
