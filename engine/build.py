@@ -14,7 +14,7 @@ from msgspec.structs import replace
 
 from ..reference.decoder import DecoderConfig
 from ..reference.ops import Ops
-from .config import EngineConfig
+from .config import EngineConfig, SpeculativeConfig
 from .core import EngineCore
 from .device import check
 from .device.check_cases import Shape
@@ -135,14 +135,16 @@ def make_limits(config: EngineConfig) -> SchedulerLimits:
 def make_scheduler(config: EngineConfig, limits: SchedulerLimits) -> Scheduler:
     """Compose the control plane, with who guesses for it."""
     wanted = config.speculative_config
-    if wanted is None:
-        return Scheduler(limits)
-    drafter: Drafter
+    return Scheduler(limits, drafter=None if wanted is None else make_drafter(wanted))
+
+
+def make_drafter(wanted: SpeculativeConfig) -> Drafter:
+    """Make who guesses; it has seen nothing yet."""
     match wanted.method:
         case "ngram":
-            drafter = NgramDrafter(wanted.prompt_lookup_min, wanted.prompt_lookup_max)
+            return NgramDrafter(wanted.prompt_lookup_min, wanted.prompt_lookup_max)
         case "suffix":
-            drafter = SuffixDrafter(
+            return SuffixDrafter(
                 max_tree_depth=wanted.suffix_decoding_max_tree_depth,
                 max_cached_requests=wanted.suffix_decoding_max_cached_requests,
                 max_spec_factor=wanted.suffix_decoding_max_spec_factor,
@@ -150,7 +152,6 @@ def make_scheduler(config: EngineConfig, limits: SchedulerLimits) -> Scheduler:
             )
         case _:
             assert_never(wanted.method)
-    return Scheduler(limits, drafter=drafter)
 
 
 def fill_defaults(config: EngineConfig, device: Device) -> EngineConfig:

@@ -24,29 +24,29 @@ class KnowingDrafter:
         """texts: prompts with what is drawn behind them; may grow."""
         self._texts = texts
         self._vocab = vocab
-        self._known: dict[int, list[int]] = {}
+        self.known: dict[int, list[int]] = {}
         """What the sequence in each slot knew when it was last seen."""
 
     def enter(self, slot: int, request: Request, token_ids: IntArray) -> None:
         """See Drafter."""
-        assert slot not in self._known, slot
+        assert slot not in self.known, slot
         prompt = request.prompt_token_ids
         assert token_ids[: len(prompt)].tolist() == prompt.tolist(), request.request_id
-        self._known[slot] = token_ids.tolist()
+        self.known[slot] = token_ids.tolist()
 
     def leave(self, slot: int, token_ids: IntArray, *, ended: bool) -> None:
         """See Drafter."""
         del ended
         self._look(slot, token_ids.tolist())
-        del self._known[slot]
+        del self.known[slot]
 
     def pass_step(self) -> None:
         """See Drafter."""
 
     def _look(self, slot: int, known: list[int]) -> None:
-        before = self._known[slot]
+        before = self.known[slot]
         assert known[: len(before)] == before, (slot, known, before)
-        self._known[slot] = known
+        self.known[slot] = known
 
     def propose(self, slot: int, token_ids: IntArray, count: int) -> list[int]:
         """See Drafter."""

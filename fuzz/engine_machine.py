@@ -220,8 +220,8 @@ class EngineMachine(NotedMachine):
         runner.follow(tiny_grammars())
         self.limits, self.key = limits, key
         self.executor = HeldExecutor(runner)
-        guesser = make_drafter(drafter, self.texts, VOCAB_SIZE)
-        scheduler = Scheduler(limits, drafter=guesser)
+        self.drafter = make_drafter(drafter, self.texts, VOCAB_SIZE)
+        scheduler = Scheduler(limits, drafter=self.drafter)
         self.core = EngineCore(scheduler, self.executor, overlap=limits.overlap)
         self.requests: dict[str, Request] = {}
         self.outputs: dict[str, list[int]] = {}
@@ -372,6 +372,7 @@ class EngineMachine(NotedMachine):
             assert bound > 0, ("no progress", self.alive)
             self.step(1)
         assert not self.alive and not self.executor.num_held, self.alive
+        assert not self.drafter.known, self.drafter.known
         assert self.core.scheduler.num_free_blocks == self.limits.num_blocks
         for name, finished in self.ended.items():
             if finished.reason in ("stop", "length"):

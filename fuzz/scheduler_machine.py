@@ -44,8 +44,8 @@ class SchedulerMachine(NotedMachine):
     @noted
     def start(self, limits: SchedulerLimits, drafter: DrafterName = "knowing") -> None:
         self.limits = limits
-        guesser = make_drafter(drafter, self.texts, VOCAB)
-        self.scheduler = Scheduler(limits, secret=b"0123456789abcdef", drafter=guesser)
+        self.drafter = make_drafter(drafter, self.texts, VOCAB)
+        self.scheduler = Scheduler(limits, secret=b"0123456789abcdef", drafter=self.drafter)
         self.roots: dict[int, int] = {}
         self.device = FakeDevice(limits, self.roots)
         self.flying: deque[tuple[StepPlan, StepResult]] = deque()
@@ -286,7 +286,7 @@ class SchedulerMachine(NotedMachine):
         for name in self.kept:
             self.scheduler.abort(name)
         assert self.scheduler.num_free_blocks == self.limits.num_blocks
-        assert self.scheduler.plan() is None
+        assert self.scheduler.plan() is None and not self.drafter.known
         for name, alone in self.expected.items():
             self.compare(name, alone)
         stats = self.scheduler.stats

@@ -67,7 +67,7 @@ class SuffixDrafter:
         most_kept: int = MOST_KEPT,
         width: int = WIDTH,
     ) -> None:
-        """See SpeculativeConfig. most_kept: bound of tokens of all outputs. width: SuffixIndex's."""
+        """See SpeculativeConfig. most_kept: tokens of all outputs. width: SuffixIndex's."""
         self._width = width
         self._depth = max_tree_depth
         self._num_cached = max_cached_requests

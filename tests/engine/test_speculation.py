@@ -103,9 +103,7 @@ def test_wrong_options_are_named(given: dict[str, Any], words: str) -> None:
 
 
 @pytest.mark.parametrize("wanted", [NGRAM, SUFFIX], ids=["ngram", "suffix"])
-def test_a_run_with_guesses_is_replayed(
-    tiny: Path, tmp_path: Path, wanted: dict[str, Any]
-) -> None:
+def test_a_run_with_guesses_is_replayed(tiny: Path, tmp_path: Path, wanted: dict[str, Any]) -> None:
     from quire.engine.replay import replay, replay_requests
     from quire.engine.trace import read_log
 
@@ -134,7 +132,7 @@ def test_an_answer_given_before_is_guessed_whole(tiny: Path) -> None:
 
 
 @pytest.mark.parametrize("others", [{"cache_salt": "b"}, {"tenant": "b"}])
-async def test_an_answer_is_guessed_for_nobody_else(tiny: Path, others: dict[str, str]) -> None:
+async def test_an_answer_is_guessed_for_nobody_else(tiny: Path, others: dict[str, Any]) -> None:
     """The third asks as the first did, and what was said to the second is not among its guesses."""
     params = SamplingParams(
         temperature=1.0, seed=3, max_tokens=20, ignore_eos=True, detokenize=False

@@ -1,4 +1,4 @@
-"""SuffixDrafter against brute force; who shares what with whom, what is forgotten, what it costs."""
+"""SuffixDrafter against brute force; who shares what with whom, and what is forgotten."""
 
 from __future__ import annotations
 
