@@ -37,6 +37,8 @@ END = -1
 WIDTH = 32
 """Enough to tell how often each token follows; a visit costs a quarter of a microsecond."""
 LEAST_BUCKETS = 64
+MOST_BASE = 2**30
+"""Numbers of places begin anew before they have more than 31 bits."""
 FACTORS = (
     0x9E3779B97F4A7C15,
     0xC2B2AE3D27D4EB4F,
@@ -70,7 +72,7 @@ NOTHING = Match(0, [])
 class SuffixIndex:
     """Tokens, and the chains through those of them that were linked so far."""
 
-    __slots__ = ("_before", "_heads", "_oldest", "_width", "due", "linked", "text")
+    __slots__ = ("_base", "_before", "_heads", "_oldest", "_width", "due", "linked", "text")
 
     def __init__(self, width: int = WIDTH) -> None:
         """width: places that a search visits at most."""
@@ -82,10 +84,12 @@ class SuffixIndex:
         """Places before it are to be linked by `link`."""
         self._oldest = MARGIN
         """Places up to this one are forgotten."""
+        self._base = 0
+        """The number of a place is that of its tokens in `text`, and of those taken from there."""
         self._heads = zeros(LEAST_BUCKETS)
-        """For each size, hash -> newest place; 0: none."""
+        """For each size, hash -> number of the newest place; 0: none."""
         self._before = zeros(self.linked)
-        """For each size, place -> the newest one before it in its chain; 0: none."""
+        """For each size, place -> number of the newest one before it in its chain; 0: none."""
 
     @property
     def num_tokens(self) -> int:
@@ -113,7 +117,7 @@ class SuffixIndex:
 
     def chain(self, columns: Sequence[Sequence[int]]) -> None:
         """Put the next few places into the chains: columns[size][place], their hashes."""
-        start = self.linked
+        start = self.linked + self._base
         self._grow(len(columns[0]))
         for heads, before, column in zip(self._heads, self._before, columns, strict=True):
             mask = len(heads) - 1
@@ -124,7 +128,7 @@ class SuffixIndex:
 
     def _chain_many(self, columns: NDArray[np.int64]) -> None:
         """Do what `chain` does, for many places: columns [sizes, places]."""
-        start, num = self.linked, columns.shape[1]
+        start, num = self.linked + self._base, columns.shape[1]
         self._grow(num)
         for array_, before, column in zip(self._heads, self._before, columns, strict=True):
             heads = np.frombuffer(array_, np.int32)
@@ -157,12 +161,12 @@ class SuffixIndex:
             if SIZES[index] > most:
                 continue
             heads, before = self._heads[index], self._before[index]
-            place, places = heads[values[index] & (len(heads) - 1)], []
+            place, places = heads[values[index] & (len(heads) - 1)] - self._base, []
             for _ in repeat(None, self._width):
                 if place <= self._oldest:
                     break
                 places.append(place)
-                place = before[place]
+                place = before[place] - self._base
             if places:
                 match = self._longest(places, tail, SIZES[index])
                 if match.places:
@@ -189,13 +193,16 @@ class SuffixIndex:
         del self.text[:shift]
         if len(self._heads[0]) > max(LEAST_BUCKETS, 8 * len(self.text)):
             self.linked = MARGIN + 1
-            self._heads, self._before = zeros(LEAST_BUCKETS), zeros(self.linked)
+            self._heads, self._before, self._base = zeros(LEAST_BUCKETS), zeros(self.linked), 0
             return
         for before in self._before:
             del before[:shift]
-        for places in (*self._before, *self._heads):
-            numbers = np.frombuffer(places, np.int32)
-            np.maximum(numbers - shift, 0, out=numbers)
+        self._base += shift
+        if self._base > MOST_BASE:
+            for one in (*self._before, *self._heads):
+                numbers = np.frombuffer(one, np.int32)
+                np.maximum(numbers - self._base, 0, out=numbers)
+            self._base = 0
 
     def _skip_forgotten(self) -> None:
         """Leave places that were forgotten before they were linked out of the chains."""

@@ -6,8 +6,10 @@ from array import array
 from collections import Counter
 
 import numpy as np
+import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
+from quire.engine.spec import suffix_index
 from quire.engine.spec.suffix_index import (
     END,
     LEAST_BUCKETS,
@@ -83,7 +85,7 @@ def longest(found: dict[int, int]) -> tuple[int, list[int]]:
     return most, [place for place, length in found.items() if length == most]
 
 
-@given(steps=STEPS)
+@given(steps=STEPS, most_base=st.sampled_from((0, 50, 2**30)))
 @example(
     steps=[
         ("write", [0] * 300),
@@ -93,10 +95,19 @@ def longest(found: dict[int, int]) -> tuple[int, list[int]]:
         ("find", [1]),
         ("link", 5),
         ("find", [2, 1]),
-    ]
+    ],
+    most_base=0,
 )
-def test_the_longest_match_is_found_with_all_its_places(steps: list[tuple[str, object]]) -> None:
+def test_the_longest_match_is_found_with_all_its_places(
+    steps: list[tuple[str, object]], most_base: int
+) -> None:
     """In any order of writing, linking a part, and forgetting; ends of texts end a match."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(suffix_index, "MOST_BASE", most_base)
+        take(steps)
+
+
+def take(steps: list[tuple[str, object]]) -> None:
     state = Flat(ALL)
     for name, given_ in steps:
         match name, given_:
