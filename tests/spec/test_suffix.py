@@ -12,6 +12,7 @@ from msgspec.structs import replace
 from quire.engine.request import IntArray, Request
 from quire.engine.spec import suffix
 from quire.engine.spec.suffix import SuffixDrafter
+from quire.engine.spec.suffix_index import MARGIN
 from quire.fuzz.strategies import make_request
 
 ALL = 10**6
@@ -287,3 +288,32 @@ def test_a_single_token_is_no_answer_to_keep() -> None:
     answer(drafter, asked([1, 2, 3]), SECRET)
     answer(drafter, asked([1, 2, 3]), [4])
     assert guess(drafter, asked([1, 2, 3]), 2) == SECRET[:2]
+
+
+def linked(drafter: SuffixDrafter, slot: int) -> int:
+    """Tokens of a slot that are in its index."""
+    return drafter._seats[slot].index.linked - MARGIN - 1
+
+
+def test_a_step_has_one_slice_for_all_texts_and_none_for_those_that_left() -> None:
+    drafter = make_drafter()
+    part = suffix.SLICE * 3 // 4
+    for slot in range(4):
+        request = asked(list(range(part + 1)))
+        drafter.enter(slot, request, request.prompt_token_ids)
+    drafter.pass_step()
+    assert [linked(drafter, slot) for slot in range(3)] == [part, suffix.SLICE - part, 0]
+    drafter.leave(1, ids(list(range(part + 1))), ended=False)
+    drafter.pass_step()
+    assert [linked(drafter, slot) for slot in (0, 2, 3)] == [part, part, suffix.SLICE - part]
+
+
+def test_what_stays_of_many_tokens_is_found_in_a_smaller_table() -> None:
+    """Forgetting most of a table makes the rest due again, which the next steps see to."""
+    drafter = make_drafter(cached=2)
+    answer(drafter, asked([1, 2]), list(range(1000, 1000 + suffix.SLICE - 10)))
+    answer(drafter, asked([1, 2]), SECRET)
+    full = drafter.num_bytes
+    answer(drafter, asked([1, 2]), [7, 8, 9])
+    assert drafter.num_bytes < full / 8
+    assert guess(drafter, asked(SECRET[:6]), 4) == SECRET[6:10]
