@@ -79,6 +79,17 @@ STEPS = st.lists(
 )
 
 
+MOVED: list[tuple[str, object]] = [
+    ("write", [0, 1] * 20),
+    ("write", [2, 3, 2, 3]),
+    ("link", ALL),
+    ("forget", 0),
+    ("find", [3, 2]),
+    ("write", [2, 3]),
+]
+"""Places that move while they are linked, and those that follow them."""
+
+
 def longest(found: dict[int, int]) -> tuple[int, list[int]]:
     """The longest match and all places that have it, the newest first."""
     most = max(found.values(), default=0)
@@ -98,6 +109,8 @@ def longest(found: dict[int, int]) -> tuple[int, list[int]]:
     ],
     most_base=0,
 )
+@example(steps=MOVED, most_base=0)
+@example(steps=MOVED, most_base=2**30)
 def test_the_longest_match_is_found_with_all_its_places(
     steps: list[tuple[str, object]], most_base: int
 ) -> None:
