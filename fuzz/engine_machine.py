@@ -371,27 +371,13 @@ class EngineMachine(NotedMachine):
             bound -= 1
             assert bound > 0, ("no progress", self.alive)
             self.step(1)
-        assert not self.alive and not self.executor.num_held, self.alive
-        assert not self.drafter.known, self.drafter.known
+        assert not (self.alive or self.executor.num_held or self.drafter.known), self.alive
         assert self.core.scheduler.num_free_blocks == self.limits.num_blocks
         for name, finished in self.ended.items():
             if finished.reason in ("stop", "length"):
                 self.compare(name, finished)
-        stats = self.core.scheduler.stats
         self.reached.aim()
-        for key, value in (
-            ("steps", stats.num_steps),
-            ("preemptions", stats.num_preemptions),
-            ("evictions", stats.num_evictions),
-            ("copies", stats.num_copies),
-            ("guesses", stats.num_draft_tokens),
-            ("right guesses", stats.num_accepted_tokens),
-            ("partial hits", self.reached.num_partial_hits),
-            ("hit tokens", stats.prefix_hits + stats.resumed_hits),
-            ("requests", len(self.requests)),
-            ("runs", 1),
-        ):
-            self.totals[key] += value
+        self.totals.update(self.reached.figures(len(self.requests)))
         self.core.close()
 
     def make(

@@ -289,22 +289,8 @@ class SchedulerMachine(NotedMachine):
         assert self.scheduler.plan() is None and not self.drafter.known
         for name, alone in self.expected.items():
             self.compare(name, alone)
-        stats = self.scheduler.stats
         self.reached.aim()
-        for key, value in (
-            ("steps", stats.num_steps),
-            ("tokens", stats.num_scheduled_tokens),
-            ("preemptions", stats.num_preemptions),
-            ("evictions", stats.num_evictions),
-            ("copies", stats.num_copies),
-            ("guesses", stats.num_draft_tokens),
-            ("right guesses", stats.num_accepted_tokens),
-            ("partial hits", self.reached.num_partial_hits),
-            ("hit tokens", stats.prefix_hits + stats.resumed_hits),
-            ("requests", len(self.requests)),
-            ("runs", 1),
-        ):
-            self.totals[key] += value
+        self.totals.update(self.reached.figures(len(self.requests)))
 
     def make(
         self,

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from .suffix_index import Text
 
 SLICE = 2048
-"""Tokens that are indexed in a step, of all texts together: less than a millisecond."""
+"""Tokens that are indexed in a step, of all texts together: about a millisecond."""
 MOST_PROMPT = 2**16
 """Of a longer prompt only so many last tokens are indexed."""
 MOST_OUTPUT = 2**14
