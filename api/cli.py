@@ -58,7 +58,7 @@ HELP = {
     "reasoning_config": "what the model writes before and behind its thoughts, as JSON: "
     '{"reasoning_start_str": "<think>", "reasoning_end_str": "</think>"}',
     "speculative_config": "who guesses tokens, as JSON, which changes no answer: "
-    '{"method": "ngram", "num_speculative_tokens": 4}',
+    '{"method": "ngram" or "suffix", "num_speculative_tokens": 4}',
     "seed": "draws the seeds of requests that bring none",
     "step_timeout_s": "seconds after which a step that does not end is given up",
     "served_model_name": "name of the model in the API",

@@ -72,7 +72,7 @@ def main() -> None:
                     drawn = [drawing.sample(one, rows) for one in both]
                     assert drawn[0].tolist() == answer, "the target draws what it drew"
                     equal.append((drawn[0] == drawn[1]).float())
-                    shared = overlap_of(*both, temperature)
+                    shared = overlap_of(both[0], both[1], temperature)
                     overlap.append(shared)
                     floor.append(shared / (2.0 - shared))
             means = [float(torch.cat(parts).mean()) for parts in (equal, overlap, floor)]

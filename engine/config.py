@@ -22,7 +22,7 @@ DTypeName = Literal["auto", "float32", "bfloat16"]
 LoadFormat = Literal["auto", "safetensors", "dummy"]
 SumsName = Literal["auto", "pairs", "tiles"]
 Policy = Literal["fcfs", "priority"]
-GuessMethod = Literal["ngram", "draft_model", "eagle3", "mtp"]
+GuessMethod = Literal["ngram", "suffix", "draft_model", "eagle3", "mtp"]
 
 DEMO_MODEL = Path(__file__).resolve().parent.parent / "demo" / "model"
 
@@ -50,6 +50,7 @@ class SpeculativeConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields
 
     method: GuessMethod | None = None
     """ngram (the default): what followed the last time that prompt or answer ended alike.
+    suffix: what mostly followed, in latest answers of the same tenant and cache salt too.
     draft_model (the default where a model is given): what a smaller model says. eagle3: a layer on
     top of the target's own. mtp: the one that the target's checkpoint has."""
     model: str | None = None
@@ -60,6 +61,14 @@ class SpeculativeConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields
     """ngram: fewest tokens that must be alike,"""
     prompt_lookup_max: int = 5
     """and the most that are compared."""
+    suffix_decoding_max_tree_depth: int = 24
+    """suffix: most tokens that are compared and guessed together,"""
+    suffix_decoding_max_cached_requests: int = 10000
+    """answers that are kept, the latest; 0: none,"""
+    suffix_decoding_max_spec_factor: float = 1.0
+    """guesses at most for each token that is alike,"""
+    suffix_decoding_min_token_prob: float = 0.1
+    """and the least part of the places found that must go on as the guesses do."""
 
     def __post_init__(self) -> None:
         method = self.method or ("ngram" if self.model is None else "draft_model")
@@ -71,6 +80,10 @@ class SpeculativeConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields
             ("num_speculative_tokens", 1, 16),
             ("prompt_lookup_min", 1, 64),
             ("prompt_lookup_max", self.prompt_lookup_min, 64),
+            ("suffix_decoding_max_tree_depth", 2, 64),
+            ("suffix_decoding_max_cached_requests", 0, 2**20),
+            ("suffix_decoding_max_spec_factor", 0, 64),
+            ("suffix_decoding_min_token_prob", 0, 1),
         ):
             value = getattr(self, name)
             if not low <= value <= high:

@@ -27,6 +27,7 @@ from .models.loader import load_model
 from .models.registry import ModelConfig, read_model_config
 from .spec.drafter import Drafter
 from .spec.ngram import NgramDrafter
+from .spec.suffix import SuffixDrafter
 
 ON_DEVICE = frozenset({"draft_model", "eagle3", "mtp"})
 """Methods that guess on the device."""
@@ -43,9 +44,17 @@ class Guesses(NamedTuple):
 
 def make_drafter(config: SpeculativeConfig) -> Drafter | None:
     """Return what guesses beside the scheduler; None where the device does."""
-    if config.method in ON_DEVICE:
-        return None
-    return NgramDrafter(config.prompt_lookup_min, config.prompt_lookup_max)
+    match config.method:
+        case "ngram":
+            return NgramDrafter(config.prompt_lookup_min, config.prompt_lookup_max)
+        case "suffix":
+            return SuffixDrafter(
+                max_tree_depth=config.suffix_decoding_max_tree_depth,
+                max_cached_requests=config.suffix_decoding_max_cached_requests,
+                max_spec_factor=config.suffix_decoding_max_spec_factor,
+                min_token_prob=config.suffix_decoding_min_token_prob,
+            )
+    return None
 
 
 def read_guesses(

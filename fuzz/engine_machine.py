@@ -31,9 +31,9 @@ from ..engine.sched.scheduler import Scheduler, SchedulerLimits
 from ..reference.generate import generate
 from .checkpoints import VOCAB_SIZE, Kind, Tiny, make_tiny
 from .commands import NotedMachine, noted
-from .drafters import KnowingDrafter
+from .drafters import DRAFTERS, DrafterName, make_drafter
 from .grammar_cases import FORMS, tiny_grammars, use_of
-from .heads import GUESSERS, GuesserKind, tiny_head
+from .heads import tiny_head
 from .held_executor import FAULTS, Fault, HeldExecutor
 from .states import Reached
 from .step_plans import Answer, Asked, LogprobRow, answer_of, row_of
@@ -127,7 +127,7 @@ class EngineMachine(NotedMachine):
             ModelKey, st.sampled_from(KINDS), st.sampled_from(DTYPES), st.sampled_from(BACKENDS)
         ),
         decoding=st.sampled_from(DECODINGS),
-        guesser=st.sampled_from(GUESSERS),
+        drafter=st.sampled_from(DRAFTERS),
     )
     @noted
     def start(
@@ -135,7 +135,7 @@ class EngineMachine(NotedMachine):
         limits: SchedulerLimits,
         key: ModelKey,
         decoding: Decoding,
-        guesser: GuesserKind = "host",
+        drafter: DrafterName = "knowing",
     ) -> None:
         model = tiny(key)
         runner = ModelRunner(
@@ -150,10 +150,10 @@ class EngineMachine(NotedMachine):
         runner.follow(tiny_grammars())
         self.limits, self.key = limits, key
         self.executor = HeldExecutor(runner)
-        drafter = KnowingDrafter(self.texts, VOCAB_SIZE) if guesser == "host" else None
-        if limits.num_drafts and guesser != "host":
-            runner.guess_by(tiny_head(guesser, model))
-        scheduler = Scheduler(limits, drafter=drafter)
+        self.drafter = make_drafter(drafter, self.texts, VOCAB_SIZE)
+        if self.drafter is None and limits.num_drafts:
+            runner.guess_by(tiny_head(drafter, model))
+        scheduler = Scheduler(limits, drafter=self.drafter)
         self.core = EngineCore(scheduler, self.executor, overlap=limits.overlap)
         self.requests: dict[str, Request] = {}
         self.outputs: dict[str, list[int]] = {}
@@ -303,26 +303,14 @@ class EngineMachine(NotedMachine):
             bound -= 1
             assert bound > 0, ("no progress", self.alive)
             self.step(1)
-        assert not self.alive and not self.executor.num_held, self.alive
+        assert not (self.alive or self.executor.num_held), self.alive
+        assert self.drafter is None or not self.drafter.known, self.drafter.known
         assert self.core.scheduler.num_free_blocks == self.limits.num_blocks
         for name, finished in self.ended.items():
             if finished.reason in ("stop", "length"):
                 self.compare(name, finished)
-        stats = self.core.scheduler.stats
         self.reached.aim()
-        for key, value in (
-            ("steps", stats.num_steps),
-            ("preemptions", stats.num_preemptions),
-            ("evictions", stats.num_evictions),
-            ("copies", stats.num_copies),
-            ("guesses", stats.num_draft_tokens),
-            ("right guesses", stats.num_accepted_tokens),
-            ("partial hits", self.reached.num_partial_hits),
-            ("hit tokens", stats.prefix_hits + stats.resumed_hits),
-            ("requests", len(self.requests)),
-            ("runs", 1),
-        ):
-            self.totals[key] += value
+        self.totals.update(self.reached.figures(len(self.requests)))
         self.core.close()
 
     def make(

@@ -27,11 +27,10 @@ from ..engine.models.heads import HeadModel
 from ..engine.models.weights import WeightBuilder
 from ..reference.heads import HeadConfig
 from .checkpoints import Tiny, noise
+from .drafters import DrafterName
 
 HeadKind = Literal["draft_model", "eagle3", "eagle3 few", "deepseek", "qwen3-next", "mimo"]
 HEAD_KINDS: tuple[HeadKind, ...] = get_args(HeadKind)
-GuesserKind = Literal["host", "model", "eagle3", "mtp"]
-GUESSERS: tuple[GuesserKind, ...] = get_args(GuesserKind)
 WEIGHTS = "model.safetensors"
 
 LAYER = {
@@ -171,7 +170,7 @@ def _head(
     return tensors
 
 
-def tiny_head(kind: GuesserKind, tiny: Tiny, *, seed: int = 1) -> HeadMaker:
+def tiny_head(kind: DrafterName, tiny: Tiny, *, seed: int = 1) -> HeadMaker:
     """Make what guesses for a tiny model on its device, with weights that have nothing to do with
     the target's."""
     target, generator = tiny.model, torch.Generator().manual_seed(seed)

@@ -9,6 +9,7 @@ request must give, from nothing but the request and the limits.
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -25,7 +26,6 @@ from ..engine.request import (
     TokenEvents,
 )
 from ..engine.sched.scheduler import Scheduler, SchedulerLimits
-from ..engine.spec.drafter import Drafter
 
 VOCAB = 7
 FLAKY = 1 << 20
@@ -119,12 +119,15 @@ class FakeDevice:
     """Executes plans in order and checks that each of them is possible and safe."""
 
     def __init__(
-        self, limits: SchedulerLimits, roots: dict[int, int], guesser: Drafter | None = None
+        self,
+        limits: SchedulerLimits,
+        roots: dict[int, int],
+        guess: Callable[[list[int], int], list[int]] | None = None,
     ) -> None:
-        """guesser: guesses what plans leave to the device."""
+        """guess: makes the guesses that plans leave to the device, behind what is known."""
         self.limits = limits
         self.roots = roots
-        self.guesser = guesser
+        self.guess = guess
         """Root history by request seed, which must be unique: a plan does not name its requests."""
         self.slots: dict[int, DeviceSlot] = {}
         self.memory: dict[tuple[int, int], int] = {}
@@ -165,11 +168,10 @@ class FakeDevice:
         """Guess what a plan leaves to the device: as many tokens as it says."""
         if plan.drafts is None or plan.drafts.token_ids is not None:
             return None
-        assert self.guesser is not None, "nobody guesses here"
+        assert self.guess is not None, "nobody guesses here"
         made: list[int] = []
         for slot, count in zip(plan.slots.tolist(), plan.drafts.counts.tolist(), strict=True):
-            known = np.array(self.slots[slot].token_ids, np.int32)
-            found = list(self.guesser.propose(known, count)) if count else []
+            found = self.guess(self.slots[slot].token_ids, count) if count else []
             made += [*found, *[0] * count][:count]
         return np.array(made, np.int32)
 

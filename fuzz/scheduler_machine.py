@@ -23,7 +23,7 @@ from ..engine.request import Finished, Request, TokenEvents
 from ..engine.sched.planner import Decision
 from ..engine.sched.scheduler import Scheduler, SchedulerLimits
 from .commands import NotedMachine, noted
-from .drafters import KnowingDrafter
+from .drafters import DrafterName, KnowingDrafter, make_drafter
 from .oracles import FLAKY, VOCAB, Alone, FakeDevice, run_alone, told_tokens
 from .states import Reached
 from .strategies import TENANTS, limits, make_request, prompts, sampling_params
@@ -40,17 +40,14 @@ class SchedulerMachine(NotedMachine):
     states: ClassVar[set[str]] = set()
     """What states they have been in."""
 
-    @initialize(limits=limits(), on_device=st.booleans())
+    @initialize(limits=limits(), drafter=st.sampled_from(("knowing", "learning", "model")))
     @noted
-    def start(self, limits: SchedulerLimits, on_device: bool = False) -> None:
-        """on_device: guesses are made there."""
+    def start(self, limits: SchedulerLimits, drafter: DrafterName = "knowing") -> None:
         self.limits = limits
-        drafter = KnowingDrafter(self.texts, VOCAB)
-        self.scheduler = Scheduler(
-            limits, secret=b"0123456789abcdef", drafter=None if on_device else drafter
-        )
+        self.drafter = make_drafter(drafter, self.texts, VOCAB)
+        self.scheduler = Scheduler(limits, secret=b"0123456789abcdef", drafter=self.drafter)
         self.roots: dict[int, int] = {}
-        self.device = FakeDevice(limits, self.roots, drafter)
+        self.device = FakeDevice(limits, self.roots, KnowingDrafter(self.texts, VOCAB).guess)
         self.flying: deque[tuple[StepPlan, StepResult]] = deque()
         self.requests: dict[str, Request] = {}
         self.outputs: dict[str, list[int]] = {}
@@ -289,25 +286,11 @@ class SchedulerMachine(NotedMachine):
         for name in self.kept:
             self.scheduler.abort(name)
         assert self.scheduler.num_free_blocks == self.limits.num_blocks
-        assert self.scheduler.plan() is None
+        assert self.scheduler.plan() is None and not (self.drafter and self.drafter.known)
         for name, alone in self.expected.items():
             self.compare(name, alone)
-        stats = self.scheduler.stats
         self.reached.aim()
-        for key, value in (
-            ("steps", stats.num_steps),
-            ("tokens", stats.num_scheduled_tokens),
-            ("preemptions", stats.num_preemptions),
-            ("evictions", stats.num_evictions),
-            ("copies", stats.num_copies),
-            ("guesses", stats.num_draft_tokens),
-            ("right guesses", stats.num_accepted_tokens),
-            ("partial hits", self.reached.num_partial_hits),
-            ("hit tokens", stats.prefix_hits + stats.resumed_hits),
-            ("requests", len(self.requests)),
-            ("runs", 1),
-        ):
-            self.totals[key] += value
+        self.totals.update(self.reached.figures(len(self.requests)))
 
     def make(
         self,
@@ -413,4 +396,9 @@ def summary(decision: Decision | None) -> object:
         decision.victims,
         decision.drop_held,
         decision.num_blocks,
+        grant.drafts
+        and [
+            None if part is None else part.tolist()
+            for part in (grant.drafts.counts, grant.drafts.token_ids)
+        ],
     )

@@ -59,6 +59,23 @@ class Reached:
         target(float(stats.num_copies), label="copies")
         target(float(self.num_partial_hits), label="partial hits")
 
+    def figures(self, num_requests: int) -> dict[str, int]:
+        """What an example that had so many requests adds to the totals of its machine."""
+        stats = self._scheduler.stats
+        return {
+            "steps": stats.num_steps,
+            "tokens": stats.num_scheduled_tokens,
+            "preemptions": stats.num_preemptions,
+            "evictions": stats.num_evictions,
+            "copies": stats.num_copies,
+            "guesses": stats.num_draft_tokens,
+            "right guesses": stats.num_accepted_tokens,
+            "partial hits": self.num_partial_hits,
+            "hit tokens": stats.prefix_hits + stats.resumed_hits,
+            "requests": num_requests,
+            "runs": 1,
+        }
+
     def launched(self, decision: Decision, plan: StepPlan) -> None:
         """See Observer."""
         self._guard.committed(plan)

@@ -52,14 +52,23 @@ class Drafting:
         self._limits = limits
         self._step = 0
 
-    def enter(self, slot: int, request: Request, num_tokens: int) -> None:
-        """Begin with a sequence that has just got its slot, with so many known tokens.
+    def enter(self, slot: int, request: Request, token_ids: IntArray) -> None:
+        """Begin with a sequence that has just got its slot; token_ids: all it knows.
 
         Logits processors are not asked about guesses: what they do with them nobody has promised.
+        A sequence of one token has no use for any.
         """
-        self._most[slot] = 0 if request.params.logits_processors else self._limits.num_drafts
-        self._entered[slot] = num_tokens
+        guesses = not request.params.logits_processors and request.params.max_tokens != 1
+        self._most[slot] = self._limits.num_drafts if guesses else 0
         self._rate[slot] = PRIOR
+        self._entered[slot] = len(token_ids)
+        if guesses and self._drafter is not None:
+            self._drafter.enter(slot, request, token_ids)
+
+    def leave(self, slot: int, table: SlotTable, *, ended: bool) -> None:
+        """End with a sequence that gives up its slot: it has ended, or is preempted."""
+        if self._most[slot] and self._drafter is not None:
+            self._drafter.leave(slot, table.tokens[slot, : table.known[slot]], ended=ended)
 
     def holds(self, table: SlotTable, slots: IdArray) -> NDArray[np.bool_]:
         """Tell which of slots [n] wait for tokens in flight, to guess from them."""
@@ -83,8 +92,8 @@ class Drafting:
                 break
             counts[row] = most
             if self._drafter is not None:
-                slot = slots[row]
-                found = self._drafter.propose(table.tokens[slot, : table.known[slot]], most)
+                slot = int(slots[row])
+                found = self._drafter.propose(slot, table.tokens[slot, : table.known[slot]], most)
                 counts[row] = len(found)
                 token_ids += found
             budget -= int(counts[row])
@@ -115,6 +124,8 @@ class Drafting:
     def pass_step(self) -> None:
         """Count a step that was committed."""
         self._step += 1
+        if self._drafter is not None:
+            self._drafter.pass_step()
 
     def accept(
         self, plan: StepPlan, token_ids: IntArray, table: SlotTable, filter_: StopFilter

@@ -366,7 +366,7 @@ class Scheduler:
         self._running.add(sequence)
         self._scoring.enter(sequence)
         if self._drafting is not None:
-            self._drafting.enter(slot, sequence.request, length)
+            self._drafting.enter(slot, sequence.request, sequence.token_ids)
         self._memory.publish(slot)
         diff.admit(sequence, blocks, hit, num_tokens=num_tokens, samples=samples)
 
@@ -431,7 +431,7 @@ class Scheduler:
             if sequence.held is not None:
                 self._shares.drop(sequence)
             return
-        self._scoring.leave(sequence.slot)
+        self._leave(sequence.slot, ended=True)
         self._running.remove(sequence)
         if self._is_in_flight(sequence.slot):
             self._memory.table.draining[sequence.slot] = True
@@ -441,6 +441,11 @@ class Scheduler:
             self._shares.keep(sequence, self._known_tokens(sequence))
         self._memory.release(sequence.slot)
         sequence.slot = -1
+
+    def _leave(self, slot: int, *, ended: bool) -> None:
+        self._scoring.leave(slot)
+        if self._drafting is not None:
+            self._drafting.leave(slot, self._memory.table, ended=ended)
 
     def _release_drained(self) -> None:
         """Release draining slots whose newest step has retired."""
@@ -458,7 +463,7 @@ class Scheduler:
         sequence.token_ids = self._known_tokens(sequence)
         self._memory.hash(sequence)
         self._running.remove(sequence)
-        self._scoring.leave(slot)
+        self._leave(slot, ended=False)
         self._state.waiting.put_back(sequence)
         self._memory.release(slot)
         sequence.slot = -1

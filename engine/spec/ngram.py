@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ..request import IntArray
+from ..request import IntArray, Request
 
 WORD = 4
 """Bytes of a token id."""
@@ -21,7 +21,16 @@ class NgramDrafter:
         self._least = least
         self._most = most
 
-    def propose(self, token_ids: IntArray, count: int) -> Sequence[int]:
+    def enter(self, slot: int, request: Request, token_ids: IntArray) -> None:
+        """See Drafter. Nothing is remembered."""
+
+    def leave(self, slot: int, token_ids: IntArray, *, ended: bool) -> None:
+        """See Drafter."""
+
+    def pass_step(self) -> None:
+        """See Drafter."""
+
+    def propose(self, slot: int, token_ids: IntArray, count: int) -> Sequence[int]:
         """See Drafter."""
         data, length = token_ids.tobytes(), len(token_ids)
         end = 0

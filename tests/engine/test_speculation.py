@@ -14,6 +14,7 @@ from quire.fuzz.checkpoints import make_checkpoint
 from quire.fuzz.heads import make_guessing
 
 NGRAM = {"method": "ngram", "num_speculative_tokens": 4}
+SUFFIX = {"method": "suffix", "num_speculative_tokens": 4}
 PROMPT = [5, 6, 7, 8, 9, 10] * 4
 
 
@@ -36,11 +37,22 @@ def repeating(**others: Any) -> SamplingParams:
     return SamplingParams(max_tokens=40, ignore_eos=True, detokenize=False, **wanted, **others)
 
 
+def figures(engine: AsyncEngine) -> dict[str, float]:
+    """What the metrics tell of guesses."""
+    pairs = [line.rsplit(" ", 1) for line in engine.metrics.render().decode().splitlines()]
+    found = {name.split("{")[0]: value for name, value in pairs}
+    names = ("drafts", "draft_tokens", "accepted_tokens")
+    return {name: float(found[f"quire:spec_decode_num_{name}_total"]) for name in names}
+
+
+@pytest.mark.parametrize("wanted", [NGRAM, SUFFIX], ids=["ngram", "suffix"])
 @pytest.mark.parametrize("overlap", [1, 2])
-def test_lookup_gives_the_same_answers_in_fewer_steps(tiny: Path, overlap: int) -> None:
+def test_lookup_gives_the_same_answers_in_fewer_steps(
+    tiny: Path, overlap: int, wanted: dict[str, Any]
+) -> None:
     params, found = [repeating(logprobs=2), repeating(n=3), repeating(stop_token_ids=[8])], []
     num_steps = []
-    for config in (None, NGRAM):
+    for config in (None, wanted):
         with LLM(**options(tiny, speculative_config=config, overlap=overlap)) as llm:
             outputs = llm.generate([PROMPT] * len(params), params, use_tqdm=False)
             found.append([one.outputs for one in outputs])
@@ -57,16 +69,7 @@ async def test_streams_and_metrics_tell_of_it(tiny: Path) -> None:
         outputs = [one async for one in engine.generate(PROMPT, repeating())]
         sizes = [len(one.outputs[0].token_ids) for one in outputs]
         assert sizes[-1] == 40 and sizes == sorted(sizes) and len(sizes) < 40
-        text = engine.metrics.render().decode()
-    figures = {
-        line.split("{")[0]: float(line.rsplit(" ", 1)[1])
-        for line in text.splitlines()
-        if line.startswith("quire:spec_decode")
-    }
-    drafts, tokens, accepted = (
-        figures[f"quire:spec_decode_num_{name}_total"]
-        for name in ("drafts", "draft_tokens", "accepted_tokens")
-    )
+        drafts, tokens, accepted = figures(engine).values()
     assert 0 < drafts <= tokens and 0 < accepted <= tokens
 
 
@@ -86,6 +89,11 @@ def test_a_timeline_counts_steps_not_guesses(tiny: Path) -> None:
     [
         ({"method": "magic"}, "method"),
         ({"method": "ngram", "num_speculative_tokens": 0}, "must be from 1 to 16"),
+        ({"suffix_decoding_max_tree_depth": 1}, "depth is 1: it must be from 2 to 64"),
+        ({"suffix_decoding_max_cached_requests": -1}, "requests is -1: it must be from 0"),
+        ({"suffix_decoding_max_spec_factor": float("nan")}, "factor is nan"),
+        ({"suffix_decoding_min_token_prob": 1.5}, "prob is 1.5: it must be from 0 to 1"),
+        ({"suffix_decoding_min_token_prob": "x"}, "Expected `float`"),
         ({"prompt_lookup_min": 5, "prompt_lookup_max": 2}, "prompt_lookup_max is 2"),
         ({"size": "x"}, "unknown field"),
         ({"method": "ngram", "model": "x"}, "ngram takes no model"),
@@ -100,7 +108,7 @@ def test_wrong_options_are_named(given: dict[str, Any], words: str) -> None:
     assert words in str(caught.value)
 
 
-@pytest.mark.parametrize("kind", ["ngram", "draft_model", "eagle3", "mimo"])
+@pytest.mark.parametrize("kind", ["ngram", "suffix", "draft_model", "eagle3", "mimo"])
 @pytest.mark.parametrize("overlap", [1, 2])
 def test_a_run_with_guesses_is_replayed(kind: Any, overlap: int, tmp_path: Path) -> None:
     """Without what guessed on the device: its guesses are in the log."""
@@ -108,14 +116,45 @@ def test_a_run_with_guesses_is_replayed(kind: Any, overlap: int, tmp_path: Path)
     from quire.engine.trace import read_log
 
     tiny = make_checkpoint("qwen3", tmp_path / "tiny")
-    config = NGRAM if kind == "ngram" else make_guessing(kind, tiny)
+    config = {"ngram": NGRAM, "suffix": SUFFIX}.get(kind) or make_guessing(kind, tiny)
     path = tmp_path / "log"
     given = options(tiny, speculative_config=config, record=str(path), overlap=overlap)
     with LLM(**given) as llm:
-        llm.generate([PROMPT, PROMPT[:7]], [repeating(), repeating(n=2)], use_tqdm=False)
+        for _ in range(2):
+            llm.generate([PROMPT, PROMPT[:7]], [repeating(), repeating(n=2)], use_tqdm=False)
         assert llm.scheduler.stats.num_accepted_tokens > 0
     log = read_log(path)
     if "model" in config:
         shutil.rmtree(str(config["model"]))
     for verdict in (replay(log, {}), replay_requests(log, {"speculative_config": None})):
         assert verdict.mismatch is None and verdict.num_tokens >= 120
+
+
+def test_an_answer_given_before_is_guessed_whole(tiny: Path) -> None:
+    """Of one asked again hardly a token is computed alone, however unlike its prompt it is."""
+    params = SamplingParams(temperature=1.0, seed=3, max_tokens=33, ignore_eos=True)
+    num_steps = []
+    with LLM(**options(tiny, speculative_config={**SUFFIX, "num_speculative_tokens": 8})) as llm:
+        outputs = []
+        for _ in range(2):
+            before = llm.scheduler.stats.num_steps
+            outputs += llm.generate([list(range(90))], params, use_tqdm=False)
+            num_steps.append(llm.scheduler.stats.num_steps - before)
+    assert outputs[0].outputs[0].token_ids == outputs[1].outputs[0].token_ids
+    assert num_steps[0] > 28 and num_steps[1] < 12, num_steps
+
+
+@pytest.mark.parametrize("others", [{"cache_salt": "b"}, {"tenant": "b"}])
+async def test_an_answer_is_guessed_for_nobody_else(tiny: Path, others: dict[str, Any]) -> None:
+    """The third asks as the first did, and what was said to the second is not among its guesses."""
+    params = SamplingParams(
+        temperature=1.0, seed=3, max_tokens=20, ignore_eos=True, detokenize=False
+    )
+    async with AsyncEngine(**options(tiny, speculative_config=SUFFIX)) as engine:
+        right = []
+        for given in ({}, others, {}):
+            before = figures(engine)["accepted_tokens"]
+            async for _ in engine.generate(list(range(90)), params, **given):
+                pass
+            right.append(figures(engine)["accepted_tokens"] - before)
+    assert right[0] == right[1] < right[2] - 8, right

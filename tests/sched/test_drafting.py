@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 from quire.engine.params import SamplingParams
 from quire.engine.plan import VOID, Drafts, StepPlan, StepResult
+from quire.engine.request import Request
 from quire.engine.sched.scheduler import Scheduler
 from quire.engine.spec.ngram import NgramDrafter
 from quire.fuzz.drafters import KnowingDrafter
@@ -36,18 +37,40 @@ def lookup(tokens: list[int], count: int, least: int, most: int) -> list[int]:
 def test_lookup_finds_what_followed(tokens: list[int], count: int, least: int, more: int) -> None:
     """Ids whose bytes look like others' at odd places, too."""
     drafter = NgramDrafter(least, least + more)
-    given = list(drafter.propose(np.array(tokens, np.int32), count))
+    given = list(drafter.propose(0, np.array(tokens, np.int32), count))
     assert given == lookup(tokens, count, least, least + more)
 
 
-class Fixed:
+class Fixed(NgramDrafter):
     """Always guesses the same."""
 
     def __init__(self, *guesses: int) -> None:
         self.guesses = guesses
 
-    def propose(self, token_ids: np.ndarray, count: int) -> list[int]:
+    def propose(self, slot: int, token_ids: np.ndarray, count: int) -> list[int]:
         return list(self.guesses[:count])
+
+
+class Told(NgramDrafter):
+    """Notes what it is told of lives."""
+
+    def __init__(self) -> None:
+        super().__init__(1, 1)
+        self.calls: list[tuple[object, ...]] = []
+
+    def enter(self, slot: int, request: Request, token_ids: np.ndarray) -> None:
+        self.calls.append(("enter", slot, request.request_id, token_ids.tolist()))
+
+    def leave(self, slot: int, token_ids: np.ndarray, *, ended: bool) -> None:
+        self.calls.append(("leave", slot, token_ids.tolist(), ended))
+
+    def pass_step(self) -> None:
+        self.calls.append(("step",))
+
+    def taken(self) -> list[tuple[object, ...]]:
+        """What it was told since the last time, steps aside."""
+        calls, self.calls = self.calls, []
+        return [call for call in calls if call != ("step",)]
 
 
 def run_step(scheduler: Scheduler, drawn: list[int]) -> tuple[StepPlan, list[int]]:
@@ -130,6 +153,65 @@ def test_logits_processors_are_not_asked_about_guesses() -> None:
     assert plan.drafts is None
 
 
+def test_drafters_are_told_of_lives() -> None:
+    """Who ends, is aborted, preempted or fails leaves with all that is known of it, and no more."""
+    told = Told()
+    scheduler = Scheduler(replace(make_limits(), num_drafts=2), drafter=told)
+    scheduler.add(make_request("a", [1, 2, 3], params=SamplingParams(max_tokens=2)))
+    run_step(scheduler, [9])
+    assert told.calls == [("enter", 0, "a", [1, 2, 3]), ("step",)], "a step comes behind its own"
+    told.taken()
+    run_step(scheduler, [8])
+    assert told.taken() == [("leave", 0, [1, 2, 3, 9, 8], True)]
+    scheduler.add(make_request("b", [4, 5]))
+    run_step(scheduler, [7])
+    scheduler.abort("b")
+    assert told.taken() == [("enter", 0, "b", [4, 5]), ("leave", 0, [4, 5, 7], True)]
+    scheduler.add(make_request("c", [4, 5]))
+    run_step(scheduler, [7])
+    scheduler.add(make_request("d", [6]))
+    decision = scheduler.plan()
+    assert decision is not None
+    scheduler.commit(decision)
+    assert told.taken() == [("enter", 0, "c", [4, 5]), ("enter", 1, "d", [6])]
+    scheduler.fail("the device died")
+    assert told.taken() == [("leave", 0, [4, 5, 7], True), ("leave", 1, [6], True)]
+
+
+def test_who_is_preempted_enters_again_with_all_it_knows() -> None:
+    told = Told()
+    limits = make_limits(block_size=1, num_blocks=6, overlap=1)
+    scheduler = Scheduler(replace(limits, num_drafts=1), drafter=told)
+    scheduler.add(make_request("a", [1, 2], params=SamplingParams(max_tokens=4)))
+    scheduler.add(make_request("b", [3], params=SamplingParams(max_tokens=4)))
+    drawn = iter(range(50, 99))
+    while scheduler.has_unfinished:
+        decision = scheduler.plan()
+        assert decision is not None
+        plan = scheduler.commit(decision)
+        tokens = [next(drawn) for _ in plan.sampled()[0]]
+        scheduler.retire(plan, StepResult(plan.step, np.array(tokens, np.int32)))
+    assert scheduler.stats.num_preemptions == 1
+    calls = told.taken()
+    (left,) = [call for call in calls if call[0] == "leave" and not call[-1]]
+    again = calls[calls.index(left) + 1 :]
+    assert ("enter", "b", left[2]) in [(call[0], call[2], call[3]) for call in again if call[3:]]
+    assert len([call for call in calls if call[0] == "leave" and call[-1] is True]) == 2
+
+
+def test_who_never_guesses_is_nobodys() -> None:
+    """A request of one token has nothing to guess: its prompt is read in vain."""
+    told = Told()
+    scheduler = Scheduler(replace(make_limits(), num_drafts=2), drafter=told)
+    one = SamplingParams(max_tokens=1)
+    processed = SamplingParams(max_tokens=2, logits_processors=[lambda outputs, logits: logits])
+    for name, params in (("a", one), ("b", processed)):
+        scheduler.add(make_request(name, [1, 2], params=params))
+    while scheduler.has_unfinished:
+        run_step(scheduler, [4, 5] if len(scheduler._alive) == 2 else [4])
+    assert told.taken() == []
+
+
 def test_plans_say_which_tokens_are_drawn_where() -> None:
     nothing = np.zeros(0, np.int32)
     plan = StepPlan(
@@ -161,8 +243,9 @@ def test_plans_say_which_tokens_are_drawn_where() -> None:
 def test_a_knowing_drafter_is_right_and_wrong() -> None:
     text = list(range(7)) * 20
     drafter = KnowingDrafter(lambda: [text], 7)
+    drafter.enter(0, make_request("a", [0]), np.array([0], np.int32))
     rights = []
     for size in range(1, 100):
-        guesses = drafter.propose(np.array(text[:size], np.int32), 4)
+        guesses = drafter.propose(0, np.array(text[:size], np.int32), 4)
         rights.append(guesses == text[size : size + len(guesses)])
     assert 20 < sum(rights) < 90
