@@ -81,10 +81,10 @@ STEPS = st.lists(
 
 MOVED: list[tuple[str, object]] = [
     ("write", [0, 1] * 20),
-    ("write", [2, 3, 2, 3]),
+    ("write", [2, 3, 4, 2, 3, 5]),
     ("link", ALL),
     ("forget", 0),
-    ("find", [3, 2]),
+    ("find", [2, 3]),
     ("write", [2, 3]),
 ]
 """Places that move while they are linked, and those that follow them."""
