@@ -17,6 +17,7 @@ from aiohttp import web
 from .. import __version__
 from ..engine.metrics import EngineMetrics
 from ..engine.params import BeamSearchParams, SamplingParams
+from ..engine.parsing.choose import Parsers
 from ..engine.request import RequestOutput
 from ..engine.timeline import Timelines
 
@@ -32,6 +33,10 @@ class Engine(Protocol):
 
     @property
     def tokenizer(self) -> Tokenizer: ...
+    @property
+    def parsers(self) -> Parsers: ...
+    @property
+    def auto_tools(self) -> bool: ...
     @property
     def metrics(self) -> EngineMetrics: ...
     @property

@@ -1,6 +1,6 @@
-"""Answers in the formats of engine/parsing: written from calls and thoughts, and hypothesis for both.
+"""Answers in the formats of engine/parsing: their writers, and strategies for what they say.
 
-A writer is what a chat template does with the calls of earlier messages, so reading is its inverse.
+A writer is what a chat template does with the calls of earlier messages: reading is its inverse.
 """
 
 from __future__ import annotations
@@ -163,13 +163,11 @@ class Format(NamedTuple):
 FORMATS: dict[str, Format] = {
     "hermes": Format(hermes),
     "llama3_json": Format(llama3_json, after_content=False),
-    "llama4_json": Format(llama3_json, after_content=False),
     "llama4_pythonic": Format(lambda calls: f"<|python_start|>{python(calls)}<|python_end|>"),
     "pythonic": Format(python, after_content=False),
     "mistral": Format(mistral),
     "mistral_list": Format(mistral_list, parser="mistral"),
     "qwen3_coder": Format(qwen3_coder, typed=True, closing=("</parameter>", "</function>")),
-    "qwen3_xml": Format(qwen3_coder, typed=True, closing=("</parameter>", "</function>")),
     "seed_oss": Format(seed_oss, typed=True, closing=("</parameter>", "</function>")),
     "deepseek_v3": Format(deepseek_v3),
     "deepseek_v31": Format(deepseek_v31),
@@ -197,7 +195,7 @@ FRAGMENTS = (
 )
 
 
-LETTERS = st.characters(exclude_categories=("Cs",))
+LETTERS = st.characters(exclude_categories=["Cs"])
 
 
 def texts(closing: Sequence[str] = ()) -> st.SearchStrategy[str]:

@@ -1,4 +1,4 @@
-"""Reads calls written as Python, `[name(key="text", other=[1, None])]`, and writes JSON as they come.
+"""Reads calls written as Python, `[name(key="text", other=[1, None])]`, and writes them as JSON.
 
 Literals are texts, numbers, True, False, None, lists, tuples and dicts; nothing is evaluated.
 """

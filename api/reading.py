@@ -1,0 +1,89 @@
+"""How the answers of a chat are read: what they may hold, by which formats. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple, TypeVar
+
+from msgspec.structs import replace
+
+from ..engine.params import BeamSearchParams, SamplingParams
+from ..engine.parsing.choose import Expects, Parsers
+from .parsed import ParsedAnswers
+from .schema import ChatBody
+from .state import Engine
+from .structured import ForcedTools
+
+P = TypeVar("P", SamplingParams, BeamSearchParams)
+
+
+class Reading(NamedTuple):
+    """What the answers to one request may hold."""
+
+    parsers: Parsers
+    expects: Expects
+    thinks: bool
+    hides: bool
+    """Text has special tokens for the tags among them; clients see the tags' meaning only."""
+    tools: dict[str, Any]
+    named: str | None
+
+    def answers(
+        self, body: ChatBody, prompt: str | None, new_id: Callable[[], str]
+    ) -> ParsedAnswers | None:
+        """Return what takes the answers to a prompt apart; None where they are nothing but text."""
+        parsers = self.parsers
+        if not parsers.reads(self.expects, thinks=self.thinks):
+            return None
+        message = _last_text(body) if body.continue_final_message else None
+        tools = parsers.tools
+        has_reasoning = self.thinks and parsers.reasoning is not None
+        return ParsedAnswers(
+            start=partial(
+                parsers.start,
+                self.expects,
+                self.tools,
+                named=self.named,
+                thinks=self.thinks,
+                opened=self.thinks and parsers.is_opened(prompt or "", message),
+                hides=self.hides,
+            ),
+            new_id=new_id,
+            short_ids=tools is not None and tools.short_ids,
+            has_reasoning=has_reasoning and body.include_reasoning is not False,
+            one_call=body.parallel_tool_calls is False,
+            forced=(self.named or "") if self.expects in ("some call", "named call") else None,
+        )
+
+
+def read_answers(
+    engine: Engine, body: ChatBody, forced: ForcedTools | None, params: P
+) -> tuple[Reading, P]:
+    """Return how answers are to be read, and the parameters that show what this needs."""
+    expects: Expects = "text"
+    if forced is not None:
+        expects = "some call" if forced.name is None else "named call"
+    elif body.tools and body.tool_choice != "none" and engine.auto_tools:
+        expects = "calls"
+    # A form holds from the first token on: there is no thought before it.
+    thinks = getattr(params, "structured_outputs", None) is None
+    parsers = engine.parsers
+    hides = params.skip_special_tokens and parsers.needs_special(expects, thinks=thinks)
+    tools: dict[str, Any] = {}
+    if expects != "text":
+        tools = {
+            tool["function"]["name"]: tool["function"].get("parameters")
+            for tool in body.tools or ()
+        }
+    name = None if forced is None else forced.name
+    reading = Reading(parsers, expects, thinks, hides, tools, name)
+    return reading, replace(params, skip_special_tokens=False) if hides else params
+
+
+def _last_text(body: ChatBody) -> str:
+    """Return the text of the message that the answer continues."""
+    content = body.messages[-1].get("content") or ""
+    if isinstance(content, str):
+        return content
+    return "".join(part.get("text", "") for part in content if isinstance(part, dict))
