@@ -9,7 +9,8 @@ from typing import Any, NamedTuple, TypeVar
 from msgspec.structs import replace
 
 from ..engine.params import BeamSearchParams, SamplingParams
-from ..engine.parsing.choose import Expects, Parsers
+from ..engine.parsing.choose import Expects, Parsers, ThoughtAt
+from ..engine.structured import Thought
 from .parsed import ParsedAnswers
 from .schema import ChatBody
 from .state import Engine
@@ -29,6 +30,22 @@ class Reading(NamedTuple):
     tools: dict[str, Any]
     named: str | None
 
+    def thought(self, body: ChatBody, prompt: str | None) -> ThoughtAt:
+        """Tell where the thought is of which an answer to a prompt may have one."""
+        message = _last_text(body) if body.continue_final_message else None
+        return self.parsers.thought_at(prompt or "", message) if self.thinks else "behind"
+
+    def with_thought(self, body: ChatBody, prompt: str | None, params: P) -> P:
+        """Let the form of an answer begin behind the thought, where it may have one."""
+        form, reasoning = getattr(params, "structured_outputs", None), self.parsers.reasoning
+        place = self.thought(body, prompt)
+        if form is None or reasoning is None or place == "behind":
+            return params
+        start = reasoning.start if place == "ahead" else ""
+        return replace(
+            params, structured_outputs=replace(form, thought=Thought(start, reasoning.end))
+        )
+
     def answers(
         self, body: ChatBody, prompt: str | None, new_id: Callable[[], str]
     ) -> ParsedAnswers | None:
@@ -36,7 +53,6 @@ class Reading(NamedTuple):
         parsers = self.parsers
         if not parsers.reads(self.expects, thinks=self.thinks):
             return None
-        message = _last_text(body) if body.continue_final_message else None
         tools = parsers.tools
         has_reasoning = self.thinks and parsers.reasoning is not None
         return ParsedAnswers(
@@ -46,7 +62,7 @@ class Reading(NamedTuple):
                 self.tools,
                 named=self.named,
                 thinks=self.thinks,
-                opened=self.thinks and parsers.is_opened(prompt or "", message),
+                opened=self.thought(body, prompt) == "open",
                 hides=self.hides,
             ),
             new_id=new_id,
@@ -66,9 +82,10 @@ def read_answers(
         expects = "some call" if forced.name is None else "named call"
     elif body.tools and body.tool_choice != "none" and engine.auto_tools:
         expects = "calls"
-    # A form holds from the first token on: there is no thought before it.
-    thinks = getattr(params, "structured_outputs", None) is None
     parsers = engine.parsers
+    # Where an answer is messages with heads, a form takes the place of all of them.
+    in_messages = parsers.reasoning is not None and parsers.reasoning.messages is not None
+    thinks = not in_messages or getattr(params, "structured_outputs", None) is None
     hides = params.skip_special_tokens and parsers.needs_special(expects, thinks=thinks)
     tools: dict[str, Any] = {}
     if expects != "text":

@@ -55,6 +55,7 @@ async def chat_completions(request: web.Request) -> web.StreamResponse:
         params = replace(params, structured_outputs=forced.form)
     reading, params = read_answers(engine, body, forced, params)
     prompt = await _token_prompt(engine, body, tools, num_kept(params, engine.max_model_len))
+    params = reading.with_thought(body, prompt.text, params)
     check_length(("messages", len(prompt.token_ids)), chat_limit(body), engine.max_model_len)
     response_id = f"chatcmpl-{body.request_id or state.new_id()}"
     salt = cache_salt(request, body.cache_salt, isolate=state.isolate_keys)

@@ -15,6 +15,8 @@ from .tags import SPACE, TagSet
 NONE = "none"
 Expects = Literal["text", "calls", "some call", "named call"]
 """What an answer may be: calls as the model writes them, or calls that a grammar forces."""
+ThoughtAt = Literal["ahead", "open", "behind"]
+"""Of where an answer begins. ahead: it may begin one; open: it begins inside of one."""
 Format = TypeVar("Format", ToolFormat, ReasoningFormat)
 
 
@@ -94,19 +96,22 @@ class Parsers:
         grammar = self._grammar(Key(expects, thinks, opened, hides))
         return AnswerParser(grammar, tools, named=named)
 
-    def is_opened(self, prompt: str, message: str | None = None) -> bool:
-        """Tell whether an answer to a prompt begins inside of a thought.
+    def thought_at(self, prompt: str, message: str | None = None) -> ThoughtAt:
+        """Tell where the thought of an answer to a prompt is.
 
         message: the last one, where the answer continues it.
         """
         form = self.reasoning
         if form is None or form.messages is not None:
-            return False
-        if message is not None:
-            last = max((message.rfind(tag), tag) for tag in (form.start, form.end))
-            return last[1] == form.start if last[0] >= 0 else form.opened
+            return "behind"
+        if message:
+            started, ended = message.rfind(form.start), message.rfind(form.end)
+            opened = started > ended or (form.opened and ended < 0)
+            return "open" if opened else "behind"
         tail = prompt.rstrip(SPACE)
-        return tail.endswith(form.start) or (form.opened and not tail.endswith(form.end))
+        if tail.endswith(form.end):
+            return "behind"
+        return "open" if form.opened or tail.endswith(form.start) else "ahead"
 
     def _grammar(self, key: Key) -> Grammar:
         if key not in self._grammars:

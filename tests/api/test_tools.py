@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 from quire.engine.parsing.choose import Parsers
 from quire.engine.parsing.formats import REASONING_FORMATS, TOOL_FORMATS
+from quire.engine.structured import Thought
 
 TOOLS: Any = [
     {
@@ -83,6 +84,24 @@ def told(choice: dict[str, Any]) -> dict[str, Any]:
         "calls": [[one["name"], one["arguments"]] for one in calls],
         "finish_reason": choice["finish_reason"],
     }
+
+
+class Watched(NamedTuple):
+    """A faked engine's class, and the parameters that such engines were asked with."""
+
+    engine: Any
+    params: list[Any]
+
+
+def watched(kind: Any) -> Watched:
+    seen: list[Any] = []
+
+    class Watching(kind):  # type: ignore[misc]  # a fixture has it
+        async def prepare(self, prompt: Any, params: Any = None, *args: Any, **how: Any) -> Any:
+            seen.append(params)
+            return await super().prepare(prompt, params, *args, **how)
+
+    return Watched(Watching, seen)
 
 
 async def test_calls_that_the_model_decides_on(serve_fake: Any) -> None:
@@ -187,17 +206,47 @@ async def test_a_continued_message_may_be_inside_of_a_thought(serve_fake: Any) -
         assert choice["message"]["reasoning"] == reasoning
 
 
-async def test_a_form_begins_without_a_thought(serve_fake: Any) -> None:
-    """A grammar holds from the first token on: whatever the prompt opened, this is the answer."""
-    parsers = make_parsers(None, "deepseek_r1")
-    form = {"response_format": {"type": "json_object"}, "tools": None}
-    assert (await ask(serve_fake, "{}", parsers, **form))["message"]["content"] == "{}"
+@pytest.mark.parametrize(
+    ("prompt", "text", "start"),
+    [
+        ("hi", "<think>so</think>\n\n", "<think>"),
+        ("hi", "", "<think>"),
+        ("hi<think>\n", "so</think>\n", ""),
+        ("hi</think>\n", "", None),
+    ],
+)
+async def test_a_form_begins_behind_the_thought(
+    serve_fake: Any, prompt: str, text: str, start: str | None
+) -> None:
+    parsers = make_parsers(None, "qwen3")
+    seen = watched(serve_fake.engine)
+    messages = [{"role": "user", "content": prompt}]
+    named = {"type": "function", "function": {"name": "look"}}
+    for fields, answer in (
+        ({"response_format": {"type": "json_object"}, "tools": None}, "{}"),
+        ({"tool_choice": "required"}, FORCED),
+        ({"tool_choice": named}, "{}"),
+    ):
+        faked = await serve_fake(seen.engine(pieces=[text, answer], parsers=parsers))
+        body = {**BODY, "messages": messages, **fields}
+        async with faked.session.post(f"{faked.url}/v1/chat/completions", json=body) as response:
+            (choice,) = (await response.json())["choices"]
+        thought = seen.params[-1].structured_outputs.thought
+        assert thought == (None if start is None else Thought(start, "</think>"))
+        said = told(choice)
+        assert said["reasoning"] == ("so" if "so" in text else "")
+        calls = [name for name, _ in said["calls"]]
+        if "tool_choice" not in fields:
+            assert said["content"] == answer and not calls
+        else:
+            assert calls == (["look"] if answer == "{}" else ["look", "wait"])
+            assert said["content"] == ""
 
 
 async def test_tags_that_are_special_tokens_are_seen_and_no_others(serve_fake: Any) -> None:
     special = ("[TOOL_CALLS]", "</s>")
     parsers = make_parsers("mistral", special=special)
-    seen: list[bool] = []
+    seen = watched(serve_fake.engine)
     text = 'So.</s>[TOOL_CALLS]look[ARGS]{"at": "x"}'
     choice = await ask(serve_fake, text, parsers)
     assert choice["message"]["content"] == "So."
@@ -206,17 +255,12 @@ async def test_tags_that_are_special_tokens_are_seen_and_no_others(serve_fake: A
     shown = (await ask(serve_fake, text, parsers, skip_special_tokens=False))["message"]
     assert shown["content"] == "So.</s>"
 
-    class Watching(serve_fake.engine):  # type: ignore[misc]  # a fixture has it
-        async def prepare(self, prompt: Any, params: Any = None, *args: Any, **how: Any) -> Any:
-            seen.append(params.skip_special_tokens)
-            return await super().prepare(prompt, params, *args, **how)
-
-    faked = await serve_fake(Watching(pieces=["a"], parsers=parsers))
+    faked = await serve_fake(seen.engine(pieces=["a"], parsers=parsers))
     for tools in (TOOLS, None):
         body = {**BODY, "tools": tools}
         async with faked.session.post(f"{faked.url}/v1/chat/completions", json=body) as response:
             assert response.status == 200
-    assert seen == [False, True]
+    assert [one.skip_special_tokens for one in seen.params] == [False, True]
 
 
 async def test_ids_of_kimi_are_its_own(serve_fake: Any) -> None:
