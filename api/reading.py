@@ -4,19 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 from msgspec.structs import replace
 
 from ..engine.params import BeamSearchParams, SamplingParams
 from ..engine.parsing.choose import Expects, Parsers, ThoughtAt
-from ..engine.structured import Thought
+from ..engine.structured import StructuredOutputsParams, Thought
 from .parsed import ParsedAnswers
 from .schema import ChatBody
 from .state import Engine
 from .structured import ForcedTools
 
-P = TypeVar("P", SamplingParams, BeamSearchParams)
+Params = SamplingParams | BeamSearchParams
 
 
 class Reading(NamedTuple):
@@ -35,12 +35,13 @@ class Reading(NamedTuple):
         message = _last_text(body) if body.continue_final_message else None
         return self.parsers.thought_at(prompt or "", message) if self.thinks else "behind"
 
-    def with_thought(self, body: ChatBody, prompt: str | None, params: P) -> P:
+    def with_thought(self, body: ChatBody, prompt: str | None, params: Params) -> Params:
         """Let the form of an answer begin behind the thought, where it may have one."""
-        form, reasoning = getattr(params, "structured_outputs", None), self.parsers.reasoning
+        form, reasoning = _form(params), self.parsers.reasoning
         place = self.thought(body, prompt)
         if form is None or reasoning is None or place == "behind":
             return params
+        assert isinstance(params, SamplingParams), params
         start = reasoning.start if place == "ahead" else ""
         return replace(
             params, structured_outputs=replace(form, thought=Thought(start, reasoning.end))
@@ -74,8 +75,8 @@ class Reading(NamedTuple):
 
 
 def read_answers(
-    engine: Engine, body: ChatBody, forced: ForcedTools | None, params: P
-) -> tuple[Reading, P]:
+    engine: Engine, body: ChatBody, forced: ForcedTools | None, params: Params
+) -> tuple[Reading, Params]:
     """Return how answers are to be read, and the parameters that show what this needs."""
     expects: Expects = "text"
     if forced is not None:
@@ -85,7 +86,7 @@ def read_answers(
     parsers = engine.parsers
     # Where an answer is messages with heads, a form takes the place of all of them.
     in_messages = parsers.reasoning is not None and parsers.reasoning.messages is not None
-    thinks = not in_messages or getattr(params, "structured_outputs", None) is None
+    thinks = not in_messages or _form(params) is None
     hides = params.skip_special_tokens and parsers.needs_special(expects, thinks=thinks)
     tools: dict[str, Any] = {}
     if expects != "text":
@@ -96,6 +97,10 @@ def read_answers(
     name = None if forced is None else forced.name
     reading = Reading(parsers, expects, thinks, hides, tools, name)
     return reading, replace(params, skip_special_tokens=False) if hides else params
+
+
+def _form(params: Params) -> StructuredOutputsParams | None:
+    return params.structured_outputs if isinstance(params, SamplingParams) else None
 
 
 def _last_text(body: ChatBody) -> str:

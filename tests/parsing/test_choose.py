@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from quire.engine.config import DEMO_MODEL, EngineConfig
@@ -64,8 +65,9 @@ def test_a_name_comes_before_the_template() -> None:
 
 @pytest.mark.parametrize("option", ["tool_call_parser", "reasoning_parser"])
 def test_an_unknown_name_is_refused_with_those_that_are_known(option: str) -> None:
+    options: Any = {option: "hermés"}
     with pytest.raises(ConfigError, match=f"{option} is 'hermés'.*mistral, .*none"):
-        EngineConfig(**{option: "hermés"})
+        EngineConfig(**options)
 
 
 def test_nothing_is_read_where_there_is_no_format() -> None:
