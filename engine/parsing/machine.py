@@ -219,7 +219,8 @@ class AnswerParser:
     def _read_word(self, *, final: bool) -> bool:
         """Read a name or a key up to its tag."""
         here = self._here
-        found = here.tags.find(self._held, final=final)
+        # What may be the beginning of its end is not a key's, whatever comes.
+        found = here.tags.find(self._held, final=final and here.state.role != "key")
         pattern = {"key": KEY, "header": LINE}.get(here.state.role, WORD)
         # A tag may hold signs that no word has: the word ends before it.
         before = len(self._word)

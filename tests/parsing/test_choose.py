@@ -76,3 +76,26 @@ def test_nothing_is_read_where_there_is_no_format() -> None:
     assert none.reads("some call") and none.reads("named call")
     assert hermes.reads("calls", thinks=False) and not hermes.reads("text", thinks=False)
     assert hermes.reads("text")
+
+
+@pytest.mark.parametrize(
+    ("name", "prompt", "message", "place"),
+    [
+        ("qwen3", "hi", None, "ahead"),
+        ("qwen3", "hi<think>\n", None, "open"),
+        ("qwen3", "hi<think>\n\n</think>\n\n", None, "behind"),
+        ("qwen3", "<think>, said the user", None, "ahead"),
+        ("deepseek_r1", "hi", None, "open"),
+        ("deepseek_r1", "hi</think>", None, "behind"),
+        ("qwen3", "", "<think>so", "open"),
+        ("qwen3", "", "<think>so</think>then", "behind"),
+        ("qwen3", "", "then", "behind"),
+        ("deepseek_r1", "", "so", "open"),
+        ("openai_gptoss", "hi", None, "behind"),
+    ],
+)
+def test_the_prompt_tells_where_the_thought_is(
+    name: str, prompt: str, message: str | None, place: str
+) -> None:
+    parsers = Parsers(None, REASONING_FORMATS[name])
+    assert parsers.thought_at(prompt, message) == place

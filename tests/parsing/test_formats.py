@@ -255,3 +255,25 @@ def test_python_texts_mean_what_python_says(value: str) -> None:
             warnings.simplefilter("ignore")
             meant = ast.literal_eval(value.strip())
         assert json.loads(arguments)["a"] == meant
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_of_a_cut_tag_that_would_end_a_call_nothing_is_told(name: str) -> None:
+    made = [Call("f", {"a": "x"})]
+    text = FORMATS[name].write(made)
+    for size in range(len(text)):
+        found = collect(read(make(name), [text[:size]], schemas(made)))
+        assert found.content == "" or not found.calls, text[:size]
+
+
+def test_half_of_a_surrogate_pair_stays_as_it_was_written() -> None:
+    ((_, arguments),) = collect(read(make("pythonic"), ['[f(a="\\ud83d!")]'])).calls
+    assert json.loads(arguments.encode()) == {"a": "\\ud83d!"}
+
+
+def test_only_tools_get_messages_that_are_calls() -> None:
+    """Others are the model's own: a call of the namespace of functions is one in any case."""
+    message = "<|channel|>commentary to={}<|message|>{{}}<|call|>"
+    for recipient, is_call in (("functions.x", True), ("f", True), ("browser.find", False)):
+        found = collect(read(make("openai"), [message.format(recipient)], {"f": {}}))
+        assert bool(found.calls) is is_call and bool(found.reasoning) is not is_call
