@@ -20,6 +20,8 @@ from .states import Exit, State
 from .tags import TagSet, skip_space
 from .values import ValueText
 
+MAX_TURN = 4096
+"""Characters that are read at a time: each tag costs as much as the text that waits."""
 WORD = re.compile(r"\s*[^\s\[\](){}<>\"']*\s*")
 """A name, an id or a kind."""
 LINE = re.compile(r"[^\n]*")
@@ -73,7 +75,9 @@ class AnswerParser:
 
     def push(self, text: str) -> list[Event]:
         """Take the next text; return what is new."""
-        self._advance(text if self._filter is None else self._filter.push(text), final=False)
+        for start in range(0, len(text), MAX_TURN):
+            piece = text[start : start + MAX_TURN]
+            self._advance(piece if self._filter is None else self._filter.push(piece), final=False)
         return self._calls.take()
 
     def finish(self) -> list[Event]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from typing import NamedTuple
 
@@ -24,7 +25,11 @@ class TagSet:
         self._tags = frozenset(tags)
         assert all(self._tags), self._tags
         self._lengths = sorted({len(tag) for tag in self._tags}, reverse=True)
-        self._firsts = frozenset(tag[0] for tag in self._tags)
+        firsts = sorted({tag[0] for tag in self._tags})
+        # Without tags a pattern that nothing fits.
+        self._firsts = re.compile(
+            "[" + "".join(map(re.escape, firsts)) + "]" if firsts else r"(?!)"
+        )
         self._beginnings = frozenset(
             tag[:size] for tag in self._tags for size in range(1, len(tag))
         )
@@ -36,7 +41,7 @@ class TagSet:
         """
         if place >= len(text):
             return None if final else ""
-        if text[place] not in self._firsts:
+        if not self._firsts.match(text, place):
             return None
         if not final and len(text) - place < self._lengths[0] and text[place:] in self._beginnings:
             return ""
@@ -48,12 +53,12 @@ class TagSet:
 
     def find(self, text: str, *, final: bool) -> Found:
         """Find the first tag, or else how far no tag can begin."""
-        place = self._next(text, 0)
-        while place < len(text):
-            tag = self.at(text, place, final=final)
+        first = self._firsts.search(text)
+        while first is not None:
+            tag = self.at(text, first.start(), final=final)
             if tag is not None:
-                return Found(place, tag)
-            place = self._next(text, place + 1)
+                return Found(first.start(), tag)
+            first = self._firsts.search(text, first.end())
         return Found(len(text), None)
 
     def begins(self, text: str) -> bool:
@@ -69,11 +74,6 @@ class TagSet:
             if not found.tag:
                 return "".join(kept)
             text = text[found.place + len(found.tag) :]
-
-    def _next(self, text: str, start: int) -> int:
-        """Return the next place where a tag may begin, or the text's length."""
-        places = [text.find(first, start) for first in self._firsts]
-        return min((place for place in places if place >= 0), default=len(text))
 
 
 def skip_space(text: str, place: int = 0) -> int:

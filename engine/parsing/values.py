@@ -25,22 +25,25 @@ PYTHON = {"True": "true", "False": "false", "None": "null"}
 class ValueText:
     """One value as it comes. A text is passed on at once, anything else when it is whole."""
 
-    __slots__ = ("_held", "_is_text", "_kinds", "_lines", "_started")
+    __slots__ = ("_held", "_is_text", "_kinds", "_lines", "_parts", "_started")
 
     def __init__(self, schema: Any, key: str, *, lines: bool) -> None:
         """lines: a new line before and behind the value is not its own."""
         self._kinds = kinds_of(property_schema(schema, key))
         self._is_text = self._kinds == {"string"}
         self._lines = lines
+        self._parts: list[str] = []
+        """Of what is told when it is whole."""
         self._held = ""
         self._started = False
 
     def push(self, text: str) -> str:
         """Take text; return what is new of the JSON."""
         said = ""
-        self._held += text
         if not self._is_text:
+            self._parts.append(text)
             return ""
+        self._held += text
         if not self._started and self._held:
             self._started, said = True, '"'
             if self._lines:
@@ -55,14 +58,14 @@ class ValueText:
         """Return the rest, where the tag has come that ends the value."""
         if self._is_text:
             return '"' if self._started else '""'
-        text = self._held
+        text = "".join(self._parts)
         if self._lines:
             text = text.removeprefix("\n").removesuffix("\n")
         return as_json(text, self._kinds)
 
     def finish(self) -> str:
         """Return what was held, where the answer has ended inside the value."""
-        return "" if self._is_text else self._held.strip()
+        return "" if self._is_text else "".join(self._parts).strip()
 
 
 def as_json(text: str, kinds: frozenset[str]) -> str:
