@@ -57,6 +57,10 @@ HELP = {
     "num_threads": "CPU threads that compute",
     "reasoning_config": "what the model writes before and behind its thoughts, as JSON: "
     '{"reasoning_start_str": "<think>", "reasoning_end_str": "</think>"}',
+    "reasoning_parser": "how the model writes its thoughts, by vLLM's names of parsers, or none; "
+    "not given: as its chat template shows",
+    "tool_call_parser": "how the model calls tools, likewise",
+    "enable_auto_tool_choice": "let the model decide whether it calls tools",
     "speculative_config": "who guesses tokens, as JSON, which changes no answer: "
     '{"method": "ngram" or "suffix", "num_speculative_tokens": 4}',
     "seed": "draws the seeds of requests that bring none",

@@ -14,6 +14,7 @@ from msgspec import UNSET, UnsetType
 from msgspec.structs import replace
 
 from ..engine.request import CompletionOutput, Logprob, RequestOutput, Timeline
+from .parsed import ParsedAnswers
 from .schema import (
     ChatChoice,
     ChatLogprobs,
@@ -28,7 +29,6 @@ from .schema import (
     Usage,
 )
 from .state import FINGERPRINT
-from .tool_calls import CallTeller
 
 LEAST_LOGPROB = -9999.0
 """Written for minus infinity, which JSON cannot say (vLLM's number)."""
@@ -188,8 +188,8 @@ class ChatChoices:
     token_bytes: Callable[[int], bytes] | None = None
     """The bytes of a token, which may be part of a character."""
     timeline: bool = False
-    calls: CallTeller | None = None
-    """Where the answer is calls of tools."""
+    parsed: ParsedAnswers | None = None
+    """Where there is more in an answer than text."""
     _begun: set[int] = field(default_factory=set)
 
     def pieces(self, index: int, output: RequestOutput) -> list[ChatChoice]:
@@ -198,39 +198,42 @@ class ChatChoices:
         choices = []
         if index not in self._begun:
             self._begun.add(index)
-            role = ChatMessage(role="assistant", content=None if self.calls else "")
+            forced = self.parsed is not None and self.parsed.forced is not None
+            role = ChatMessage(role="assistant", content=None if forced else "")
             ids = tell_ids(output.prompt_token_ids, self.return_ids)
             choices.append(ChatChoice(index=index, delta=role, prompt_token_ids=ids))
+        told: ChatMessage | None = None
+        if self.parsed is not None:
+            told = self.parsed.delta(index, given.text, ends=given.finish_reason is not None)
+        elif given.text:
+            told = ChatMessage(content=given.text)
         choice = self._choice(index, output)
-        if self.calls is not None:
-            told = self.calls.delta(index, given.text)
-            choice = replace(choice, delta=ChatMessage(tool_calls=told or UNSET))
-        if given.text or choice.logprobs or given.finish_reason or self.return_ids:
-            choices.append(choice)
+        if told or choice.logprobs or given.finish_reason or self.return_ids:
+            nothing = ChatMessage() if self.parsed else ChatMessage(content="")
+            choices.append(replace(choice, delta=told or nothing))
         return choices
 
     def whole(self, index: int, output: RequestOutput) -> ChatChoice:
         """See Choices."""
         text = output.outputs[0].text
         message = ChatMessage(role="assistant", content=text)
-        if self.calls is not None:
-            message = replace(message, content=None, tool_calls=self.calls.whole(text))
+        if self.parsed is not None:
+            message = self.parsed.whole(index, text)
         return replace(
             self._choice(index, output),
-            delta=UNSET,
             message=message,
             prompt_token_ids=tell_ids(output.prompt_token_ids, self.return_ids),
         )
 
     def _choice(self, index: int, output: RequestOutput) -> ChatChoice:
         given = output.outputs[0]
+        reason: str | None = given.finish_reason
+        if self.parsed is not None:
+            reason = self.parsed.finish_reason(index, given.finish_reason)
         return ChatChoice(
             index=index,
-            delta=ChatMessage(content=given.text),
             logprobs=self._logprobs(given.logprobs),
-            finish_reason=(
-                self.calls.finish_reason(given.finish_reason) if self.calls else given.finish_reason
-            ),
+            finish_reason=reason,
             stop_reason=given.stop_reason,
             seed=given.seed if given.finish_reason else UNSET,
             token_ids=tell_ids(given.token_ids, self.return_ids),

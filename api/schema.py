@@ -141,10 +141,11 @@ class ChatBody(GenerationBody, kw_only=True):
     verbosity: Only = "medium"
     web_search_options: Only = None
     mm_processor_kwargs: Only = None
-    include_reasoning: Only = True
 
+    include_reasoning: bool | None = None
+    """false: thoughts are not told."""
     parallel_tool_calls: bool | None = None
-    """false: a forced call is only one."""
+    """false: of the calls only the first is told; a forced one is only one."""
 
 
 class PromptTokensDetails(Struct, frozen=True):
@@ -236,6 +237,9 @@ class ChatMessage(Struct, frozen=True, kw_only=True):
 
     role: str | UnsetType = UNSET
     content: str | UnsetType | None = UNSET
+    reasoning: str | UnsetType | None = UNSET
+    """Thoughts, by both names that clients know."""
+    reasoning_content: str | UnsetType | None = UNSET
     tool_calls: list[ToolCall] | UnsetType = UNSET
 
 

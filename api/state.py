@@ -18,6 +18,7 @@ from .. import __version__
 from ..engine.config import EngineConfig
 from ..engine.metrics import EngineMetrics
 from ..engine.params import BeamSearchParams, SamplingParams
+from ..engine.parsing.choose import Parsers
 from ..engine.request import RequestOutput
 from ..engine.timeline import Timelines
 from .admission import Admission
@@ -37,6 +38,10 @@ class Engine(Protocol):
     def config(self) -> EngineConfig: ...
     @property
     def tokenizer(self) -> Tokenizer: ...
+    @property
+    def parsers(self) -> Parsers: ...
+    @property
+    def auto_tools(self) -> bool: ...
     @property
     def metrics(self) -> EngineMetrics: ...
     @property

@@ -14,7 +14,7 @@ from .errors import ApiError
 from .schema import ChatBody, GenerationBody
 
 FORMATS = "text, json_object, json_schema or structural_tag"
-FIELDS = StructuredOutputsParams.__struct_fields__
+FIELDS = tuple(name for name in StructuredOutputsParams.__struct_fields__ if name != "thought")
 
 
 def output_form(body: GenerationBody) -> StructuredOutputsParams | None:

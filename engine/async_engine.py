@@ -26,6 +26,7 @@ from .errors import EngineError
 from .front import Front
 from .metrics import EngineMetrics
 from .params import BeamSearchParams, RequestOutputKind, SamplingParams
+from .parsing.choose import Parsers
 from .plan import StepPlan
 from .request import RequestOutput
 from .text.prepare import Prepared, Prompt, PromptDict
@@ -115,6 +116,16 @@ class AsyncEngine:
     def tokenizer(self) -> Tokenizer:
         """The checkpoint's tokenizer."""
         return self.front.tokenizer
+
+    @property
+    def parsers(self) -> Parsers:
+        """What takes the model's answers apart."""
+        return self.front.parsers
+
+    @property
+    def auto_tools(self) -> bool:
+        """Whether the model may call tools by itself."""
+        return self.config.enable_auto_tool_choice
 
     @property
     def metrics(self) -> EngineMetrics:

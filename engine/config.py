@@ -15,6 +15,7 @@ from msgspec import Struct
 from msgspec.structs import force_setattr
 
 from .errors import ConfigError
+from .parsing.choose import check_names
 
 Backend = Literal["auto", "kernels", "reference"]
 DeviceName = Literal["auto", "cpu", "cuda"]
@@ -143,8 +144,15 @@ class EngineConfig(Struct, frozen=True, kw_only=True):
     num_threads: int | None = None
     """CPU threads for computing; None: torch's choice."""
     reasoning_config: ReasoningConfig | None = None
-    """The markers of a model that thinks (a dict of its fields will do): thinking_token_budget
-    needs them."""
+    """The markers of a model that thinks (a dict of its fields will do), for
+    thinking_token_budget; None: what reasoning_parser knows."""
+    reasoning_parser: str | None = None
+    """How the model's thoughts are told from its answers in a chat, by vLLM's names or "none".
+    None: as its chat template shows."""
+    tool_call_parser: str | None = None
+    """How the model calls tools, likewise."""
+    enable_auto_tool_choice: bool = True
+    """Whether a chat's tools are called where the model decides so; else what it writes is text."""
     speculative_config: SpeculativeConfig | None = None
     """Speculative decoding (a dict of its fields will do); None: none."""
     seed: int = 0
@@ -197,6 +205,7 @@ class EngineConfig(Struct, frozen=True, kw_only=True):
                 raise ConfigError(
                     f"tenant_weights says {weight!r} for {name!r}: it must be a number above 0."
                 )
+        check_names(self.tool_call_parser, self.reasoning_parser)
         _struct(self, "reasoning_config", ReasoningConfig)
         _struct(self, "speculative_config", SpeculativeConfig)
         if self.record_text and (self.record is None or self.skip_tokenizer_init):

@@ -27,6 +27,7 @@ from .grammar.grammars import Compiled
 from .metrics import EngineMetrics
 from .pacing import Pacer
 from .params import BeamSearchParams, SamplingParams
+from .parsing.choose import Parsers, choose_parsers
 from .request import Finished, PromptLogprobs, Request, TokenEvents
 from .searches import Searches
 from .text.chat import ChatTemplate
@@ -39,7 +40,7 @@ from .text.prepare import (
     RequestBuilder,
     chat_prompt,
 )
-from .text.reasoning import find_markers
+from .text.reasoning import markers_of
 from .text.tokenizer import Tokenizer, load_tokenizer
 from .text.vocabulary import read_vocabulary
 from .timeline import Timelines
@@ -81,6 +82,7 @@ class Front:
             None if config.skip_tokenizer_init else load_tokenizer(parts.tokenizer_path)
         )
         self._chat_template: ChatTemplate | None = None
+        self.parsers = self._choose_parsers()
         self._clock = clock
         self.metrics = EngineMetrics(self.model_name)
         self._builder = RequestBuilder(
@@ -91,9 +93,7 @@ class Front:
             seed=config.seed,
             max_logprobs=config.max_logprobs,
             grammars=parts.grammars,
-            markers=None
-            if config.reasoning_config is None
-            else find_markers(config.reasoning_config, self._tokenizer, parts.vocab_size),
+            markers=markers_of(config, self.parsers, self._tokenizer, parts.vocab_size),
         )
         if self._tokenizer is not None:
             parts.grammars.provide(
@@ -225,6 +225,19 @@ class Front:
     def chat_input(self, messages: Sequence[Mapping[str, Any]], **options: Any) -> PromptDict:
         """Render and tokenize a conversation: a prompt for `prepare`."""
         return chat_prompt(self._template(), self.tokenizer, messages, **options)
+
+    def _choose_parsers(self) -> Parsers:
+        """Find out how the model calls tools and how it thinks."""
+        if self._tokenizer is None:
+            return Parsers()
+        tokenizer, config = self._tokenizer, self.config
+        return choose_parsers(
+            config.tool_call_parser,
+            config.reasoning_parser,
+            templates=tokenizer.chat_templates.values(),
+            special_tokens=[tokenizer.token_text(one) for one in sorted(tokenizer.special_ids)],
+            tell=partial(logger.info, "The format of %s is %s"),
+        )
 
     def _whole_text(self, token_ids: list[int]) -> str:
         return self.tokenizer.decode(token_ids, skip_special_tokens=False)

@@ -19,6 +19,14 @@ MAX_CHOICES = 65536
 FIELD = "structured_outputs"
 
 
+class Thought(Struct, frozen=True):
+    """Free text that comes before a form."""
+
+    start: str
+    """What begins it, where there is one; "": the prompt has begun it."""
+    end: str
+
+
 class StructuredOutputsParams(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """The form of an output: exactly one of json, json_object, regex, choice, grammar and
     structural_tag.
@@ -44,6 +52,8 @@ class StructuredOutputsParams(Struct, frozen=True, kw_only=True, omit_defaults=T
     """json: objects have no other properties than those that the schema names."""
     whitespace_pattern: str | None = None
     """json: a regular expression of the space between tokens."""
+    thought: Thought | None = None
+    """What the form begins behind: a chat sets it for a model that thinks."""
 
     def __post_init__(self) -> None:
         given = [name for name in FORMS if getattr(self, name) not in (None, False)]
@@ -69,6 +79,8 @@ class StructuredOutputsParams(Struct, frozen=True, kw_only=True, omit_defaults=T
         for name in ("disable_any_whitespace", "disable_additional_properties"):
             if not isinstance(getattr(self, name), bool):
                 raise _wrong(name, getattr(self, name), "true or false")
+        if self.thought is not None and not isinstance(self.thought, Thought):
+            raise _wrong("thought", self.thought, "a Thought")
         if self.choice is not None:
             allowed = f"1 to {MAX_CHOICES} texts"
             if isinstance(self.choice, str) or not isinstance(self.choice, Sequence):

@@ -1,7 +1,7 @@
 """POST /v1/chat/completions: one answer to a conversation.
 
-Tools are shown to the model by the chat template; what it calls comes as text, unless tool_choice
-forces a call.
+Tools are shown to the model by the chat template; its thoughts and calls are read out of the text
+of its answer.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ from ..convert import (
 from ..decode import read_body
 from ..errors import ApiError
 from ..messages import template_messages, template_tools
+from ..reading import read_answers
 from ..reply import ChatChoices, Reply
 from ..schema import ChatBody
 from ..state import STATE, Engine
 from ..structured import forced_tools
-from ..tool_calls import CallTeller
 
 OWN_OPTIONS = frozenset(
     {
@@ -54,7 +54,9 @@ async def chat_completions(request: web.Request) -> web.StreamResponse:
     admit(request, params.n)
     if forced is not None:
         params = replace(params, structured_outputs=forced.form)
+    reading, params = read_answers(engine, body, forced, params)
     prompt = await token_prompt(engine, body, tools, num_kept(params, engine.max_model_len))
+    params = reading.with_thought(body, prompt.text, params)
     check_length(("messages", len(prompt.token_ids)), chat_limit(body), engine.max_model_len)
     response_id = f"chatcmpl-{body.request_id or state.new_id()}"
     salt = cache_salt(request, body.cache_salt, isolate=state.isolate_keys)
@@ -76,7 +78,7 @@ async def chat_completions(request: web.Request) -> web.StreamResponse:
             as_ids=bool(body.return_tokens_as_token_ids),
             timeline=bool(body.timeline),
             token_bytes=engine.tokenizer.token_bytes,
-            calls=None if forced is None else CallTeller(forced.name, state.new_id),
+            parsed=reading.answers(body, prompt.text, state.new_id),
         ),
         object="chat.completion",
         chunk_object="chat.completion.chunk",

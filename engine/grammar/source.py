@@ -14,7 +14,7 @@ import msgspec
 from ..errors import ParamsError
 from ..structured import FIELD, StructuredOutputsParams
 from .literals import quote, regex_literal, with_space
-from .tags import tags_source
+from .tags import tags_source, thought_source
 
 MAX_SOURCE_BYTES = 2**20
 MAX_SCHEMA_NODES = 200_000
@@ -46,20 +46,31 @@ def grammar_source(asked: StructuredOutputsParams, special_tokens: Collection[st
 
 
 def _write(asked: StructuredOutputsParams, special_tokens: Collection[str]) -> str:
-    if asked.regex is not None:
-        text = f"start: {regex_literal(asked.regex)}"
-    elif asked.choice is not None:
-        # One terminal: as alternatives of a rule, 2,000 are the most.
-        text = "start: CHOICE\nCHOICE: " + " | ".join(map(quote, asked.choice))
-    elif asked.grammar is not None:
-        text = _lark(asked.grammar)
-    elif asked.structural_tag is not None:
-        text = tags_source(_object("structural_tag", asked.structural_tag), special_tokens)
+    form = _form(asked, special_tokens)
+    if asked.thought is not None:
+        thought = asked.thought
+        start = thought_source(thought.start, thought.end, special_tokens)
+    elif isinstance(form, str):
+        return f"{form}\n{OPTIONS}\n"
     else:
-        head = {"lark_grammar": f"start: @json\n{OPTIONS}"}
-        parts = [head, {"name": "json", "json_schema": _schema(asked)}]
-        return msgspec.json.encode({"grammars": parts}).decode()
-    return f"{text}\n{OPTIONS}\n"
+        start = "start: @form"
+    named = {"lark_grammar": form} if isinstance(form, str) else {"json_schema": form["schema"]}
+    parts = [{"lark_grammar": f"{start}\n{OPTIONS}"}, {"name": "form", **named}]
+    return msgspec.json.encode({"grammars": parts}).decode()
+
+
+def _form(asked: StructuredOutputsParams, special_tokens: Collection[str]) -> str | dict[str, Any]:
+    """Return a form as Lark, or as {"schema": ...}."""
+    if asked.regex is not None:
+        return f"start: {regex_literal(asked.regex)}"
+    if asked.choice is not None:
+        # One terminal: as alternatives of a rule, 2,000 are the most.
+        return "start: CHOICE\nCHOICE: " + " | ".join(map(quote, asked.choice))
+    if asked.grammar is not None:
+        return _lark(asked.grammar)
+    if asked.structural_tag is not None:
+        return tags_source(_object("structural_tag", asked.structural_tag), special_tokens)
+    return {"schema": _schema(asked)}
 
 
 def _lark(text: str) -> str:

@@ -20,6 +20,8 @@ from .literals import quote, regex_literal, with_space
 MAX_PARTS = 4096
 MAX_DEPTH = 64
 TEXT = r"/(.|\n)*/"
+SPACE = r"/[ \n]{0,4}/"
+"""Between a thought and what follows."""
 
 
 def tags_source(tag: Any, special_tokens: Collection[str]) -> str:
@@ -46,6 +48,17 @@ def tags_source(tag: Any, special_tokens: Collection[str]) -> str:
     return "\n".join([f"start: {start}", *writer.rules])
 
 
+def thought_source(start: str, end: str, special_tokens: Collection[str]) -> str:
+    """Return the grammar of a thought and the grammar named "form" behind it.
+
+    start: see structured.Thought.
+    """
+    writer = _Writer(special_tokens)
+    behind = f"{writer.ended(TEXT, end)} SPACE @form"
+    whole = f"@form | {writer.literal(start)} {behind}" if start else behind
+    return "\n".join([f"start: {whole}", *writer.rules, f"SPACE: {SPACE}"])
+
+
 class _Writer:
     """Collects rules while formats are written."""
 
@@ -64,7 +77,7 @@ class _Writer:
         kind = form.get("type") if isinstance(form, Mapping) else None
         match kind:
             case "const_string":
-                return self._literal(_text(form, "value", where))
+                return self.literal(_text(form, "value", where))
             case "json_schema":
                 return _json(_schema(form, "json_schema", where))
             case "regex" | "any_text":
@@ -92,7 +105,7 @@ class _Writer:
                 tags = _list(form, "tags", where, Mapping)
                 parts = [self._tag(one, f"{where}.tags[{i}]", depth) for i, one in enumerate(tags)]
                 one = self._rule(" | ".join(parts))
-                more = f" ({self._literal(_text(form, 'separator', where))} {one})*"
+                more = f" ({self.literal(_text(form, 'separator', where))} {one})*"
                 whole = one if form.get("stop_after_first") else one + more
                 return f"({whole})" if form.get("at_least_one") else f"({whole})?"
             case _:
@@ -122,10 +135,10 @@ class _Writer:
             token = self._parts(begin)[0]
             if token in self._special and token.startswith(trigger):
                 trigger = token  # part of a token does not come without the rest
-            rest = self._literal(begin[len(trigger) :])
+            rest = self.literal(begin[len(trigger) :])
             by_trigger.setdefault(trigger, []).append(f"{rest} {self._inside(tag, here, depth)}")
         options = [
-            f"{self._ended(TEXT, trigger)} ({' | '.join(bodies)})"
+            f"{self.ended(TEXT, trigger)} ({' | '.join(bodies)})"
             for trigger, bodies in by_trigger.items()
         ]
         choice = self._rule(" | ".join(options))
@@ -146,7 +159,7 @@ class _Writer:
             elif before is None:
                 parts.append(self.write(one, here, depth + 1))
             elif one.get("type") == "const_string":
-                parts.append(self._ended(before, _text(one, "value", here)))
+                parts.append(self.ended(before, _text(one, "value", here)))
             elif one.get("type") == "tag":
                 parts.append(self._tag(one, here, depth, before))
             else:
@@ -160,7 +173,7 @@ class _Writer:
     ) -> str:
         """Write a tag. before: a pattern in front of it."""
         begin = _text(form, "begin", where)
-        head = self._literal(begin) if before is None else self._ended(before, begin)
+        head = self.literal(begin) if before is None else self.ended(before, begin)
         return f"({head} {self._inside(form, where, depth)})"
 
     def _inside(self, tag: Mapping[str, Any], where: str, depth: int) -> str:
@@ -171,14 +184,14 @@ class _Writer:
             raise _wrong(f"{where}.end", end, "a text or some")
         pattern = _pattern(content, f"{where}.content")
         if pattern is not None:
-            return "(" + " | ".join(self._ended(pattern, one) for one in ends) + ")"
+            return "(" + " | ".join(self.ended(pattern, one) for one in ends) + ")"
         if isinstance(content, Mapping) and content.get("type") in FORMATS:
             written = self.write(content, f"{where}.content", depth + 1)
         else:
             written = _json(_schema(tag, "content", where))
-        return f"{written} ({' | '.join(self._literal(one) for one in ends)})"
+        return f"{written} ({' | '.join(self.literal(one) for one in ends)})"
 
-    def _ended(self, pattern: str, text: str) -> str:
+    def ended(self, pattern: str, text: str) -> str:
         """Write a pattern and a text behind it, which ends it where it first comes."""
         parts = self._parts(text)
         if parts and parts[0] not in self._special:
@@ -191,7 +204,8 @@ class _Writer:
         """Write a pattern that takes all that it can."""
         return self._rule(self._terminal(pattern))
 
-    def _literal(self, text: str) -> str:
+    def literal(self, text: str) -> str:
+        """Write a text."""
         return " ".join(self._parts(text)) or '""'
 
     def _parts(self, text: str) -> list[str]:

@@ -128,7 +128,8 @@ def normalize_messages(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, 
     """Check messages and bring them into the form of templates, as vLLM does.
 
     Text parts are joined by newlines, a missing content is "", and the arguments of tool calls are
-    objects instead of JSON texts.
+    objects instead of JSON texts. What an assistant's message has as reasoning is its
+    reasoning_content too.
     """
     if isinstance(messages, str | Mapping) or not isinstance(messages, Sequence) or not messages:
         raise ParamsError("messages must be a list of at least one message.", "messages")
@@ -146,6 +147,9 @@ def normalize_messages(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, 
             new.pop("tool_calls", None)
         else:
             new["tool_calls"] = _tool_calls(message["tool_calls"], f"{where}.tool_calls")
+        if new.get("reasoning") is not None:
+            # Templates know the older name only.
+            new.setdefault("reasoning_content", new["reasoning"])
         chat.append(new)
     return chat
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from ..config import ReasoningConfig
+from ..config import EngineConfig, ReasoningConfig
 from ..errors import ConfigError
+from ..parsing.choose import Parsers
 from .tokenizer import Tokenizer
 
 MAX_MARKER = 128
@@ -16,6 +17,19 @@ class Markers(NamedTuple):
 
     start: tuple[int, ...]
     end: tuple[int, ...]
+
+
+def markers_of(
+    config: EngineConfig, parsers: Parsers, tokenizer: Tokenizer | None, vocab_size: int
+) -> Markers | None:
+    """Return the markers that the options give, or else those of the reasoning parser."""
+    if config.reasoning_config is not None:
+        return find_markers(config.reasoning_config, tokenizer, vocab_size)
+    form = parsers.reasoning
+    if form is None or tokenizer is None:
+        return None
+    texts = ReasoningConfig(reasoning_start_str=form.start, reasoning_end_str=form.end)
+    return find_markers(texts, tokenizer, vocab_size)
 
 
 def find_markers(config: ReasoningConfig, tokenizer: Tokenizer | None, vocab_size: int) -> Markers:

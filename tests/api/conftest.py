@@ -21,6 +21,7 @@ from quire.engine.config import EngineConfig
 from quire.engine.errors import ParamsError
 from quire.engine.metrics import EngineMetrics
 from quire.engine.params import RequestOutputKind, SamplingParams
+from quire.engine.parsing.choose import Parsers
 from quire.engine.request import CompletionOutput, Request, RequestOutput
 from quire.engine.text.prepare import Prepared
 from quire.engine.timeline import Timelines
@@ -206,6 +207,8 @@ class FakeEngine:
     max_model_len: int = MAX_MODEL_LEN
     model_name: str = "fake"
     tokenizer: FakeTokenizer = field(default_factory=FakeTokenizer)
+    parsers: Parsers = field(default_factory=Parsers)
+    auto_tools: bool = True
     metrics: EngineMetrics = field(default_factory=lambda: EngineMetrics("fake"))
     timelines: Timelines = field(default_factory=lambda: Timelines(lambda: 0.0))
     changed: asyncio.Event = field(default_factory=asyncio.Event)

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from quire.engine.errors import ParamsError
 from quire.engine.grammar.grammars import Compiled, Grammars
 from quire.engine.grammar.source import MAX_SOURCE_BYTES, grammar_source
-from quire.engine.structured import StructuredOutputsParams
+from quire.engine.structured import StructuredOutputsParams, Thought
 from quire.fuzz.schema_suite import accepts, outputs_of
 
 SPECIAL = ("<|end|>", "<|tool|>", "<|call|>")
@@ -284,3 +284,39 @@ def test_what_is_broken_is_refused_with_a_reason(
     assert caught.value.param == "structured_outputs"
     assert re.search(words, str(caught.value)), caught.value
     assert len(str(caught.value)) < 1000
+
+
+FORMS_WITH_TEXTS: list[tuple[dict[str, Any], str]] = [
+    ({"regex": "a|b"}, "b"),
+    ({"choice": ["a", "a/"]}, "a/"),
+    ({"grammar": "start: x\nx: /b+/"}, "bb"),
+    ({"json": {"const": {"a": 1}}}, '{"a": 1}'),
+    ({"json_object": True}, '{"<think>": 1}'),
+    ({"structural_tag": {"format": {"type": "const_string", "value": "<a>"}}}, "<a>"),
+]
+
+
+@pytest.mark.parametrize(("form", "text"), FORMS_WITH_TEXTS)
+def test_a_form_begins_behind_a_thought(
+    grammars: Grammars, form: dict[str, Any], text: str
+) -> None:
+    """Which may be left out where nothing has begun it, and must end where something has."""
+    ahead = compiled(grammars, **form, thought=Thought("<think>", "</think>"))
+    opened = compiled(grammars, **form, thought=Thought("", "</think>"))
+    for thought in ("", "hm", "\n<think> < </think", text):
+        for space in ("", "\n\n"):
+            behind = f"{thought}</think>{space}{text}"
+            assert accepts(ahead, f"<think>{behind}") and accepts(opened, behind)
+    assert accepts(ahead, text) and not accepts(opened, text)
+    for wrong in (f"<think>{text}", f"</think>{text}", f"<think>a</think>{text}</think>{text}"):
+        assert not accepts(ahead, wrong)
+    assert not accepts(opened, f"a</think>\n\n\n\n\n{text}")
+
+
+def test_a_thought_may_end_with_a_special_token(grammars: Grammars) -> None:
+    made = compiled(grammars, regex="[ab]+", thought=Thought("<|call|>", "<|tool|>"))
+    call, tool = (grammars.vocabulary.special[name] for name in ("<|call|>", "<|tool|>"))
+    matcher = made.start()
+    assert matcher.try_consume_tokens([call, *b"so", tool, *b"\nab"]) == 7
+    assert matcher.is_accepting()
+    assert made.start().try_consume_tokens([*b"ab", tool]) == 2
