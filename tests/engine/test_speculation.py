@@ -13,8 +13,10 @@ from quire.engine.errors import ConfigError
 from quire.fuzz.checkpoints import make_checkpoint
 from quire.fuzz.heads import make_guessing
 
-NGRAM = {"method": "ngram", "num_speculative_tokens": 4}
-SUFFIX = {"method": "suffix", "num_speculative_tokens": 4}
+COSTS: dict[str, float] = {}
+"""Those of a quiet machine: what is measured depends on what runs beside it."""
+NGRAM = {"method": "ngram", "num_speculative_tokens": 4, "costs": COSTS}
+SUFFIX = {"method": "suffix", "num_speculative_tokens": 4, "costs": COSTS}
 PROMPT = [5, 6, 7, 8, 9, 10] * 4
 
 
