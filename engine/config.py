@@ -55,6 +55,8 @@ class GuessCosts(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """a step with guesses, beside these: on the device with the first guess of each row,"""
     next: float = 0.0
     """and on the device each further guess of all rows."""
+    unit_s: float = 0.0
+    """Seconds of that step; 0: nobody knows."""
 
     def __post_init__(self) -> None:
         for name in self.__struct_fields__:

@@ -43,6 +43,7 @@ def measure_costs(runner: ModelRunner, *, on_device: bool) -> GuessCosts:
         token=round(token / plain, 4),
         step=round(max(0.0, step / plain), 4),
         next=round(following / plain, 4),
+        unit_s=round(plain, 6),
     )
 
 

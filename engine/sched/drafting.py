@@ -11,11 +11,13 @@ last ones, and what they cost; who is never right only tries now and then.
 
 from __future__ import annotations
 
+from operator import add
+
 import numpy as np
 from numpy.typing import NDArray
 
 from ..kv.block_pool import IdArray
-from ..plan import Drafts, StepPlan
+from ..plan import MAX_DRAFTS, Drafts, StepPlan
 from ..request import IntArray, Request
 from ..spec.drafter import Drafter
 from .limits import SchedulerLimits
@@ -168,11 +170,21 @@ class Drafting:
         return kept.nonzero()[0]
 
     def count(self, plan: StepPlan, kept: IdArray, stats: SchedulerStats) -> None:
-        """Count guesses and those that were right."""
+        """Count guesses, those that were right, and the time that they have saved."""
         assert plan.drafts is not None, plan
-        stats.num_drafts += int(np.count_nonzero(plan.drafts.counts))
-        stats.num_draft_tokens += int(plan.drafts.counts.sum())
-        stats.num_accepted_tokens += len(kept) - int(np.count_nonzero(plan.samples))
+        counts, num_rows = plan.drafts.counts, int(np.count_nonzero(plan.samples))
+        sizes = counts[plan.samples] + 1
+        behind = np.arange(int(sizes.sum())) - (sizes.cumsum() - sizes).repeat(sizes)
+        at = np.bincount(behind[kept], minlength=MAX_DRAFTS + 1)[1:].tolist()
+        num_guesses, num_right = int(counts.sum()), sum(at)
+        stats.num_drafts += int(np.count_nonzero(counts))
+        stats.num_draft_tokens += num_guesses
+        stats.num_accepted_tokens += num_right
+        stats.accepted_at = tuple(map(add, stats.accepted_at, at))
+        costs = self._limits.guess_costs
+        spent = costs.step + costs.token * num_guesses + costs.next * (int(counts.max()) - 1)
+        saved = num_right * self._seconds(num_rows) / max(1, num_rows) - spent
+        stats.saved_s += costs.unit_s * saved
 
     def _lengths(self, slots: IdArray) -> IdArray:
         """Give how many guesses are worth their cost, for each of the slots [n] of a step."""

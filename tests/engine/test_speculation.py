@@ -82,6 +82,10 @@ def test_a_timeline_counts_steps_not_guesses(tiny: Path) -> None:
     assert output.timeline is not None and stats.num_accepted_tokens > 5
     assert output.timeline.num_steps == stats.num_steps < 40
     assert output.timeline.num_stalled_steps == 0
+    assert output.timeline.num_guesses == stats.num_draft_tokens
+    assert output.timeline.num_right_guesses == stats.num_accepted_tokens
+    assert stats.num_accepted_tokens == sum(stats.accepted_at)
+    assert list(stats.accepted_at) == sorted(stats.accepted_at, reverse=True)
     computed = [event for event in output.timeline.events if event.name == "computed"]
     assert [event.num_tokens for event in computed] == [len(PROMPT)], "of the prompt alone"
 
