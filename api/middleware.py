@@ -71,7 +71,7 @@ async def preflight_middleware(request: web.Request, handler: Handler) -> web.St
         return web.Response(
             status=204,
             headers={
-                "Access-Control-Allow-Methods": "GET, POST",
+                "Access-Control-Allow-Methods": "GET, POST, DELETE",
                 "Access-Control-Allow-Headers": f"Authorization, Content-Type, {REQUEST_ID}",
                 "Access-Control-Max-Age": "600",
             },

@@ -97,7 +97,9 @@ def _operation(route: Route, path: str, schemas: dict[Any, Any]) -> dict[str, An
             "name": one.name,
             "in": "query",
             "description": one.summary,
-            "schema": {"enum": list(one.allowed), "default": one.allowed[0]},
+            "schema": {"enum": list(one.allowed), "default": one.allowed[0]}
+            if one.allowed
+            else {"type": "string"},
         }
         for one in route.query
     ]

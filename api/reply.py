@@ -265,12 +265,20 @@ class ChatChoices:
 class Teller(Protocol):
     """What one HTTP request is told, in the words of its endpoint."""
 
-    response_id: str
-    model: str
-    n: int
-    """Answers that are told of each prompt."""
-    names_events: bool
-    """Whether events of its stream bear names."""
+    @property
+    def response_id(self) -> str: ...
+    @property
+    def model(self) -> str: ...
+
+    @property
+    def n(self) -> int:
+        """Answers that are told of each prompt."""
+        ...
+
+    @property
+    def names_events(self) -> bool:
+        """Whether events of its stream bear names."""
+        ...
 
     def keep_best(self, output: RequestOutput) -> RequestOutput:
         """Keep the n best answers of an output."""

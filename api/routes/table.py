@@ -2,6 +2,13 @@
 
 from __future__ import annotations
 
+from ..responses_schema import (
+    Deleted,
+    ItemList,
+    ResponseEvent,
+    ResponseObject,
+    ResponsesBody,
+)
 from ..route import Route
 from ..schema import (
     ChatBody,
@@ -11,7 +18,19 @@ from ..schema import (
     ModelCard,
     ModelList,
 )
-from . import chat, completions, control, debug, docs, health, metrics, models, tokenize, version
+from . import (
+    chat,
+    completions,
+    control,
+    debug,
+    docs,
+    health,
+    metrics,
+    models,
+    responses,
+    tokenize,
+    version,
+)
 
 GENERATES = (404, 429, 503)
 """No such model, a full queue, a server that stops or sleeps."""
@@ -37,6 +56,54 @@ ROUTES: tuple[Route, ...] = (
         response=ChatResponse,
         chunk=ChatResponse,
         errors=GENERATES,
+        tag="generation",
+    ),
+    Route(
+        method="POST",
+        path="/v1/responses",
+        handler=responses.create_response,
+        summary="Answer items, and a conversation that was kept",
+        body=ResponsesBody,
+        response=ResponseObject,
+        chunk=ResponseEvent,
+        errors=GENERATES,
+        tag="generation",
+    ),
+    Route(
+        method="GET",
+        path="/v1/responses/{response_id}",
+        handler=responses.show_response,
+        summary="A response that was kept",
+        response=ResponseObject,
+        query=(responses.STREAM,),
+        errors=(400, 404),
+        tag="generation",
+    ),
+    Route(
+        method="DELETE",
+        path="/v1/responses/{response_id}",
+        handler=responses.delete_response,
+        summary="Forget a response",
+        response=Deleted,
+        errors=(404,),
+        tag="generation",
+    ),
+    Route(
+        method="POST",
+        path="/v1/responses/{response_id}/cancel",
+        handler=responses.cancel_response,
+        summary="Refused: no response is made in the background",
+        errors=(400, 404),
+        tag="generation",
+    ),
+    Route(
+        method="GET",
+        path="/v1/responses/{response_id}/input_items",
+        handler=responses.list_input_items,
+        summary="What a response answers",
+        response=ItemList,
+        query=(responses.ORDER, responses.LIMIT, responses.AFTER),
+        errors=(400, 404),
         tag="generation",
     ),
     Route(
