@@ -35,6 +35,8 @@ from .structured import forced_tools
 if TYPE_CHECKING:
     from ..engine.text.prepare import Prepared
 
+ALL = 2**62
+"""Tokens to keep of a prompt that may be longer than the model."""
 OWN_OPTIONS = frozenset(
     {
         *("self", "messages", "tools", "add_generation_prompt"),

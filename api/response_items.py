@@ -1,4 +1,4 @@
-"""The output of one answer of /v1/responses: its items, and the events that tell of them. Pure.
+"""The output of one answer as items, and the events of /v1/responses that tell of them. Pure.
 
 An item follows the other as the text has them. What is told does not depend on how the text is
 cut into pieces: a whole response is what its stream would have told.
@@ -13,6 +13,8 @@ from typing import assert_never
 from msgspec.structs import replace
 
 from ..engine.parsing.events import Arguments, CallBegin, CallEnd, Content, Event, Reasoning
+from ..engine.request import CompletionOutput, FinishReason, RequestOutput
+from .parsed import ParsedAnswers
 from .responses_schema import (
     ArgumentsDelta,
     ArgumentsDone,
@@ -129,6 +131,40 @@ class OutputItems:
         assert isinstance(told[-1], ItemDone), told
         self.done.append(told[-1].item)
         return told
+
+
+@dataclass(slots=True, eq=False)
+class AnswerItems:
+    """The items of one answer, out of what the engine gives of it."""
+
+    parsed: ParsedAnswers | None
+    items: OutputItems
+    last: RequestOutput | None = None
+    """What came last: the answer has ended where it says why."""
+    num_tokens: int = 0
+    """Of the answer so far."""
+
+    def read(self, output: RequestOutput) -> list[StreamEvent]:
+        """Take an output; return what of the items is new."""
+        (given,) = output.outputs
+        self.last = output
+        self.num_tokens += len(given.token_ids)
+        told: list[StreamEvent] = []
+        if self.parsed is not None:
+            told += self.items.push(self.parsed.read(0, given.text))
+        elif given.text:
+            told += self.items.push([Content(given.text)])
+        if given.finish_reason is not None:
+            rest = [] if self.parsed is None else self.parsed.finish(0)
+            told += self.items.finish(rest, cut=given.finish_reason != "stop")
+        return told
+
+    def ended(self) -> tuple[RequestOutput, CompletionOutput, FinishReason]:
+        """Return the last output, its answer, and why that ended."""
+        assert self.last is not None, "an answer that ended has begun"
+        (given,) = self.last.outputs
+        assert given.finish_reason is not None, "an answer that ended says why"
+        return self.last, given, given.finish_reason
 
 
 def _whole(item: OutputItem, place: int, text: str, status: str) -> list[StreamEvent]:

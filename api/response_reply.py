@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from msgspec.structs import replace
 
-from ..engine.parsing.events import Content
 from ..engine.request import FinishReason, RequestOutput
 from .errors import SERVER, ApiError
-from .parsed import ParsedAnswers
-from .response_items import OutputItems
+from .response_items import AnswerItems
 from .responses_schema import (
     Completed,
     Created,
@@ -35,8 +33,7 @@ class ResponseReply:
 
     asked: ResponseObject
     """Without an answer."""
-    parsed: ParsedAnswers | None
-    items: OutputItems
+    answer: AnswerItems
     clock: Callable[[], float]
     num_tokens: Callable[[str], int]
     """Of a text."""
@@ -44,9 +41,6 @@ class ResponseReply:
     n: int = 1
     names_events: bool = True
     _num_told: int = 0
-    _last: RequestOutput | None = None
-    _num_output_tokens: int = 0
-    _final: ResponseObject | None = field(default=None)
 
     @property
     def response_id(self) -> str:
@@ -64,7 +58,7 @@ class ResponseReply:
 
     def chunks(self, index: int, output: RequestOutput) -> list[StreamEvent]:
         """See Teller."""
-        return self._numbered([*self._begin(), *self._read(output)])
+        return self._numbered([*self._begin(), *self.answer.read(output)])
 
     def end(self) -> list[StreamEvent]:
         """See Teller."""
@@ -81,14 +75,14 @@ class ResponseReply:
             self.asked,
             status="failed",
             error=ResponseFailure(code, message),
-            output=tuple(self.items.done),
+            output=tuple(self.answer.items.done),
         )
         return self._numbered([*self._begin(), Failed(response=response)])
 
     def whole(self, outputs: Sequence[RequestOutput]) -> ResponseObject:
         """See Teller."""
         (output,) = outputs
-        self._read(output)
+        self.answer.read(output)
         return self._end()
 
     def _begin(self) -> list[StreamEvent]:
@@ -96,45 +90,29 @@ class ResponseReply:
             return []
         return [Created(response=self.asked), InProgress(response=self.asked)]
 
-    def _read(self, output: RequestOutput) -> list[StreamEvent]:
-        (given,) = output.outputs
-        self._last = output
-        self._num_output_tokens += len(given.token_ids)
-        told: list[StreamEvent] = []
-        if self.parsed is not None:
-            told += self.items.push(self.parsed.read(0, given.text))
-        elif given.text:
-            told += self.items.push([Content(given.text)])
-        if given.finish_reason is not None:
-            rest = [] if self.parsed is None else self.parsed.finish(0)
-            told += self.items.finish(rest, cut=given.finish_reason != "stop")
-        return told
-
     def _end(self) -> ResponseObject:
         """Return the response with its answer, and have it kept."""
-        assert self._last is not None and self._final is None, "an answer ends once"
-        (given,) = self._last.outputs
-        assert given.finish_reason is not None, "an answer that ends says why"
+        output, given, reason = self.answer.ended()
         details = None
-        if given.finish_reason != "stop":
-            details = IncompleteDetails(incomplete_reason(given.finish_reason))
-        self._final = replace(
+        if reason != "stop":
+            details = IncompleteDetails(incomplete_reason(reason))
+        final = replace(
             self.asked,
             status="completed" if details is None else "incomplete",
             incomplete_details=details,
             completed_at=int(self.clock()) if details is None else None,
-            output=tuple(self.items.done),
+            output=tuple(self.answer.items.done),
             seed=given.seed,
-            usage=self._usage(self._last),
+            usage=self._usage(output),
         )
-        self.keep(self._final)
-        return self._final
+        self.keep(final)
+        return final
 
     def _usage(self, output: RequestOutput) -> ResponseUsage:
-        num_input, num_output = len(output.prompt_token_ids), self._num_output_tokens
+        num_input, num_output = len(output.prompt_token_ids), self.answer.num_tokens
         num_thought = sum(
             self.num_tokens(part.text)
-            for item in self.items.done
+            for item in self.answer.items.done
             if isinstance(item, OutputReasoning)
             for part in item.content
         )

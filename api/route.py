@@ -11,6 +11,7 @@ from msgspec import Struct
 
 from .decode import shorten
 from .errors import ApiError
+from .schema import ErrorBody
 
 JSON = "application/json"
 EVENTS = "text/event-stream"
@@ -39,6 +40,8 @@ class Route(Struct, frozen=True, kw_only=True):
     """Type of the JSON response; None: nothing that a type describes."""
     chunk: Any = None
     """Type of the events where `stream: true` is asked for."""
+    failure: Any = ErrorBody
+    """Type of its errors."""
     media: str = JSON
     query: tuple[Query, ...] = ()
     errors: tuple[int, ...] = ()

@@ -10,7 +10,7 @@ from ..conversation import Asked, ask
 from ..convert import renamed
 from ..decode import read_body, shorten, show
 from ..errors import ApiError
-from ..response_items import OutputItems
+from ..response_items import AnswerItems, OutputItems
 from ..response_reply import ResponseReply
 from ..response_store import Stored
 from ..responses_input import NAMES, chat_body, read_items
@@ -53,8 +53,7 @@ async def create_response(request: web.Request) -> web.StreamResponse:
 
     reply = ResponseReply(
         asked=_response(state, body, asked),
-        parsed=asked.parsed,
-        items=OutputItems(state.new_id),
+        answer=AnswerItems(asked.parsed, OutputItems(state.new_id)),
         clock=state.clock,
         num_tokens=lambda text: len(tokenizer.encode(text, add_special_tokens=False)),
         keep=keep,

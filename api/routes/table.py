@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ..messages_schema import CountBody, MessageEvent, MessageObject, MessagesBody, TokenCount
 from ..responses_schema import (
     Deleted,
     ItemList,
@@ -15,6 +16,7 @@ from ..schema import (
     ChatResponse,
     CompletionBody,
     CompletionResponse,
+    MessagesError,
     ModelCard,
     ModelList,
 )
@@ -25,6 +27,7 @@ from . import (
     debug,
     docs,
     health,
+    messages,
     metrics,
     models,
     responses,
@@ -105,6 +108,29 @@ ROUTES: tuple[Route, ...] = (
         query=(responses.ORDER, responses.LIMIT, responses.AFTER),
         errors=(400, 404),
         tag="generation",
+    ),
+    Route(
+        method="POST",
+        path="/v1/messages",
+        handler=messages.create_message,
+        summary="Answer a conversation, as Anthropic's clients ask",
+        body=MessagesBody,
+        response=MessageObject,
+        chunk=MessageEvent,
+        failure=MessagesError,
+        errors=GENERATES,
+        tag="generation",
+    ),
+    Route(
+        method="POST",
+        path="/v1/messages/count_tokens",
+        handler=messages.count_tokens,
+        summary="Count the tokens of such a conversation",
+        body=CountBody,
+        response=TokenCount,
+        failure=MessagesError,
+        errors=(404,),
+        tag="tokenizer",
     ),
     Route(
         method="GET",
