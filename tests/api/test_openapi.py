@@ -21,7 +21,7 @@ from quire.api.routes.table import ROUTES
 
 MAX_TOKENS = 4
 CONVERSATION: dict[str, Any] = {"messages": [{"role": "user", "content": "a"}]}
-ASKED = {"input": "a", "max_output_tokens": 2}
+ASKED: Any = {"input": "a", "max_output_tokens": 2}
 
 
 def test_every_route_is_described() -> None:
