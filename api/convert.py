@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -113,14 +113,23 @@ def chat_params(body: ChatBody) -> SamplingParams | BeamSearchParams:
 @contextmanager
 def chat_names(body: ChatBody) -> Iterator[None]:
     """Name fields in a ParamsError as chat completions do."""
-    renamed = {"logprobs": "top_logprobs", "max_tokens": chat_limit(body)[0]}
+    with renamed({"logprobs": "top_logprobs", "max_tokens": chat_limit(body)[0]}):
+        yield
+
+
+@contextmanager
+def renamed(names: Mapping[str, str]) -> Iterator[None]:
+    """Call fields in errors as the client does: names[ours] is the client's."""
     try:
         yield
-    except ParamsError as error:
-        theirs = renamed.get(error.param or "")
+    except (ParamsError, ApiError) as error:
+        theirs = names.get(error.param or "")
         if theirs is None:
             raise
-        raise ParamsError(str(error).replace(error.param or "", theirs, 1), theirs) from None
+        text = str(error).replace(error.param or "", theirs, 1)
+        if isinstance(error, ParamsError):
+            raise ParamsError(text, theirs) from None
+        raise ApiError(text, status=error.status, param=theirs, code=error.code) from None
 
 
 def chat_limit(body: ChatBody) -> tuple[str, int | None]:

@@ -16,10 +16,20 @@ from aiohttp.typedefs import Handler
 
 from ..engine.errors import EngineError, ParamsError, QuireError
 from .account import find_account
-from .schema import ErrorBody, ErrorDetail
+from .schema import ErrorBody, ErrorDetail, MessagesDetail, MessagesError
 
 logger = logging.getLogger("quire")
 
+MESSAGES = "/v1/messages"
+"""Where Anthropic's clients ask, and below."""
+MESSAGES_KINDS = {
+    401: "authentication_error",
+    404: "not_found_error",
+    413: "request_too_large",
+    429: "rate_limit_error",
+    503: "overloaded_error",
+}
+"""Their names of what else may be wrong."""
 INVALID = "invalid_request_error"
 SERVER = "server_error"
 
@@ -43,6 +53,11 @@ class ApiError(QuireError):
         self.param = param
         self.code = code
         self.headers = dict(headers or {})
+
+    def messages_body(self, request_id: str | None = None) -> MessagesError:
+        """What Anthropic's clients read."""
+        kind = MESSAGES_KINDS.get(self.status, INVALID if self.status < 500 else "api_error")
+        return MessagesError(error=MessagesDetail(kind, str(self)), request_id=request_id)
 
     def body(self, request_id: str | None = None) -> ErrorBody:
         """What the client reads."""
@@ -81,10 +96,12 @@ def _http_error(error: web.HTTPException) -> ApiError:
 
 def error_response(error: ApiError, request: web.Request) -> web.Response:
     """The whole answer to a failed request."""
+    name, below = request_name(request), request.path.startswith(f"{MESSAGES}/")
+    is_messages = below or request.path == MESSAGES
     return web.Response(
         status=error.status,
         headers=error.headers,
-        body=msgspec.json.encode(error.body(request_name(request))),
+        body=msgspec.json.encode(error.messages_body(name) if is_messages else error.body(name)),
         content_type="application/json",
     )
 

@@ -56,7 +56,7 @@ DOCUMENTS: web.AppKey[Documents] = web.AppKey("documents", Documents)
 
 def make_document(routes: Sequence[Route], *, asks_key: bool) -> dict[str, Any]:
     """Describe all routes. asks_key: whether they ask for an API key."""
-    types = [ErrorBody]
+    types = [ErrorBody, *(route.failure for route in routes)]
     for route in routes:
         types += [one for one in (route.body, route.response, route.chunk) if one is not None]
     unique = list(dict.fromkeys(types))
@@ -72,7 +72,7 @@ def make_document(routes: Sequence[Route], *, asks_key: bool) -> dict[str, Any]:
         operation = _operation(route, path, found)
         if asks_key and route.path not in OPEN_PATHS:
             operation["security"] = [{BEARER: []}]
-            operation["responses"]["401"] = _error(401, found)
+            operation["responses"]["401"] = _error(401, found[route.failure])
         paths.setdefault(path, {})[route.method.lower()] = operation
     schemes = {BEARER: {"type": "http", "scheme": "bearer"}} if asks_key else {}
     return {
@@ -97,7 +97,9 @@ def _operation(route: Route, path: str, schemas: dict[Any, Any]) -> dict[str, An
             "name": one.name,
             "in": "query",
             "description": one.summary,
-            "schema": {"enum": list(one.allowed), "default": one.allowed[0]},
+            "schema": {"enum": list(one.allowed), "default": one.allowed[0]}
+            if one.allowed
+            else {"type": "string"},
         }
         for one in route.query
     ]
@@ -111,7 +113,7 @@ def _operation(route: Route, path: str, schemas: dict[Any, Any]) -> dict[str, An
         "tags": [route.tag],
         "parameters": parameters,
         "responses": {"200": {"description": "It was done.", "content": content}}
-        | {str(status): _error(status, schemas) for status in sorted(statuses)},
+        | {str(status): _error(status, schemas[route.failure]) for status in sorted(statuses)},
     }
     if route.body is not None:
         operation["requestBody"] = {
@@ -121,10 +123,10 @@ def _operation(route: Route, path: str, schemas: dict[Any, Any]) -> dict[str, An
     return operation
 
 
-def _error(status: int, schemas: dict[Any, Any]) -> dict[str, Any]:
+def _error(status: int, schema: dict[str, Any]) -> dict[str, Any]:
     described = {
         "description": HTTPStatus(status).phrase,
-        "content": {JSON: {"schema": schemas[ErrorBody]}},
+        "content": {JSON: {"schema": schema}},
     }
     if status == 429:
         seconds = {"description": "Seconds to wait", "schema": {"type": "integer"}}

@@ -10,10 +10,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from msgspec import UNSET, UnsetType
+from msgspec import UNSET, Struct, UnsetType
 from msgspec.structs import replace
 
 from ..engine.request import CompletionOutput, Logprob, RequestOutput, Timeline
+from .errors import ApiError
 from .parsed import ParsedAnswers
 from .schema import (
     ChatChoice,
@@ -21,6 +22,7 @@ from .schema import (
     ChatMessage,
     CompletionChoice,
     CompletionLogprobs,
+    ErrorBody,
     PromptRows,
     PromptTokensDetails,
     Response,
@@ -260,9 +262,48 @@ class ChatChoices:
         return TopLogprob(name, finite(entry.logprob), list(data))
 
 
+class Teller(Protocol):
+    """What one HTTP request is told, in the words of its endpoint."""
+
+    @property
+    def response_id(self) -> str: ...
+    @property
+    def model(self) -> str: ...
+
+    @property
+    def n(self) -> int:
+        """Answers that are told of each prompt."""
+        ...
+
+    @property
+    def names_events(self) -> bool:
+        """Whether events of its stream bear names."""
+        ...
+
+    def keep_best(self, output: RequestOutput) -> RequestOutput:
+        """Keep the n best answers of an output."""
+        ...
+
+    def chunks(self, index: int, output: RequestOutput) -> Sequence[Struct]:
+        """Events for an output of kind DELTA of the index-th answer."""
+        ...
+
+    def end(self) -> Sequence[Struct]:
+        """The last events of a stream that came to its end."""
+        ...
+
+    def failed(self, error: ApiError, request_id: str) -> Sequence[Struct]:
+        """The last events of one that did not."""
+        ...
+
+    def whole(self, outputs: Sequence[RequestOutput]) -> Struct:
+        """The response for finished outputs of all answers, in order."""
+        ...
+
+
 @dataclass(slots=True, eq=False)
 class Reply:
-    """Everything that one HTTP request is told."""
+    """A Teller of choices."""
 
     response_id: str
     model: str
@@ -278,6 +319,7 @@ class Reply:
     include_usage: bool = False
     running_usage: bool = False
     """Usage so far in every chunk."""
+    names_events: bool = False
     prompt_alone: bool = False
     """Whether the answers are hidden: the client wants its prompt, and a step draws a token."""
     tells_prompt: bool = False
@@ -324,6 +366,10 @@ class Reply:
         if not self.include_usage:
             return []
         return [self._response(self.chunk_object, [], self._usage())]
+
+    def failed(self, error: ApiError, request_id: str) -> list[ErrorBody]:
+        """See Teller."""
+        return [error.body(request_id)]
 
     def whole(self, outputs: Sequence[RequestOutput]) -> Response:
         """The response for finished outputs of all choices, in order."""

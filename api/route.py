@@ -11,6 +11,7 @@ from msgspec import Struct
 
 from .decode import shorten
 from .errors import ApiError
+from .schema import ErrorBody
 
 JSON = "application/json"
 EVENTS = "text/event-stream"
@@ -20,15 +21,15 @@ class Query(Struct, frozen=True, kw_only=True):
     """One parameter in the query of a path."""
 
     name: str
-    allowed: tuple[str, ...]
-    """Its values, the first one the default."""
+    allowed: tuple[str, ...] = ()
+    """Its values, the first one the default; (): any text, the default is none."""
     summary: str
 
 
 class Route(Struct, frozen=True, kw_only=True):
     """One method of one path."""
 
-    method: Literal["GET", "POST"]
+    method: Literal["GET", "POST", "DELETE"]
     path: str
     """As aiohttp has it: {name}, or {name:.+} for what may hold slashes."""
     handler: Handler
@@ -39,6 +40,8 @@ class Route(Struct, frozen=True, kw_only=True):
     """Type of the JSON response; None: nothing that a type describes."""
     chunk: Any = None
     """Type of the events where `stream: true` is asked for."""
+    failure: Any = ErrorBody
+    """Type of its errors."""
     media: str = JSON
     query: tuple[Query, ...] = ()
     errors: tuple[int, ...] = ()
@@ -48,9 +51,9 @@ class Route(Struct, frozen=True, kw_only=True):
     def register(self, router: web.UrlDispatcher) -> None:
         """Put it where requests find it."""
         if self.method == "GET":
-            router.add_get(self.path, self.handler)
+            router.add_get(self.path, self.handler)  # and HEAD
         else:
-            router.add_post(self.path, self.handler)
+            router.add_route(self.method, self.path, self.handler)
 
 
 def json_response(body: Any, status: int = 200) -> web.Response:
@@ -60,7 +63,9 @@ def json_response(body: Any, status: int = 200) -> web.Response:
 
 def query_value(request: web.Request, query: Query) -> str:
     """Return the value of a parameter. ApiError for one that is not allowed."""
-    given = request.query.getall(query.name, [query.allowed[0]])
+    given = request.query.getall(query.name, [query.allowed[0] if query.allowed else ""])
+    if not query.allowed:
+        return given[-1]
     if len(given) != 1 or given[0] not in query.allowed:
         raise ApiError(
             f"{query.name} is {shorten(', '.join(given))}: it must be one of "

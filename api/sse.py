@@ -1,5 +1,7 @@
 """Server-sent events as OpenAI's clients read them: `data: {...}` chunks, then `data: [DONE]`.
 
+In a stream of named events each bears its type as its name too, and the last one says the end.
+
 The headers leave with the first event, so that what fails before it has a status of its own, or
 with the first heartbeat: a comment in a stream that was silent, so that no proxy takes it for dead.
 """
@@ -26,9 +28,11 @@ HEADERS = {
 HEARTBEAT = b": heartbeat\n\n"
 
 
-def event(body: Struct) -> bytes:
-    """One event."""
-    return b"data: " + msgspec.json.encode(body) + b"\n\n"
+def event(body: Struct, *, named: bool = False) -> bytes:
+    """One event. named: by the tag of its struct."""
+    data = b"data: " + msgspec.json.encode(body) + b"\n\n"
+    tag = body.__struct_config__.tag if named else None
+    return data if tag is None else f"event: {tag}\n".encode() + data
 
 
 class EventStream:
@@ -37,8 +41,9 @@ class EventStream:
     Raises ConnectionError when the client is gone, or was cut because it does not read.
     """
 
-    def __init__(self, request: web.Request, limits: Limits) -> None:
+    def __init__(self, request: web.Request, limits: Limits, *, named: bool = False) -> None:
         self._outlet = Outlet(request, web.StreamResponse(headers=HEADERS), limits)
+        self._named = named
         self._every_s = limits.sse_heartbeat_s
         self._writing = asyncio.Lock()
         self._heart: asyncio.Task[None] | None = None
@@ -62,13 +67,14 @@ class EventStream:
 
     async def send(self, bodies: Iterable[Struct]) -> None:
         """Send events in one write; wait while the client is slow to read."""
-        data = b"".join(map(event, bodies))
+        data = b"".join(event(body, named=self._named) for body in bodies)
         if data:
             await self._write(data)
 
     async def close(self) -> web.StreamResponse:
         """Say that nothing more comes."""
-        await self._write(b"data: [DONE]\n\n")
+        if not self._named:
+            await self._write(b"data: [DONE]\n\n")
         async with self._writing:
             return await self._outlet.close()
 
