@@ -25,6 +25,7 @@ import torch
 
 from ..demo import tasks
 from ..demo.corpus import ChatRenderer
+from ..engine.config import DEMO_MODEL
 from ..engine.guesses import make_drafter
 from ..engine.llm import LLM
 from ..engine.params import SamplingParams
@@ -114,14 +115,19 @@ def measure(
 def main() -> None:
     """Measure all kinds of prompts and print them."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--method", default="ngram", choices=["ngram", "suffix"])
+    parser.add_argument("--method", default="ngram", choices=["ngram", "suffix", "draft_model"])
     parser.add_argument("--tokens", type=int, default=5)
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--small", action="store_true", help="leave the ~125 M model out")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     torch.set_num_threads(1)
-    wanted = {"method": options.method, "num_speculative_tokens": options.tokens}
+    wanted: dict[str, Any] = {
+        "method": options.method,
+        "num_speculative_tokens": options.tokens,
+    }
+    if options.method == "draft_model":
+        wanted["model"], options.small = str(DEMO_MODEL / "drafter"), True
     plain = LLM(num_threads=1)
     guessing = LLM(num_threads=1, speculative_config=wanted)
     with tempfile.TemporaryDirectory() as folder:
@@ -129,7 +135,9 @@ def main() -> None:
         (Path(folder) / "config.json").write_text(json.dumps(config))
         fixed: dict[str, Any] = {"load_format": "dummy", "skip_tokenizer_init": True}
         fixed |= {"dtype": "bfloat16", "num_threads": 1, "num_kv_blocks": 512}
-        large = LLM(folder, **fixed), LLM(folder, speculative_config=wanted, **fixed)
+        large: tuple[LLM, ...] = ()
+        if not options.small:
+            large = LLM(folder, **fixed), LLM(folder, speculative_config=wanted, **fixed)
     greedy = SamplingParams(temperature=0.0, max_tokens=96)
     wild = SamplingParams(
         temperature=2.0, max_tokens=64, ignore_eos=True, seed=1, allowed_token_ids=FEW
