@@ -19,9 +19,9 @@ from msgspec.structs import replace
 
 from ..engine.request import RequestOutput
 from .account import Account, account_of
-from .errors import SERVER, ApiError, api_error
+from .errors import SERVER, ApiError, api_error, error_body
 from .outlet import respond
-from .reply import Reply
+from .reply import Telling
 from .route import JSON
 from .sse import EventStream
 from .state import STATE, ServerState
@@ -60,7 +60,7 @@ def admit(request: web.Request, num_answers: int) -> None:
 
 
 async def answer(
-    request: web.Request, prepared: Sequence[Prepared], reply: Reply, *, stream: bool
+    request: web.Request, prepared: Sequence[Prepared], reply: Telling, *, stream: bool
 ) -> web.StreamResponse:
     """Generate for all prompts at once and respond.
 
@@ -93,7 +93,7 @@ def _generate(
     return state.engine.generate(prepared, on_added=partial(ticket.hand_over, num))
 
 
-def _describe(account: Account, prepared: Sequence[Prepared], reply: Reply) -> None:
+def _describe(account: Account, prepared: Sequence[Prepared], reply: Telling) -> None:
     """Note for the log and for traces what was asked."""
     first = prepared[0]
     asked = first.request.params if first.beams is None else first.beams
@@ -104,11 +104,11 @@ def _describe(account: Account, prepared: Sequence[Prepared], reply: Reply) -> N
 
 
 async def _respond_stream(
-    request: web.Request, batches: AsyncGenerator[Batch, None], reply: Reply
+    request: web.Request, batches: AsyncGenerator[Batch, None], reply: Telling
 ) -> web.StreamResponse:
     """What fails before the first output, and the first heartbeat, has its own status."""
     account = account_of(request)
-    async with EventStream(request, request.app[STATE].limits) as events:
+    async with EventStream(request, request.app[STATE].limits, reply.wire) as events:
         try:
             async for batch in batches:
                 account.note(batch)
@@ -122,11 +122,11 @@ async def _respond_stream(
             # The engine does not work on while the client reads.
             await batches.aclose()
             told = api_error(error, account.request_id)
-            await events.send([told.body(account.request_id)])
+            await events.send([error_body(told, request)])
         return await events.close()
 
 
-def _chunks(batch: Batch, reply: Reply) -> list[msgspec.Struct]:
+def _chunks(batch: Batch, reply: Telling) -> list[msgspec.Struct]:
     chunks: list[msgspec.Struct] = []
     for index, output in one_by_one(batch, reply):
         check_output(output)
@@ -134,7 +134,7 @@ def _chunks(batch: Batch, reply: Reply) -> list[msgspec.Struct]:
     return chunks
 
 
-def one_by_one(batch: Batch, reply: Reply) -> Batch:
+def one_by_one(batch: Batch, reply: Telling) -> Batch:
     """Tell the n answers kept of each prompt apart; each gets the index of its choice."""
     kept = [(place, reply.keep_best(output)) for place, output in batch]
     return [

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -14,7 +14,7 @@ from ..engine.errors import ParamsError
 from ..engine.params import BeamSearchParams, RequestOutputKind, SamplingParams
 from .beams import beam_params, check_no_search
 from .decode import show
-from .errors import ApiError
+from .errors import ApiError, api_error
 from .schema import ChatBody, CompletionBody, GenerationBody
 from .structured import named_by_client, output_form
 
@@ -113,14 +113,28 @@ def chat_params(body: ChatBody) -> SamplingParams | BeamSearchParams:
 @contextmanager
 def chat_names(body: ChatBody) -> Iterator[None]:
     """Name fields in a ParamsError as chat completions do."""
-    renamed = {"logprobs": "top_logprobs", "max_tokens": chat_limit(body)[0]}
+    with renamed({"logprobs": "top_logprobs", "max_tokens": chat_limit(body)[0]}):
+        yield
+
+
+@contextmanager
+def renamed(names: Mapping[str, str]) -> Iterator[None]:
+    """Name fields in errors as the client does. names: ours -> the client's."""
     try:
         yield
-    except ParamsError as error:
-        theirs = renamed.get(error.param or "")
-        if theirs is None:
+    except (ParamsError, ApiError) as error:
+        if error.param is None or error.param not in names:
             raise
-        raise ParamsError(str(error).replace(error.param or "", theirs, 1), theirs) from None
+        theirs = names[error.param]
+        told = api_error(error)
+        raise ApiError(
+            str(error).replace(error.param, theirs, 1),
+            status=told.status,
+            kind=told.kind,
+            param=theirs,
+            code=told.code,
+            headers=told.headers,
+        ) from None
 
 
 def chat_limit(body: ChatBody) -> tuple[str, int | None]:

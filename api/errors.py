@@ -1,4 +1,5 @@
-"""Errors at the HTTP edge: every one leaves in OpenAI's shape and says what was given and allowed.
+"""Errors at the HTTP edge: every one leaves in OpenAI's shape, or Ollama's, and says what was given
+and allowed.
 
 Owns the map from exceptions to statuses. The body of an internal error tells nothing of its cause;
 the log does.
@@ -16,12 +17,14 @@ from aiohttp.typedefs import Handler
 
 from ..engine.errors import EngineError, ParamsError, QuireError
 from .account import find_account
-from .schema import ErrorBody, ErrorDetail
+from .schema import ErrorBody, ErrorDetail, PlainError
 
 logger = logging.getLogger("quire")
 
 INVALID = "invalid_request_error"
 SERVER = "server_error"
+OLLAMA = "/api/"
+"""Where errors have Ollama's shape."""
 
 
 class ApiError(QuireError):
@@ -84,9 +87,21 @@ def error_response(error: ApiError, request: web.Request) -> web.Response:
     return web.Response(
         status=error.status,
         headers=error.headers,
-        body=msgspec.json.encode(error.body(request_name(request))),
+        body=msgspec.json.encode(error_body(error, request)),
         content_type="application/json",
     )
+
+
+def error_kind(path: str) -> type[ErrorBody] | type[PlainError]:
+    """Return the shape that errors of a path have."""
+    return PlainError if path.startswith(OLLAMA) else ErrorBody
+
+
+def error_body(error: ApiError, request: web.Request) -> ErrorBody | PlainError:
+    """Return what the client of a path reads of an error."""
+    if error_kind(request.path) is PlainError:
+        return PlainError(str(error))
+    return error.body(request_name(request))
 
 
 def request_name(request: web.Request) -> str | None:
@@ -97,7 +112,7 @@ def request_name(request: web.Request) -> str | None:
 
 @web.middleware
 async def error_middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Turn whatever a handler raises into an OpenAI-shaped error."""
+    """Turn whatever a handler raises into an error of the path's shape."""
     try:
         return await handler(request)
     except ConnectionError:
@@ -108,7 +123,8 @@ async def error_middleware(request: web.Request, handler: Handler) -> web.Stream
         wrong = ApiError(message, status=405, headers={"Allow": allowed})
         return error_response(wrong, request)
     except web.HTTPNotFound:
-        message = f"There is no {request.path[:200]} here: the API lies under /v1."
+        places = "the API lies under /v1, Ollama's under /api"
+        message = f"There is no {request.path[:200]} here: {places}."
         return error_response(ApiError(message, status=404, code="unknown_url"), request)
     except Exception as error:
         return error_response(api_error(error, request_name(request)), request)

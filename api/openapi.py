@@ -19,8 +19,9 @@ from aiohttp import web
 from .. import __version__
 from .auth import OPEN_PATHS
 from .decode import only_fields
-from .route import EVENTS, JSON, Route
-from .schema import ErrorBody, StreamOptions
+from .errors import error_kind
+from .route import JSON, Route
+from .schema import StreamOptions
 
 VERSION = "3.1.0"
 OF_BODIES = (400, 413, 415)
@@ -56,8 +57,9 @@ DOCUMENTS: web.AppKey[Documents] = web.AppKey("documents", Documents)
 
 def make_document(routes: Sequence[Route], *, asks_key: bool) -> dict[str, Any]:
     """Describe all routes. asks_key: whether they ask for an API key."""
-    types = [ErrorBody]
+    types: list[Any] = []
     for route in routes:
+        types.append(error_kind(route.path))
         types += [one for one in (route.body, route.response, route.chunk) if one is not None]
     unique = list(dict.fromkeys(types))
     schemas, components = msgspec.json.schema_components(
@@ -72,7 +74,7 @@ def make_document(routes: Sequence[Route], *, asks_key: bool) -> dict[str, Any]:
         operation = _operation(route, path, found)
         if asks_key and route.path not in OPEN_PATHS:
             operation["security"] = [{BEARER: []}]
-            operation["responses"]["401"] = _error(401, found)
+            operation["responses"]["401"] = _error(401, found[error_kind(route.path)])
         paths.setdefault(path, {})[route.method.lower()] = operation
     schemes = {BEARER: {"type": "http", "scheme": "bearer"}} if asks_key else {}
     return {
@@ -80,7 +82,8 @@ def make_document(routes: Sequence[Route], *, asks_key: bool) -> dict[str, Any]:
         "info": {
             "title": "Quire",
             "version": __version__,
-            "description": "One request, one answer. OpenAI's API with vLLM's extra fields.",
+            "description": "One request, one answer. OpenAI's API with vLLM's extra fields, "
+            "and Ollama's.",
         },
         "paths": paths,
         "components": {"schemas": components, "securitySchemes": schemes},
@@ -103,7 +106,8 @@ def _operation(route: Route, path: str, schemas: dict[Any, Any]) -> dict[str, An
     ]
     content: dict[str, Any] = {route.media: {"schema": schemas.get(route.response, {})}}
     if route.chunk is not None:
-        content[EVENTS] = {"schema": schemas[route.chunk]}
+        content[route.chunk_media] = {"schema": schemas[route.chunk]}
+    failure = schemas[error_kind(route.path)]
     statuses = {*route.errors, 500, *(OF_BODIES if route.body is not None else ())}
     operation: dict[str, Any] = {
         "operationId": f"{route.method.lower()}_{re.sub(r'[^a-z0-9]+', '_', path).strip('_')}",
@@ -111,7 +115,7 @@ def _operation(route: Route, path: str, schemas: dict[Any, Any]) -> dict[str, An
         "tags": [route.tag],
         "parameters": parameters,
         "responses": {"200": {"description": "It was done.", "content": content}}
-        | {str(status): _error(status, schemas) for status in sorted(statuses)},
+        | {str(status): _error(status, failure) for status in sorted(statuses)},
     }
     if route.body is not None:
         operation["requestBody"] = {
@@ -121,10 +125,10 @@ def _operation(route: Route, path: str, schemas: dict[Any, Any]) -> dict[str, An
     return operation
 
 
-def _error(status: int, schemas: dict[Any, Any]) -> dict[str, Any]:
+def _error(status: int, schema: dict[str, Any]) -> dict[str, Any]:
     described = {
         "description": HTTPStatus(status).phrase,
-        "content": {JSON: {"schema": schemas[ErrorBody]}},
+        "content": {JSON: {"schema": schema}},
     }
     if status == 429:
         seconds = {"description": "Seconds to wait", "schema": {"type": "integer"}}

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from msgspec import UNSET, UnsetType
+from msgspec import UNSET, Struct, UnsetType
 from msgspec.structs import replace
 
 from ..engine.request import CompletionOutput, Logprob, RequestOutput, Timeline
@@ -28,6 +28,7 @@ from .schema import (
     TopLogprob,
     Usage,
 )
+from .sse import EVENTS, Wire
 from .state import FINGERPRINT
 
 LEAST_LOGPROB = -9999.0
@@ -48,6 +49,40 @@ class Choices(Protocol):
 
     def whole(self, index: int, output: RequestOutput) -> CompletionChoice | ChatChoice:
         """A finished output."""
+        ...
+
+
+class Telling(Protocol):
+    """What one HTTP request is told, in the words of one API."""
+
+    @property
+    def response_id(self) -> str: ...
+    @property
+    def model(self) -> str: ...
+    @property
+    def n(self) -> int:
+        """Choices of each prompt."""
+        ...
+
+    @property
+    def wire(self) -> Wire:
+        """How a stream is written."""
+        ...
+
+    def keep_best(self, output: RequestOutput) -> RequestOutput:
+        """Keep the n answers that are told."""
+        ...
+
+    def chunks(self, index: int, output: RequestOutput) -> Sequence[Struct]:
+        """Chunks for an output of kind DELTA of the index-th choice."""
+        ...
+
+    def end(self) -> Sequence[Struct]:
+        """What comes after all choices."""
+        ...
+
+    def whole(self, outputs: Sequence[RequestOutput]) -> Struct:
+        """The response for finished outputs of all choices, in order."""
         ...
 
 
@@ -278,6 +313,7 @@ class Reply:
     include_usage: bool = False
     running_usage: bool = False
     """Usage so far in every chunk."""
+    wire: Wire = EVENTS
     prompt_alone: bool = False
     """Whether the answers are hidden: the client wants its prompt, and a step draws a token."""
     tells_prompt: bool = False

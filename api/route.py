@@ -14,6 +14,7 @@ from .errors import ApiError
 
 JSON = "application/json"
 EVENTS = "text/event-stream"
+LINES = "application/x-ndjson"
 
 
 class Query(Struct, frozen=True, kw_only=True):
@@ -38,7 +39,9 @@ class Route(Struct, frozen=True, kw_only=True):
     response: Any = None
     """Type of the JSON response; None: nothing that a type describes."""
     chunk: Any = None
-    """Type of the events where `stream: true` is asked for."""
+    """Type of what a stream is made of, where one is asked for,"""
+    chunk_media: str = EVENTS
+    """and what the stream is."""
     media: str = JSON
     query: tuple[Query, ...] = ()
     errors: tuple[int, ...] = ()

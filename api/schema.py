@@ -337,3 +337,9 @@ class ErrorBody(Struct, frozen=True):
     """What every error response holds."""
 
     error: ErrorDetail
+
+
+class PlainError(Struct, frozen=True):
+    """What error responses under /api hold, Ollama's."""
+
+    error: str

@@ -1,4 +1,5 @@
-"""Server-sent events as OpenAI's clients read them: `data: {...}` chunks, then `data: [DONE]`.
+"""Streams of structs: server-sent events as OpenAI's clients read them (`data: {...}` chunks, then
+`data: [DONE]`), or lines of JSON as Ollama's do.
 
 The headers leave with the first event, so that what fails before it has a status of its own, or
 with the first heartbeat: a comment in a stream that was silent, so that no proxy takes it for dead.
@@ -7,9 +8,10 @@ with the first heartbeat: a comment in a stream that was silent, so that no prox
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from types import TracebackType
+from typing import NamedTuple
 
 import msgspec
 from aiohttp import web
@@ -18,11 +20,7 @@ from msgspec import Struct
 from .limits import Limits
 from .outlet import Outlet
 
-HEADERS = {
-    "Content-Type": "text/event-stream; charset=utf-8",
-    "Cache-Control": "no-cache",
-    "X-Accel-Buffering": "no",
-}
+HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
 HEARTBEAT = b": heartbeat\n\n"
 
 
@@ -31,14 +29,40 @@ def event(body: Struct) -> bytes:
     return b"data: " + msgspec.json.encode(body) + b"\n\n"
 
 
+def line(body: Struct) -> bytes:
+    """One line."""
+    return msgspec.json.encode(body) + b"\n"
+
+
+class Wire(NamedTuple):
+    """How a stream is written."""
+
+    headers: Mapping[str, str]
+    write: Callable[[Struct], bytes]
+    end: bytes = b""
+    """What says that nothing more comes,"""
+    heartbeat: bytes = b""
+    """and that the stream lives, where there is a way to say so."""
+
+
+EVENTS = Wire(
+    {"Content-Type": "text/event-stream; charset=utf-8", **HEADERS},
+    event,
+    b"data: [DONE]\n\n",
+    HEARTBEAT,
+)
+LINES = Wire({"Content-Type": "application/x-ndjson", **HEADERS}, line)
+
+
 class EventStream:
-    """A stream of events on one response: an async context manager, whose heart beats inside.
+    """A stream on one response: an async context manager, whose heart beats inside.
 
     Raises ConnectionError when the client is gone, or was cut because it does not read.
     """
 
-    def __init__(self, request: web.Request, limits: Limits) -> None:
-        self._outlet = Outlet(request, web.StreamResponse(headers=HEADERS), limits)
+    def __init__(self, request: web.Request, limits: Limits, wire: Wire = EVENTS) -> None:
+        self._outlet = Outlet(request, web.StreamResponse(headers=wire.headers), limits)
+        self._wire = wire
         self._every_s = limits.sse_heartbeat_s
         self._writing = asyncio.Lock()
         self._heart: asyncio.Task[None] | None = None
@@ -46,7 +70,7 @@ class EventStream:
         """Whether the headers have been sent: an error is an event from then on."""
 
     async def __aenter__(self) -> EventStream:
-        if self._every_s:
+        if self._every_s and self._wire.heartbeat:
             self._heart = asyncio.create_task(self._beat(), name="quire-heartbeat")
         return self
 
@@ -62,13 +86,14 @@ class EventStream:
 
     async def send(self, bodies: Iterable[Struct]) -> None:
         """Send events in one write; wait while the client is slow to read."""
-        data = b"".join(map(event, bodies))
+        data = b"".join(map(self._wire.write, bodies))
         if data:
             await self._write(data)
 
     async def close(self) -> web.StreamResponse:
         """Say that nothing more comes."""
-        await self._write(b"data: [DONE]\n\n")
+        if self._wire.end:
+            await self._write(self._wire.end)
         async with self._writing:
             return await self._outlet.close()
 
@@ -94,4 +119,4 @@ class EventStream:
                     # Somebody waits for the client to read: there is no lack of bytes.
                     await asyncio.sleep(self._every_s)
                 else:
-                    await self._write(HEARTBEAT)
+                    await self._write(self._wire.heartbeat)

@@ -6,7 +6,7 @@ of its answer.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from aiohttp import web
 from msgspec.structs import replace
@@ -33,6 +33,10 @@ from ..schema import ChatBody
 from ..state import STATE, Engine
 from ..structured import forced_tools
 
+if TYPE_CHECKING:
+    from ...engine.text.prepare import Prepared
+    from ..parsed import ParsedAnswers
+
 OWN_OPTIONS = frozenset(
     {
         *("self", "messages", "tools", "add_generation_prompt"),
@@ -48,23 +52,8 @@ async def chat_completions(request: web.Request) -> web.StreamResponse:
     engine = state.engine
     check_accepting(state)
     check_model(body.model, engine.model_name)
-    tools = template_tools(body.tools, body.tool_choice)
-    forced = forced_tools(body)
-    params = chat_params(body)
-    admit(request, params.n)
-    if forced is not None:
-        params = replace(params, structured_outputs=forced.form)
-    reading, params = read_answers(engine, body, forced, params)
-    prompt = await token_prompt(engine, body, tools, num_kept(params, engine.max_model_len))
-    params = reading.with_thought(body, prompt.text, params)
-    check_length(("messages", len(prompt.token_ids)), chat_limit(body), engine.max_model_len)
     response_id = f"chatcmpl-{body.request_id or state.new_id()}"
-    salt = cache_salt(request, body.cache_salt, isolate=state.isolate_keys)
-    tenant = tenant_of(request, body.user, by_key=state.has_keys)
-    with chat_names(body):
-        prepared = await prepare(
-            engine, prompt, params, body, request_id=response_id, cache_salt=salt, tenant=tenant
-        )
+    asked = await ask(request, body, response_id, chat_limit(body))
     options = body.stream_options
     reply = Reply(
         response_id=response_id,
@@ -78,7 +67,7 @@ async def chat_completions(request: web.Request) -> web.StreamResponse:
             as_ids=bool(body.return_tokens_as_token_ids),
             timeline=bool(body.timeline),
             token_bytes=engine.tokenizer.token_bytes,
-            parsed=reading.answers(body, prompt.text, state.new_id),
+            parsed=asked.parsed,
         ),
         object="chat.completion",
         chunk_object="chat.completion.chunk",
@@ -86,7 +75,42 @@ async def chat_completions(request: web.Request) -> web.StreamResponse:
         include_usage=bool(options and options.include_usage),
         running_usage=bool(options and options.continuous_usage_stats),
     )
-    return await answer(request, [prepared], reply, stream=bool(body.stream))
+    return await answer(request, [asked.prepared], reply, stream=bool(body.stream))
+
+
+class Asked(NamedTuple):
+    """A conversation that the engine takes, and what takes its answers apart, where one must."""
+
+    prepared: Prepared
+    parsed: ParsedAnswers | None
+
+
+async def ask(
+    request: web.Request, body: ChatBody, response_id: str, limit: tuple[str, int | None]
+) -> Asked:
+    """Let a conversation in and prepare it.
+
+    limit: the field of the most tokens to generate, and the number that must fit.
+    """
+    state = request.app[STATE]
+    engine = state.engine
+    tools = template_tools(body.tools, body.tool_choice)
+    forced = forced_tools(body)
+    params = chat_params(body)
+    admit(request, params.n)
+    if forced is not None:
+        params = replace(params, structured_outputs=forced.form)
+    reading, params = read_answers(engine, body, forced, params)
+    prompt = await token_prompt(engine, body, tools, num_kept(params, engine.max_model_len))
+    params = reading.with_thought(body, prompt.text, params)
+    check_length(("messages", len(prompt.token_ids)), limit, engine.max_model_len)
+    salt = cache_salt(request, body.cache_salt, isolate=state.isolate_keys)
+    tenant = tenant_of(request, body.user, by_key=state.has_keys)
+    with chat_names(body):
+        prepared = await prepare(
+            engine, prompt, params, body, request_id=response_id, cache_salt=salt, tenant=tenant
+        )
+    return Asked(prepared, reading.answers(body, prompt.text, state.new_id))
 
 
 async def token_prompt(

@@ -2,7 +2,16 @@
 
 from __future__ import annotations
 
-from ..route import Route
+from ..ollama_schema import (
+    OllamaChatAnswer,
+    OllamaChatBody,
+    OllamaGenerateAnswer,
+    OllamaGenerateBody,
+    OllamaModels,
+    OllamaShowBody,
+    OllamaShown,
+)
+from ..route import LINES, Route
 from ..schema import (
     ChatBody,
     ChatResponse,
@@ -11,7 +20,19 @@ from ..schema import (
     ModelCard,
     ModelList,
 )
-from . import chat, completions, control, debug, docs, health, metrics, models, tokenize, version
+from . import (
+    chat,
+    completions,
+    control,
+    debug,
+    docs,
+    health,
+    metrics,
+    models,
+    ollama,
+    tokenize,
+    version,
+)
 
 GENERATES = (404, 429, 503)
 """No such model, a full queue, a server that stops or sleeps."""
@@ -38,6 +59,64 @@ ROUTES: tuple[Route, ...] = (
         chunk=ChatResponse,
         errors=GENERATES,
         tag="generation",
+    ),
+    Route(
+        method="POST",
+        path="/api/generate",
+        handler=ollama.generate,
+        summary="Answer a prompt, as Ollama does",
+        body=OllamaGenerateBody,
+        response=OllamaGenerateAnswer,
+        chunk=OllamaGenerateAnswer,
+        chunk_media=LINES,
+        errors=GENERATES,
+        tag="ollama",
+    ),
+    Route(
+        method="POST",
+        path="/api/chat",
+        handler=ollama.chat,
+        summary="Answer a conversation, as Ollama does",
+        body=OllamaChatBody,
+        response=OllamaChatAnswer,
+        chunk=OllamaChatAnswer,
+        chunk_media=LINES,
+        errors=GENERATES,
+        tag="ollama",
+    ),
+    Route(
+        method="GET",
+        path="/api/tags",
+        handler=ollama.tags,
+        summary="The model that is served, as Ollama lists it",
+        response=OllamaModels,
+        tag="ollama",
+    ),
+    Route(
+        method="POST",
+        path="/api/show",
+        handler=ollama.show,
+        summary="A model by its name, as Ollama shows it",
+        body=OllamaShowBody,
+        response=OllamaShown,
+        errors=(404,),
+        tag="ollama",
+    ),
+    Route(
+        method="GET",
+        path="/api/version",
+        handler=version.version,
+        summary="As /version",
+        response=version.Version,
+        tag="ollama",
+    ),
+    Route(
+        method="POST",
+        path="/api/embed",
+        handler=ollama.embed,
+        summary="Refused: there are no embeddings yet",
+        errors=(501,),
+        tag="ollama",
     ),
     Route(
         method="GET",
