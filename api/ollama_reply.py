@@ -51,7 +51,8 @@ def durations(timeline: Timeline | None) -> dict[str, int]:
         for name, phase in DURATIONS.items()
         if phase in took_s
     }
-    return {"total_duration": round(timeline.events[-1].at_ms * NS_PER_MS), **found}
+    took_ms = timeline.events[-1].at_ms - timeline.events[0].at_ms
+    return {"total_duration": round(took_ms * NS_PER_MS), **found}
 
 
 @dataclass(slots=True, eq=False)
