@@ -171,9 +171,8 @@ def test_num_predict_is_no_promise_that_it_fits(client: ollama.Client, demo: Any
     words = "cat " * demo.engine.max_model_len
     ids = demo.engine.tokenizer.encode(words)[: demo.engine.max_model_len - room]
     text = demo.engine.tokenizer.decode(ids)
-    for most in (10**6, -1, -2, 0):
-        # The newline keeps the answer from ending before the model's length is reached.
-        told = client.generate("demo", text, raw=True, options={"num_predict": most, "seed": 1})
+    for most, raw in ((10**6, True), (10**6, False), (-1, False), (-2, True), (0, True)):
+        told = client.generate("demo", text, raw=raw, options={"num_predict": most, "seed": 1})
         assert told.done_reason in ("length", "stop")
         total = (told.prompt_eval_count or 0) + (told.eval_count or 0)
         assert total <= demo.engine.max_model_len
