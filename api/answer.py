@@ -19,9 +19,9 @@ from msgspec.structs import replace
 
 from ..engine.request import RequestOutput
 from .account import Account, account_of
-from .errors import SERVER, ApiError, api_error, error_body
+from .errors import SERVER, ApiError, api_error
 from .outlet import respond
-from .reply import Telling
+from .reply import Teller
 from .route import JSON
 from .sse import EventStream
 from .state import STATE, ServerState
@@ -60,7 +60,7 @@ def admit(request: web.Request, num_answers: int) -> None:
 
 
 async def answer(
-    request: web.Request, prepared: Sequence[Prepared], reply: Telling, *, stream: bool
+    request: web.Request, prepared: Sequence[Prepared], reply: Teller, *, stream: bool
 ) -> web.StreamResponse:
     """Generate for all prompts at once and respond.
 
@@ -93,7 +93,7 @@ def _generate(
     return state.engine.generate(prepared, on_added=partial(ticket.hand_over, num))
 
 
-def _describe(account: Account, prepared: Sequence[Prepared], reply: Telling) -> None:
+def _describe(account: Account, prepared: Sequence[Prepared], reply: Teller) -> None:
     """Note for the log and for traces what was asked."""
     first = prepared[0]
     asked = first.request.params if first.beams is None else first.beams
@@ -104,11 +104,12 @@ def _describe(account: Account, prepared: Sequence[Prepared], reply: Telling) ->
 
 
 async def _respond_stream(
-    request: web.Request, batches: AsyncGenerator[Batch, None], reply: Telling
+    request: web.Request, batches: AsyncGenerator[Batch, None], reply: Teller
 ) -> web.StreamResponse:
     """What fails before the first output, and the first heartbeat, has its own status."""
     account = account_of(request)
-    async with EventStream(request, request.app[STATE].limits, reply.wire) as events:
+    limits = request.app[STATE].limits
+    async with EventStream(request, limits, reply.wire) as events:
         try:
             async for batch in batches:
                 account.note(batch)
@@ -122,11 +123,11 @@ async def _respond_stream(
             # The engine does not work on while the client reads.
             await batches.aclose()
             told = api_error(error, account.request_id)
-            await events.send([error_body(told, request)])
+            await events.send(reply.failed(told, account.request_id))
         return await events.close()
 
 
-def _chunks(batch: Batch, reply: Telling) -> list[msgspec.Struct]:
+def _chunks(batch: Batch, reply: Teller) -> list[msgspec.Struct]:
     chunks: list[msgspec.Struct] = []
     for index, output in one_by_one(batch, reply):
         check_output(output)
@@ -134,7 +135,7 @@ def _chunks(batch: Batch, reply: Telling) -> list[msgspec.Struct]:
     return chunks
 
 
-def one_by_one(batch: Batch, reply: Telling) -> Batch:
+def one_by_one(batch: Batch, reply: Teller) -> Batch:
     """Tell the n answers kept of each prompt apart; each gets the index of its choice."""
     kept = [(place, reply.keep_best(output)) for place, output in batch]
     return [

@@ -1,5 +1,7 @@
 """API keys: every path but /health asks for `Authorization: Bearer KEY` when keys were given.
 
+Anthropic's clients say `X-Api-Key: KEY`, which is the same where there is no Authorization.
+
 What is open is listed here, so that a new route is closed without anybody thinking of it. Only
 digests are kept of keys.
 """
@@ -74,7 +76,8 @@ def auth_middleware(keys: ApiKeys) -> Middleware:
         scheme, given = _given(request)
         if scheme != "bearer" or not keys.open_with(given):
             raise ApiError(
-                "The API key is missing or wrong: send it as `Authorization: Bearer KEY`.",
+                "The API key is missing or wrong: send it as `Authorization: Bearer KEY` or "
+                "`X-Api-Key: KEY`.",
                 status=401,
                 code="invalid_api_key",
                 headers={"WWW-Authenticate": "Bearer"},
@@ -115,6 +118,9 @@ def _key_name(request: web.Request) -> str:
 
 def _given(request: web.Request) -> tuple[str, bytes]:
     """Return the scheme, in lower case, and the digest of the key that a request brings."""
+    key = request.headers.get("X-Api-Key")
+    if key is not None and "Authorization" not in request.headers:
+        return "bearer", _digest(key.strip())
     scheme, _, key = request.headers.get("Authorization", "").partition(" ")
     return scheme.lower(), _digest(key.strip())
 

@@ -79,6 +79,7 @@ LIMITS_HELP = {
     "max_nesting": "most lists and objects inside each other in a request",
     "max_answers": "most prompts of a request times n",
     "stream_buffer_bytes": "most bytes that wait for a client to read its response",
+    "response_store_bytes": "most bytes of responses kept for requests that name them; 0: none",
     "slow_reader_timeout_s": "seconds after which a client that reads nothing is cut; 0: never",
     "sse_heartbeat_s": "seconds of silence after which a stream gets a comment; 0: none",
 }

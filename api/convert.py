@@ -14,7 +14,7 @@ from ..engine.errors import ParamsError
 from ..engine.params import BeamSearchParams, RequestOutputKind, SamplingParams
 from .beams import beam_params, check_no_search
 from .decode import show
-from .errors import ApiError, api_error
+from .errors import ApiError
 from .schema import ChatBody, CompletionBody, GenerationBody
 from .structured import named_by_client, output_form
 
@@ -119,21 +119,23 @@ def chat_names(body: ChatBody) -> Iterator[None]:
 
 @contextmanager
 def renamed(names: Mapping[str, str]) -> Iterator[None]:
-    """Name fields in errors as the client does. names: ours -> the client's."""
+    """Call fields in errors as the client does: names[ours] is the client's."""
     try:
         yield
     except (ParamsError, ApiError) as error:
-        if error.param is None or error.param not in names:
+        theirs = names.get(error.param or "")
+        if theirs is None:
             raise
-        theirs = names[error.param]
-        told = api_error(error)
+        text = str(error).replace(error.param or "", theirs, 1)
+        if isinstance(error, ParamsError):
+            raise ParamsError(text, theirs) from None
         raise ApiError(
-            str(error).replace(error.param, theirs, 1),
-            status=told.status,
-            kind=told.kind,
+            text,
+            status=error.status,
+            kind=error.kind,
             param=theirs,
-            code=told.code,
-            headers=told.headers,
+            code=error.code,
+            headers=error.headers,
         ) from None
 
 

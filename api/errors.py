@@ -1,5 +1,5 @@
-"""Errors at the HTTP edge: every one leaves in OpenAI's shape, or Ollama's, and says what was given
-and allowed.
+"""Errors at the HTTP edge: every one leaves in the shape that clients of its path know (OpenAI's,
+Anthropic's, Ollama's), and says what was given and allowed.
 
 Owns the map from exceptions to statuses. The body of an internal error tells nothing of its cause;
 the log does.
@@ -17,14 +17,27 @@ from aiohttp.typedefs import Handler
 
 from ..engine.errors import EngineError, ParamsError, QuireError
 from .account import find_account
-from .schema import ErrorBody, ErrorDetail, PlainError
+from .schema import ErrorBody, ErrorDetail, MessagesDetail, MessagesError, PlainError
 
 logger = logging.getLogger("quire")
 
+MESSAGES = "/v1/messages"
+"""Where Anthropic's clients ask, and below."""
+MESSAGES_KINDS = {
+    401: "authentication_error",
+    404: "not_found_error",
+    413: "request_too_large",
+    429: "rate_limit_error",
+    503: "overloaded_error",
+}
+"""Their names of what else may be wrong."""
 INVALID = "invalid_request_error"
 SERVER = "server_error"
 OLLAMA = "/api/"
-"""Where errors have Ollama's shape."""
+"""Where Ollama's clients ask: below."""
+
+Failure = ErrorBody | MessagesError | PlainError
+"""The shapes of errors: OpenAI's, Anthropic's, Ollama's."""
 
 
 class ApiError(QuireError):
@@ -47,8 +60,14 @@ class ApiError(QuireError):
         self.code = code
         self.headers = dict(headers or {})
 
-    def body(self, request_id: str | None = None) -> ErrorBody:
-        """What the client reads."""
+    def body(self, kind: type[Failure], request_id: str | None = None) -> Failure:
+        """What the client reads, in the shape that it knows."""
+        if kind is PlainError:
+            return PlainError(str(self))
+        if kind is MessagesError:
+            name = MESSAGES_KINDS.get(self.status, INVALID if self.status < 500 else "api_error")
+            return MessagesError(error=MessagesDetail(name, str(self)), request_id=request_id)
+        assert kind is ErrorBody, kind
         return ErrorBody(ErrorDetail(str(self), self.kind, self.param, self.code, request_id))
 
 
@@ -87,21 +106,18 @@ def error_response(error: ApiError, request: web.Request) -> web.Response:
     return web.Response(
         status=error.status,
         headers=error.headers,
-        body=msgspec.json.encode(error_body(error, request)),
+        body=msgspec.json.encode(error.body(failure_type(request.path), request_name(request))),
         content_type="application/json",
     )
 
 
-def error_kind(path: str) -> type[ErrorBody] | type[PlainError]:
-    """Return the shape that errors of a path have."""
-    return PlainError if path.startswith(OLLAMA) else ErrorBody
-
-
-def error_body(error: ApiError, request: web.Request) -> ErrorBody | PlainError:
-    """Return what the client of a path reads of an error."""
-    if error_kind(request.path) is PlainError:
-        return PlainError(str(error))
-    return error.body(request_name(request))
+def failure_type(path: str) -> type[Failure]:
+    """Return the shape that errors of a path have, whether a route is there or not."""
+    if path.startswith(OLLAMA):
+        return PlainError
+    if path == MESSAGES or path.startswith(f"{MESSAGES}/"):
+        return MessagesError
+    return ErrorBody
 
 
 def request_name(request: web.Request) -> str | None:

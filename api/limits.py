@@ -32,6 +32,8 @@ class Limits(Struct, frozen=True, kw_only=True):
     """Of X-Request-Id: a longer one is not taken over."""
     stream_buffer_bytes: int = 64 * 2**10
     """Of one response that its client has not read: no more of it is made until it reads."""
+    response_store_bytes: int = 64 * 2**20
+    """Of responses kept for requests that name them: the oldest are forgotten above. 0: none."""
     slow_reader_timeout_s: float = 60.0
     """A client that takes nothing of its response for so long is cut; 0: never."""
     sse_heartbeat_s: float = 15.0
@@ -47,6 +49,7 @@ class Limits(Struct, frozen=True, kw_only=True):
             ("max_queued_requests", 1, 2**31),
             ("max_request_id_chars", 0, 4096),
             ("stream_buffer_bytes", 1024, 2**30),
+            ("response_store_bytes", 0, 2**40),
         ):
             value = getattr(self, name)
             if value is not None and not (_is_number(value, int) and low <= value <= high):

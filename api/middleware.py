@@ -14,6 +14,7 @@ from .state import STATE, ServerState
 from .tracing import RequestTracer
 
 REQUEST_ID = "X-Request-Id"
+ALLOWED_HEADERS = f"Authorization, X-Api-Key, Anthropic-Version, Content-Type, {REQUEST_ID}"
 
 
 def account_middleware(access_log: AccessLog | None, tracer: RequestTracer | None) -> Middleware:
@@ -71,8 +72,8 @@ async def preflight_middleware(request: web.Request, handler: Handler) -> web.St
         return web.Response(
             status=204,
             headers={
-                "Access-Control-Allow-Methods": "GET, POST",
-                "Access-Control-Allow-Headers": f"Authorization, Content-Type, {REQUEST_ID}",
+                "Access-Control-Allow-Methods": "GET, POST, DELETE",
+                "Access-Control-Allow-Headers": ALLOWED_HEADERS,
                 "Access-Control-Max-Age": "600",
             },
         )

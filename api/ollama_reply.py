@@ -12,6 +12,7 @@ from msgspec import UNSET
 from msgspec.structs import replace
 
 from ..engine.request import RequestOutput, Timeline
+from .errors import ApiError, Failure
 from .ollama_schema import (
     OllamaAnswerMessage,
     OllamaCall,
@@ -20,7 +21,7 @@ from .ollama_schema import (
     OllamaGenerateAnswer,
 )
 from .reply import ChatChoices
-from .schema import ChatChoice, ToolCall
+from .schema import ChatChoice, PlainError, ToolCall
 from .sse import LINES, Wire
 from .tracing import phases
 
@@ -73,11 +74,11 @@ class OllamaReply:
     _num_tokens: int = 0
 
     def keep_best(self, output: RequestOutput) -> RequestOutput:
-        """See Telling. There is one answer."""
+        """See Teller. There is one answer."""
         return output
 
     def chunks(self, index: int, output: RequestOutput) -> list[Answer]:
-        """See Telling."""
+        """See Teller."""
         self._num_tokens += len(output.outputs[0].token_ids)
         answers = []
         for choice in self.choices.pieces(index, output):
@@ -90,11 +91,15 @@ class OllamaReply:
         return answers
 
     def end(self) -> list[Answer]:
-        """See Telling. The answer has told it."""
+        """See Teller. The answer has told it."""
         return []
 
+    def failed(self, error: ApiError, request_id: str) -> list[Failure]:
+        """See Teller."""
+        return [error.body(PlainError, request_id)]
+
     def whole(self, outputs: Sequence[RequestOutput]) -> Answer:
-        """See Telling."""
+        """See Teller."""
         (output,) = outputs
         message, fields = self._said(self.choices.whole(0, output))
         ended = self._ended(output, len(output.outputs[0].token_ids))

@@ -19,7 +19,6 @@ from aiohttp import web
 from .. import __version__
 from .auth import OPEN_PATHS
 from .decode import only_fields
-from .errors import error_kind
 from .route import JSON, Route
 from .schema import StreamOptions
 
@@ -59,7 +58,7 @@ def make_document(routes: Sequence[Route], *, asks_key: bool) -> dict[str, Any]:
     """Describe all routes. asks_key: whether they ask for an API key."""
     types: list[Any] = []
     for route in routes:
-        types.append(error_kind(route.path))
+        types.append(route.failure)
         types += [one for one in (route.body, route.response, route.chunk) if one is not None]
     unique = list(dict.fromkeys(types))
     schemas, components = msgspec.json.schema_components(
@@ -74,7 +73,7 @@ def make_document(routes: Sequence[Route], *, asks_key: bool) -> dict[str, Any]:
         operation = _operation(route, path, found)
         if asks_key and route.path not in OPEN_PATHS:
             operation["security"] = [{BEARER: []}]
-            operation["responses"]["401"] = _error(401, found[error_kind(route.path)])
+            operation["responses"]["401"] = _error(401, found[route.failure])
         paths.setdefault(path, {})[route.method.lower()] = operation
     schemes = {BEARER: {"type": "http", "scheme": "bearer"}} if asks_key else {}
     return {
@@ -100,14 +99,15 @@ def _operation(route: Route, path: str, schemas: dict[Any, Any]) -> dict[str, An
             "name": one.name,
             "in": "query",
             "description": one.summary,
-            "schema": {"enum": list(one.allowed), "default": one.allowed[0]},
+            "schema": {"enum": list(one.allowed), "default": one.allowed[0]}
+            if one.allowed
+            else {"type": "string"},
         }
         for one in route.query
     ]
     content: dict[str, Any] = {route.media: {"schema": schemas.get(route.response, {})}}
     if route.chunk is not None:
         content[route.chunk_media] = {"schema": schemas[route.chunk]}
-    failure = schemas[error_kind(route.path)]
     statuses = {*route.errors, 500, *(OF_BODIES if route.body is not None else ())}
     operation: dict[str, Any] = {
         "operationId": f"{route.method.lower()}_{re.sub(r'[^a-z0-9]+', '_', path).strip('_')}",
@@ -115,7 +115,7 @@ def _operation(route: Route, path: str, schemas: dict[Any, Any]) -> dict[str, An
         "tags": [route.tag],
         "parameters": parameters,
         "responses": {"200": {"description": "It was done.", "content": content}}
-        | {str(status): _error(status, failure) for status in sorted(statuses)},
+        | {str(status): _error(status, schemas[route.failure]) for status in sorted(statuses)},
     }
     if route.body is not None:
         operation["requestBody"] = {

@@ -49,15 +49,15 @@ class ParsedAnswers:
     """The one tool that the request names; "" where it demands some call."""
     _parsers: dict[int, AnswerParser] = field(default_factory=dict)
     _num_calls: dict[int, int] = field(default_factory=dict)
+    """That began, told or not,"""
+    _num_gathered: dict[int, int] = field(default_factory=dict)
+    """and those in messages and their pieces."""
 
     def delta(self, choice: int, text: str, *, ends: bool) -> ChatMessage | None:
         """Return what a piece of a choice's text brings; None if that is nothing."""
-        if choice not in self._parsers:
-            self._parsers[choice] = self.start()
-        parser = self._parsers[choice]
-        events = parser.push(text)
+        events = self.read(choice, text)
         if ends:
-            events += parser.finish()
+            events += self.finish(choice)
         parts = self._gather(choice, events)
         if not (parts.content or parts.reasoning or parts.calls):
             return None
@@ -71,8 +71,7 @@ class ParsedAnswers:
 
     def whole(self, choice: int, text: str) -> ChatMessage:
         """Return the message of a whole answer; its last call is cut off where the answer was."""
-        parser = self.start()
-        parts = self._gather(choice, parser.push(text) + parser.finish())
+        parts = self._gather(choice, self.read(choice, text) + self.finish(choice))
         reasoning: str | UnsetType | None = UNSET
         if self.has_reasoning:
             reasoning = parts.reasoning or None
@@ -85,39 +84,68 @@ class ParsedAnswers:
             tool_calls=calls or UNSET,
         )
 
+    def read(self, choice: int, text: str) -> list[Event]:
+        """Return what a piece of a choice's text says, as far as it is told; calls have ids."""
+        if choice not in self._parsers:
+            self._parsers[choice] = self.start()
+        return self._told(choice, self._parsers[choice].push(text))
+
+    def finish(self, choice: int) -> list[Event]:
+        """Return what else an answer says that has ended: of what is open, as far as it came."""
+        return self._told(choice, self._parsers.pop(choice).finish())
+
     def finish_reason(self, choice: int, given: FinishReason | None) -> str | None:
         """OpenAI's word for how an answer ended; one of a named tool ends as a text does."""
         called = bool(self._num_calls.get(choice)) and not self.forced
         return "tool_calls" if given == "stop" and called else given
 
-    def _gather(self, choice: int, events: Sequence[Event]) -> Parts:
-        parts = Parts()
+    def _told(self, choice: int, events: Sequence[Event]) -> list[Event]:
+        told: list[Event] = []
         for event in events:
             number = self._num_calls.get(choice, 0) - 1
             match event:
-                case Content(text):
-                    parts.content += text
-                case Reasoning(text) if self.has_reasoning:
-                    parts.reasoning += text
+                case Content():
+                    told.append(event)
+                case Reasoning() if self.has_reasoning:
+                    told.append(event)
                 case CallBegin(name, call_id):
                     self._num_calls[choice] = number + 2
                     if self._tells(number + 1):
-                        parts.calls.append(self._begin(number + 1, name, call_id))
-                case Arguments(text) if self._tells(number):
-                    parts.add_arguments(number, text)
+                        told.append(CallBegin(name, call_id or self._call_id()))
+                case Arguments() | CallEnd() if self._tells(number):
+                    told.append(event)
                 case Reasoning() | Arguments() | CallEnd():
                     pass
+        return told
+
+    def _gather(self, choice: int, events: Sequence[Event]) -> Parts:
+        """Sum up events that are told; a choice's calls are numbered as they begin."""
+        parts = Parts()
+        number = self._num_gathered.get(choice, 0) - 1
+        for event in events:
+            match event:
+                case Content(text):
+                    parts.content += text
+                case Reasoning(text):
+                    parts.reasoning += text
+                case CallBegin(name, call_id):
+                    assert call_id is not None, "told calls have ids"
+                    number += 1
+                    parts.calls.append(_call(number, name, call_id))
+                case Arguments(text):
+                    parts.add_arguments(number, text)
+                case CallEnd():
+                    pass
+        self._num_gathered[choice] = number + 1
         return parts
 
     def _tells(self, number: int) -> bool:
         return number == 0 or not self.one_call
 
-    def _begin(self, number: int, name: str, call_id: str | None) -> ToolCall:
-        if call_id is None:
-            call_id = self.new_id()[:SHORT_ID] if self.short_ids else f"call_{self.new_id()}"
-        return ToolCall(
-            index=number,
-            id=call_id,
-            type="function",
-            function=FunctionCall(name=name, arguments=""),
-        )
+    def _call_id(self) -> str:
+        return self.new_id()[:SHORT_ID] if self.short_ids else f"call_{self.new_id()}"
+
+
+def _call(number: int, name: str, call_id: str) -> ToolCall:
+    function = FunctionCall(name=name, arguments="")
+    return ToolCall(index=number, id=call_id, type="function", function=function)

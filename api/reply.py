@@ -14,6 +14,7 @@ from msgspec import UNSET, Struct, UnsetType
 from msgspec.structs import replace
 
 from ..engine.request import CompletionOutput, Logprob, RequestOutput, Timeline
+from .errors import ApiError, Failure
 from .parsed import ParsedAnswers
 from .schema import (
     ChatChoice,
@@ -21,6 +22,7 @@ from .schema import (
     ChatMessage,
     CompletionChoice,
     CompletionLogprobs,
+    ErrorBody,
     PromptRows,
     PromptTokensDetails,
     Response,
@@ -49,40 +51,6 @@ class Choices(Protocol):
 
     def whole(self, index: int, output: RequestOutput) -> CompletionChoice | ChatChoice:
         """A finished output."""
-        ...
-
-
-class Telling(Protocol):
-    """What one HTTP request is told, in the words of one API."""
-
-    @property
-    def response_id(self) -> str: ...
-    @property
-    def model(self) -> str: ...
-    @property
-    def n(self) -> int:
-        """Choices of each prompt."""
-        ...
-
-    @property
-    def wire(self) -> Wire:
-        """How a stream is written."""
-        ...
-
-    def keep_best(self, output: RequestOutput) -> RequestOutput:
-        """Keep the n answers that are told."""
-        ...
-
-    def chunks(self, index: int, output: RequestOutput) -> Sequence[Struct]:
-        """Chunks for an output of kind DELTA of the index-th choice."""
-        ...
-
-    def end(self) -> Sequence[Struct]:
-        """What comes after all choices."""
-        ...
-
-    def whole(self, outputs: Sequence[RequestOutput]) -> Struct:
-        """The response for finished outputs of all choices, in order."""
         ...
 
 
@@ -295,9 +263,48 @@ class ChatChoices:
         return TopLogprob(name, finite(entry.logprob), list(data))
 
 
+class Teller(Protocol):
+    """What one HTTP request is told, in the words of its endpoint."""
+
+    @property
+    def response_id(self) -> str: ...
+    @property
+    def model(self) -> str: ...
+
+    @property
+    def n(self) -> int:
+        """Answers that are told of each prompt."""
+        ...
+
+    @property
+    def wire(self) -> Wire:
+        """How its stream is written."""
+        ...
+
+    def keep_best(self, output: RequestOutput) -> RequestOutput:
+        """Keep the n best answers of an output."""
+        ...
+
+    def chunks(self, index: int, output: RequestOutput) -> Sequence[Struct]:
+        """Events for an output of kind DELTA of the index-th answer."""
+        ...
+
+    def end(self) -> Sequence[Struct]:
+        """The last events of a stream that came to its end."""
+        ...
+
+    def failed(self, error: ApiError, request_id: str) -> Sequence[Struct]:
+        """The last events of one that did not."""
+        ...
+
+    def whole(self, outputs: Sequence[RequestOutput]) -> Struct:
+        """The response for finished outputs of all answers, in order."""
+        ...
+
+
 @dataclass(slots=True, eq=False)
 class Reply:
-    """Everything that one HTTP request is told."""
+    """A Teller of choices."""
 
     response_id: str
     model: str
@@ -360,6 +367,10 @@ class Reply:
         if not self.include_usage:
             return []
         return [self._response(self.chunk_object, [], self._usage())]
+
+    def failed(self, error: ApiError, request_id: str) -> list[Failure]:
+        """See Teller."""
+        return [error.body(ErrorBody, request_id)]
 
     def whole(self, outputs: Sequence[RequestOutput]) -> Response:
         """The response for finished outputs of all choices, in order."""

@@ -10,7 +10,7 @@ from aiohttp.typedefs import Handler
 from msgspec import Struct
 
 from .decode import shorten
-from .errors import ApiError
+from .errors import ApiError, Failure, failure_type
 
 JSON = "application/json"
 EVENTS = "text/event-stream"
@@ -21,15 +21,15 @@ class Query(Struct, frozen=True, kw_only=True):
     """One parameter in the query of a path."""
 
     name: str
-    allowed: tuple[str, ...]
-    """Its values, the first one the default."""
+    allowed: tuple[str, ...] = ()
+    """Its values, the first one the default; (): any text, the default is none."""
     summary: str
 
 
 class Route(Struct, frozen=True, kw_only=True):
     """One method of one path."""
 
-    method: Literal["GET", "POST"]
+    method: Literal["GET", "POST", "DELETE"]
     path: str
     """As aiohttp has it: {name}, or {name:.+} for what may hold slashes."""
     handler: Handler
@@ -48,12 +48,17 @@ class Route(Struct, frozen=True, kw_only=True):
     """Statuses of its own; every route may say 401 and 500, every one with a body 400, 413, 415."""
     tag: str = "server"
 
+    @property
+    def failure(self) -> type[Failure]:
+        """Type of its errors."""
+        return failure_type(self.path)
+
     def register(self, router: web.UrlDispatcher) -> None:
         """Put it where requests find it."""
         if self.method == "GET":
-            router.add_get(self.path, self.handler)
+            router.add_get(self.path, self.handler)  # and HEAD
         else:
-            router.add_post(self.path, self.handler)
+            router.add_route(self.method, self.path, self.handler)
 
 
 def json_response(body: Any, status: int = 200) -> web.Response:
@@ -63,7 +68,9 @@ def json_response(body: Any, status: int = 200) -> web.Response:
 
 def query_value(request: web.Request, query: Query) -> str:
     """Return the value of a parameter. ApiError for one that is not allowed."""
-    given = request.query.getall(query.name, [query.allowed[0]])
+    given = request.query.getall(query.name, [query.allowed[0] if query.allowed else ""])
+    if not query.allowed:
+        return given[-1]
     if len(given) != 1 or given[0] not in query.allowed:
         raise ApiError(
             f"{query.name} is {shorten(', '.join(given))}: it must be one of "

@@ -339,6 +339,20 @@ class ErrorBody(Struct, frozen=True):
     error: ErrorDetail
 
 
+class MessagesDetail(Struct, frozen=True):
+    """What is wrong, in Anthropic's words."""
+
+    type: str
+    message: str
+
+
+class MessagesError(Struct, frozen=True, kw_only=True, tag="error"):
+    """What every error response of /v1/messages holds."""
+
+    error: MessagesDetail
+    request_id: str | None = None
+
+
 class PlainError(Struct, frozen=True):
     """What error responses under /api hold, Ollama's."""
 

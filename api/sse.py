@@ -1,5 +1,6 @@
 """Streams of structs: server-sent events as OpenAI's clients read them (`data: {...}` chunks, then
-`data: [DONE]`), or lines of JSON as Ollama's do.
+`data: [DONE]`), events that bear their type as their name, the last of which says the end, or lines
+of JSON as Ollama's clients read them.
 
 The headers leave with the first event, so that what fails before it has a status of its own, or
 with the first heartbeat: a comment in a stream that was silent, so that no proxy takes it for dead.
@@ -29,6 +30,12 @@ def event(body: Struct) -> bytes:
     return b"data: " + msgspec.json.encode(body) + b"\n\n"
 
 
+def named_event(body: Struct) -> bytes:
+    """One event, named by the tag of its struct."""
+    tag = body.__struct_config__.tag
+    return event(body) if tag is None else f"event: {tag}\n".encode() + event(body)
+
+
 def line(body: Struct) -> bytes:
     """One line."""
     return msgspec.json.encode(body) + b"\n"
@@ -45,12 +52,9 @@ class Wire(NamedTuple):
     """and that the stream lives, where there is a way to say so."""
 
 
-EVENTS = Wire(
-    {"Content-Type": "text/event-stream; charset=utf-8", **HEADERS},
-    event,
-    b"data: [DONE]\n\n",
-    HEARTBEAT,
-)
+EVENT_HEADERS = {"Content-Type": "text/event-stream; charset=utf-8", **HEADERS}
+EVENTS = Wire(EVENT_HEADERS, event, end=b"data: [DONE]\n\n", heartbeat=HEARTBEAT)
+NAMED_EVENTS = Wire(EVENT_HEADERS, named_event, heartbeat=HEARTBEAT)
 LINES = Wire({"Content-Type": "application/x-ndjson", **HEADERS}, line)
 
 

@@ -23,6 +23,7 @@ from ..engine.request import RequestOutput
 from ..engine.timeline import Timelines
 from .admission import Admission
 from .limits import Limits
+from .response_store import ResponseStore
 
 if TYPE_CHECKING:
     from ..engine.text.prepare import Prepared, Prompt
@@ -113,10 +114,12 @@ class ServerState:
     """Set while there are none."""
     created: int = field(init=False)
     admission: Admission = field(init=False)
+    responses: ResponseStore = field(init=False)
 
     def __post_init__(self) -> None:
         self.created = int(self.clock())
         self.admission = Admission(self.engine, self.limits.max_queued_requests, self.timer)
+        self.responses = ResponseStore(self.limits.response_store_bytes)
         self.idle.set()
 
 

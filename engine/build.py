@@ -14,11 +14,12 @@ from msgspec.structs import replace
 
 from ..reference.decoder import DecoderConfig
 from ..reference.ops import Ops
-from .config import EngineConfig
+from .config import EngineConfig, GuessCosts
 from .core import EngineCore
 from .device import check
 from .device.check_cases import Shape
 from .device.gpu_memory import StepSizes, measure
+from .device.guess_costs import measure_costs
 from .device.guesser import HeadMaker
 from .device.memory import bytes_per_block, default_cache_bytes
 from .device.runner import Decoding, ModelRunner
@@ -119,6 +120,11 @@ def load_runner(
         made = make_gpu_runner(config, model_config, ops, gpu, guesses)
     runner, num_blocks, max_model_len = made
     config = replace(config, num_kv_blocks=num_blocks, max_model_len=max_model_len)
+    speculative = config.speculative_config
+    if speculative is not None and speculative.costs is None:
+        costs = measure_costs(runner, on_device=guesses is not None)
+        logger.info("Guesses cost, in steps of one token: %s", costs)
+        config = replace(config, speculative_config=replace(speculative, costs=costs))
     grammars = Grammars()
     runner.follow(grammars)
     return LoadedRunner(runner, config, model_config, make_limits(config), grammars)
@@ -140,6 +146,7 @@ def make_limits(config: EngineConfig) -> SchedulerLimits:
         policy=config.scheduling_policy,
         overlap=overlap,
         num_drafts=0 if speculative is None else speculative.num_speculative_tokens,
+        guess_costs=GuessCosts() if speculative is None else speculative.costs or GuessCosts(),
         tenant_weights=config.tenant_weights,
     )
 

@@ -46,6 +46,25 @@ class ReasoningConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
             )
 
 
+class GuessCosts(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What guessing costs, in parts of a step in which one sequence decodes."""
+
+    token: float = 0.05
+    """Each guess that is verified,"""
+    step: float = 0.12
+    """a step with guesses, beside these: on the device with the first guess of each row,"""
+    next: float = 0.0
+    """and on the device each further guess of all rows."""
+    unit_s: float = 0.0
+    """Seconds of that step; 0: nobody knows."""
+
+    def __post_init__(self) -> None:
+        for name in self.__struct_fields__:
+            value = getattr(self, name)
+            if not 0 <= value < math.inf:
+                raise ConfigError(f"costs: {name} is {value}: it must be a number from 0.")
+
+
 class SpeculativeConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Who guesses tokens, and how many: no answer depends on it."""
 
@@ -58,6 +77,8 @@ class SpeculativeConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields
     """draft_model, eagle3: a checkpoint directory, or the name of one in the hub's local cache."""
     num_speculative_tokens: int = 4
     """Most guesses of a sequence in a step."""
+    costs: GuessCosts | None = None
+    """None: measured at the start."""
     prompt_lookup_min: int = 1
     """ngram: fewest tokens that must be alike,"""
     prompt_lookup_max: int = 5

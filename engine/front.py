@@ -491,8 +491,6 @@ class Front:
             stats.prefix_queries - seen.prefix_queries, stats.prefix_hits - seen.prefix_hits
         )
         self.metrics.add_preemptions(stats.num_preemptions - seen.num_preemptions)
-        self.metrics.add_guesses(
-            stats.num_drafts - seen.num_drafts,
-            stats.num_draft_tokens - seen.num_draft_tokens,
-            stats.num_accepted_tokens - seen.num_accepted_tokens,
+        self.metrics.set_guesses(
+            stats.num_drafts, stats.num_draft_tokens, stats.accepted_at, stats.saved_s
         )

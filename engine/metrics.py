@@ -98,7 +98,9 @@ class EngineMetrics:
         self.num_prefix_queries = 0
         self.num_prefix_hits = 0
         self.num_preemptions = 0
-        self.num_drafts = self.num_draft_tokens = self.num_accepted_tokens = 0
+        self.num_drafts = self.num_draft_tokens = 0
+        self.accepted_at: Sequence[int] = ()
+        self.guesses_saved_s = 0.0
         self.num_prompt_tokens = 0
         self.num_generation_tokens = 0
         self.num_finished: dict[str, int] = dict.fromkeys(get_args(FinishReason), 0)
@@ -164,11 +166,13 @@ class EngineMetrics:
         """Add preempted requests."""
         self.num_preemptions += count
 
-    def add_guesses(self, drafts: int, tokens: int, accepted: int) -> None:
-        """Add rows that guessed, their guesses, and those that were right."""
-        self.num_drafts += drafts
-        self.num_draft_tokens += tokens
-        self.num_accepted_tokens += accepted
+    def set_guesses(
+        self, drafts: int, tokens: int, accepted_at: Sequence[int], saved_s: float
+    ) -> None:
+        """Set rows that guessed, their guesses, those that were right (first ones, second ones,
+        ..), and the seconds that they have saved: since the start."""
+        self.num_drafts, self.num_draft_tokens = drafts, tokens
+        self.accepted_at, self.guesses_saved_s = accepted_at, saved_s
 
     def collect(self) -> Iterator[Metric]:
         """Yield all metrics: prometheus_client's collector protocol."""
@@ -193,6 +197,7 @@ class EngineMetrics:
         for reason, number in self.num_finished.items():
             ended.add_metric([*values, reason], number)
         yield ended
+        yield self._by_position()
         for name, text, histogram in self._histograms():
             family = HistogramMetricFamily(PREFIX + name, text, labels=names)
             family.add_metric(values, histogram.buckets(), histogram.total)
@@ -204,6 +209,16 @@ class EngineMetrics:
             ("num_requests_running", "Requests in the running batch.", self.num_running),
             ("num_requests_waiting", "Requests that wait to be run.", self.num_waiting),
             ("kv_cache_usage_perc", "KV blocks in use; 1 is all.", self.kv_usage),
+            (
+                "spec_decode_mean_accepted_length",
+                "Tokens that a row which guesses gives, since the start.",
+                1 + sum(self.accepted_at) / max(1, self.num_drafts),
+            ),
+            (
+                "spec_decode_saved_seconds",
+                "Time that guesses have saved since the start, by their costs at the start.",
+                self.guesses_saved_s,
+            ),
         )
 
     def _counters(self) -> Iterable[tuple[str, str, float]]:
@@ -213,7 +228,7 @@ class EngineMetrics:
             ("num_preemptions", "Preempted requests.", self.num_preemptions),
             ("spec_decode_num_drafts", "Rows of steps that guessed.", self.num_drafts),
             ("spec_decode_num_draft_tokens", "Their guesses.", self.num_draft_tokens),
-            ("spec_decode_num_accepted_tokens", "Right guesses.", self.num_accepted_tokens),
+            ("spec_decode_num_accepted_tokens", "Right guesses.", sum(self.accepted_at)),
             ("prompt_tokens", "Prompt tokens of ended requests.", self.num_prompt_tokens),
             ("generation_tokens", "Generated tokens.", self.num_generation_tokens),
         )
@@ -231,6 +246,18 @@ class EngineMetrics:
                 self.request_generation_tokens,
             ),
         )
+
+    def _by_position(self) -> Metric:
+        from prometheus_client.metrics_core import CounterMetricFamily
+
+        family = CounterMetricFamily(
+            PREFIX + "spec_decode_num_accepted_tokens_per_pos",
+            "Right guesses, by their place in a row.",
+            labels=["model_name", "position"],
+        )
+        for position, number in enumerate(self.accepted_at):
+            family.add_metric([self.model_name, str(position)], number)
+        return family
 
     def _by_tenant(self) -> Iterator[Metric]:
         from prometheus_client.metrics_core import CounterMetricFamily, HistogramMetricFamily

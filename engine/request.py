@@ -134,6 +134,10 @@ class Timeline(Struct, frozen=True):
     num_stalled_steps: int
     """and steps between its first and last that did not: others had the budget or the blocks."""
     num_dropped_events: int = 0
+    num_guesses: int = 0
+    """Tokens of it that were guessed,"""
+    num_right_guesses: int = 0
+    """and those that were right."""
 
 
 class Logprob(Struct, frozen=True):

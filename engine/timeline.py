@@ -37,6 +37,8 @@ class Story:
     last_step: int = 0
     """and the newest when it ended."""
     num_outputs: int = 0
+    num_guesses: int = 0
+    num_right_guesses: int = 0
     admitted_s: float | None = None
     """First admission."""
     slot: int = -1
@@ -57,6 +59,8 @@ class Story:
             num_steps=counted,
             num_stalled_steps=max(0, spanned - counted),
             num_dropped_events=self.num_dropped,
+            num_guesses=self.num_guesses,
+            num_right_guesses=self.num_right_guesses,
         )
 
 
@@ -134,11 +138,14 @@ class Timelines:
         guesses = plan.guesses()
         if guesses is None:
             return
-        behind = plan.right(result.token_ids) & (guesses >= 0)
-        for slot in plan.sampled()[0][behind].tolist():
+        behind = guesses >= 0
+        right = plan.right(result.token_ids)[behind].tolist()
+        for slot, is_right in zip(plan.sampled()[0][behind].tolist(), right, strict=True):
             story = self._slots.get(slot)
             if story is not None:
-                story.num_sampled += 1
+                story.num_guesses += 1
+                story.num_right_guesses += is_right
+                story.num_sampled += is_right
 
     def failed(self, plan: StepPlan, message: str) -> None:
         """See Observer."""

@@ -87,14 +87,14 @@ TAPS = (1, 0, 1)
 
 
 def make_guessing(kind: HeadKind, target: Path, *, seed: int = 5) -> dict[str, Any]:
-    """Write what guesses for the checkpoint `target`; return its speculative_config.
+    """Write what guesses for the checkpoint `target`; return its speculative_config, costs given.
 
     MTP layers become part of the target's own files: from then on it is a checkpoint with them.
     """
     config = json.loads((target / "config.json").read_text())
     generator = torch.Generator().manual_seed(seed)
     if kind == "draft_model":
-        return {"method": kind, "model": str(_make_draft(target, generator))}
+        return {"method": kind, "model": str(_make_draft(target, generator)), "costs": {}}
     few = 40 if kind.endswith("few") else config["vocab_size"]
     name = kind.removesuffix(" few")
     tensors = _head(name, config, generator, few)
@@ -103,7 +103,7 @@ def make_guessing(kind: HeadKind, target: Path, *, seed: int = 5) -> dict[str, A
         save_file(stored | tensors, target / WEIGHTS, metadata={"format": "pt"})
         config["num_nextn_predict_layers"] = 1
         (target / "config.json").write_text(json.dumps(config))
-        return {"method": "mtp"}
+        return {"method": "mtp", "costs": {}}
     folder = target / f"head-{few}"
     folder.mkdir(exist_ok=True)
     own = {"architectures": ["LlamaForCausalLMEagle3"], "num_hidden_layers": 1}
@@ -117,7 +117,7 @@ def make_guessing(kind: HeadKind, target: Path, *, seed: int = 5) -> dict[str, A
         tensors["t2d"] = torch.zeros(config["vocab_size"], dtype=torch.bool)
         tensors["t2d"][known] = True
     save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
-    return {"method": "eagle3", "model": str(folder)}
+    return {"method": "eagle3", "model": str(folder), "costs": {}}
 
 
 def _make_draft(target: Path, generator: torch.Generator) -> Path:

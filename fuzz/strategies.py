@@ -8,6 +8,7 @@ import numpy as np
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
+from ..engine.config import GuessCosts
 from ..engine.params import RepetitionDetectionParams, SamplingParams
 from ..engine.request import Request
 from ..engine.sched.scheduler import SchedulerLimits
@@ -87,7 +88,9 @@ def limits(draw: st.DrawFn) -> SchedulerLimits:
         made,
         tenant_weights=draw(st.sampled_from(({}, {"a": 3.0}))),
         num_drafts=draw(st.sampled_from((0, 0, 1, 3, 7))),
-        draft_cost=draw(st.sampled_from((0.0, 0.05, 0.5))),
+        guess_costs=GuessCosts(
+            token=draw(st.sampled_from((0.0, 0.05, 0.5))), step=draw(st.sampled_from((0.0, 0.2)))
+        ),
     )
 
 

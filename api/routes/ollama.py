@@ -9,6 +9,7 @@ from aiohttp import web
 
 from ..answer import admit, answer, check_accepting
 from ..auth import cache_salt, tenant_of
+from ..conversation import Asked, ask
 from ..convert import chat_params, check_length, check_model, encode, prepare, renamed
 from ..decode import read_body
 from ..errors import SERVER, ApiError
@@ -27,10 +28,11 @@ from ..reply import ChatChoices
 from ..route import json_response
 from ..schema import ChatBody
 from ..state import STATE, Engine
-from .chat import Asked, ask
 
 NO_LIMIT = ("options.num_predict", None)
 """An answer ends where the model's length does, whatever it may have."""
+GENERATE = "generate-"
+"""How ids of its responses begin."""
 ARCHITECTURE = "quire"
 
 
@@ -38,30 +40,28 @@ async def chat(request: web.Request) -> web.StreamResponse:
     """Answer a conversation."""
     body = await read_body(request, OllamaChatBody)
     asked_body = chat_body(body, _engine(request, body.model))
-    reply = _reply(request, body, chats=True)
     if not body.messages:
-        return json_response(reply.loaded())
+        return json_response(_reply(request, body, "").loaded())
     with renamed(NAMES):
-        asked = await ask(request, asked_body, reply.response_id, NO_LIMIT)
-    return await _answer(request, asked_body, asked, reply)
+        asked = await ask(request, asked_body, "chat-", NO_LIMIT)
+    return await _answer(request, body, asked_body, asked)
 
 
 async def generate(request: web.Request) -> web.StreamResponse:
     """Answer a prompt, or go on with it."""
     body = await read_body(request, OllamaGenerateBody)
     asked_body = generate_body(body, _engine(request, body.model))
-    reply = _reply(request, body, chats=False)
     if not body.prompt:
-        return json_response(reply.loaded())
+        return json_response(_reply(request, body, "").loaded())
     with renamed(GENERATE_NAMES):
         if body.raw:
-            asked = await _raw(request, body.prompt, asked_body, reply.response_id)
+            asked = await _raw(request, body.prompt, asked_body)
         else:
-            asked = await ask(request, asked_body, reply.response_id, NO_LIMIT)
-    return await _answer(request, asked_body, asked, reply)
+            asked = await ask(request, asked_body, GENERATE, NO_LIMIT)
+    return await _answer(request, body, asked_body, asked)
 
 
-async def _raw(request: web.Request, text: str, body: ChatBody, response_id: str) -> Asked:
+async def _raw(request: web.Request, text: str, body: ChatBody) -> Asked:
     """Let a text in that no template changes, and prepare it."""
     state = request.app[STATE]
     engine = state.engine
@@ -69,6 +69,7 @@ async def _raw(request: web.Request, text: str, body: ChatBody, response_id: str
     admit(request, 1)
     prompt = await encode(engine, text, add_special_tokens=True)
     check_length(("prompt", len(prompt.token_ids)), NO_LIMIT, engine.max_model_len)
+    response_id = f"{GENERATE}{state.new_id()}"
     prepared = await prepare(
         engine,
         prompt,
@@ -78,7 +79,7 @@ async def _raw(request: web.Request, text: str, body: ChatBody, response_id: str
         cache_salt=cache_salt(request, None, isolate=state.isolate_keys),
         tenant=tenant_of(request, None, by_key=state.has_keys),
     )
-    return Asked(prepared, None)
+    return Asked(response_id, prepared, None)
 
 
 def _engine(request: web.Request, model: str) -> Engine:
@@ -93,25 +94,25 @@ def _check_name(model: str, engine: Engine) -> None:
     check_model(model.removesuffix(LATEST), engine.model_name.removesuffix(LATEST))
 
 
-def _reply(request: web.Request, body: OllamaBody, *, chats: bool) -> OllamaReply:
-    state = request.app[STATE]
+def _reply(request: web.Request, body: OllamaBody, response_id: str) -> OllamaReply:
     return OllamaReply(
-        response_id=f"{'chat' if chats else 'generate'}-{state.new_id()}",
+        response_id=response_id,
         model=body.model,
-        clock=state.clock,
-        chats=chats,
+        clock=request.app[STATE].clock,
+        chats=isinstance(body, OllamaChatBody),
     )
 
 
 async def _answer(
-    request: web.Request, body: ChatBody, asked: Asked, reply: OllamaReply
+    request: web.Request, body: OllamaBody, asked_body: ChatBody, asked: Asked
 ) -> web.StreamResponse:
+    reply = _reply(request, body, asked.response_id)
     reply.choices = ChatChoices(
-        num_top=(body.top_logprobs or 0) if body.logprobs else None,
+        num_top=(asked_body.top_logprobs or 0) if asked_body.logprobs else None,
         token_bytes=request.app[STATE].engine.tokenizer.token_bytes,
         parsed=asked.parsed,
     )
-    return await answer(request, [asked.prepared], reply, stream=bool(body.stream))
+    return await answer(request, [asked.prepared], reply, stream=bool(asked_body.stream))
 
 
 async def tags(request: web.Request) -> web.Response:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ..messages_schema import CountBody, MessageEvent, MessageObject, MessagesBody, TokenCount
 from ..ollama_schema import (
     OllamaChatAnswer,
     OllamaChatBody,
@@ -10,6 +11,13 @@ from ..ollama_schema import (
     OllamaModels,
     OllamaShowBody,
     OllamaShown,
+)
+from ..responses_schema import (
+    Deleted,
+    ItemList,
+    ResponseEvent,
+    ResponseObject,
+    ResponsesBody,
 )
 from ..route import LINES, Route
 from ..schema import (
@@ -27,9 +35,11 @@ from . import (
     debug,
     docs,
     health,
+    messages,
     metrics,
     models,
     ollama,
+    responses,
     tokenize,
     version,
 )
@@ -59,6 +69,75 @@ ROUTES: tuple[Route, ...] = (
         chunk=ChatResponse,
         errors=GENERATES,
         tag="generation",
+    ),
+    Route(
+        method="POST",
+        path="/v1/responses",
+        handler=responses.create_response,
+        summary="Answer items, and a conversation that was kept",
+        body=ResponsesBody,
+        response=ResponseObject,
+        chunk=ResponseEvent,
+        errors=GENERATES,
+        tag="generation",
+    ),
+    Route(
+        method="GET",
+        path="/v1/responses/{response_id}",
+        handler=responses.show_response,
+        summary="A response that was kept",
+        response=ResponseObject,
+        query=(responses.STREAM,),
+        errors=(400, 404),
+        tag="generation",
+    ),
+    Route(
+        method="DELETE",
+        path="/v1/responses/{response_id}",
+        handler=responses.delete_response,
+        summary="Forget a response",
+        response=Deleted,
+        errors=(404,),
+        tag="generation",
+    ),
+    Route(
+        method="POST",
+        path="/v1/responses/{response_id}/cancel",
+        handler=responses.cancel_response,
+        summary="Refused: no response is made in the background",
+        errors=(400, 404),
+        tag="generation",
+    ),
+    Route(
+        method="GET",
+        path="/v1/responses/{response_id}/input_items",
+        handler=responses.list_input_items,
+        summary="What a response answers",
+        response=ItemList,
+        query=(responses.ORDER, responses.LIMIT, responses.AFTER),
+        errors=(400, 404),
+        tag="generation",
+    ),
+    Route(
+        method="POST",
+        path="/v1/messages",
+        handler=messages.create_message,
+        summary="Answer a conversation, as Anthropic's clients ask",
+        body=MessagesBody,
+        response=MessageObject,
+        chunk=MessageEvent,
+        errors=GENERATES,
+        tag="generation",
+    ),
+    Route(
+        method="POST",
+        path="/v1/messages/count_tokens",
+        handler=messages.count_tokens,
+        summary="Count the tokens of such a conversation",
+        body=CountBody,
+        response=TokenCount,
+        errors=(404,),
+        tag="tokenizer",
     ),
     Route(
         method="POST",

@@ -9,6 +9,7 @@ from typing import Any
 from aiohttp import web
 from msgspec import UNSET, Struct, UnsetType
 
+from ..conversation import ALL, token_prompt
 from ..convert import LONG_TEXT_CHARS, TokenPrompt, check_model, encode
 from ..decode import read_body
 from ..errors import ApiError
@@ -16,10 +17,6 @@ from ..messages import template_tools
 from ..route import json_response
 from ..schema import ChatBody
 from ..state import STATE, Engine
-from .chat import token_prompt
-
-ALL = 2**62
-"""Tokens to keep of a prompt: it may be longer than the model."""
 
 
 class TokenizeBody(Struct, forbid_unknown_fields=True, kw_only=True):

@@ -120,6 +120,13 @@ class ModelRunner:
 
         return renew
 
+    def smaller(self, **sizes: Any) -> ModelRunner:
+        """Make another runner of the same model, of other sizes (see __init__), to try things."""
+        other = ModelRunner(self.model, self.ops, **(self._options | sizes))
+        if self._make_head is not None:
+            other.guess_by(self._make_head)
+        return other
+
     def follow(self, grammars: Grammars) -> None:
         """Say where the grammars of requests are compiled."""
         self._sampling.grammars.compiled = grammars
@@ -198,13 +205,12 @@ class ModelRunner:
 
         Compiling holds the interpreter's lock, which a server cannot afford later.
         """
-        scratch = ModelRunner(
-            self.model,
-            self.ops,
+        scratch = self.smaller(
             num_blocks=warm_up.NUM_BLOCKS,
             block_size=max(self._block_size, warm_up.MAX_MODEL_LEN),
             max_num_seqs=warm_up.NUM_SLOTS,
             max_model_len=warm_up.MAX_MODEL_LEN,
+            decoding="exact",
         )
         for plan in warm_up.PLANS:
             scratch.execute(plan)

@@ -11,11 +11,13 @@ last ones, and what they cost; who is never right only tries now and then.
 
 from __future__ import annotations
 
+from operator import add
+
 import numpy as np
 from numpy.typing import NDArray
 
 from ..kv.block_pool import IdArray
-from ..plan import Drafts, StepPlan
+from ..plan import MAX_DRAFTS, Drafts, StepPlan
 from ..request import IntArray, Request
 from ..spec.drafter import Drafter
 from .limits import SchedulerLimits
@@ -24,20 +26,22 @@ from .stats import SchedulerStats
 from .stopping import StopFilter, ended, judge
 from .table import SlotTable
 
-PROBED = 16
+PROBED, PROBE_SHARE = 16, 0.02
 """In each so many-th step everybody may guess a token, worth it or not: all at once, since a step
-that holds one more token than its tiles costs as much as one that fills them."""
-MARGIN = 0.12
-"""What a row that guesses costs beside its guesses, in parts of a step."""
+that holds one more token than its tiles costs as much as one that fills them. More seldom where
+that were more than this part of the time."""
 PRIOR, WEIGHT = 0.6, 0.15
-"""How often a guess is right, before any was made, and how much each one changes that."""
+"""How often a guess is right, before any was made, and how much each one changes that;"""
+MEMORY = 0.1
+"""how much each sequence that ends changes what the next ones begin with."""
 
 
 class Drafting:
     """How far each slot guesses. Written by Scheduler's calls; `guess` changes nothing.
 
-    A guess at distance k is worth p^k tokens, p being how often guesses of its sequence were right;
-    it costs limits.draft_cost of a step of one token, which everybody in the step waits for.
+    A guess at distance k is worth p^k tokens, p being how often guesses of its sequence were right.
+    It costs time (limits.guess_costs), in which the step without guesses would have given tokens
+    too: it is made where it gives more than that.
     """
 
     def __init__(self, drafter: Drafter | None, limits: SchedulerLimits) -> None:
@@ -47,10 +51,20 @@ class Drafting:
         """Tokens to guess at most; 0: none, ever."""
         self._rate = np.full(limits.max_num_seqs, PRIOR)
         """p"""
+        self._prior = PRIOR
+        self._powers = np.arange(1, max(1, limits.num_drafts) + 1)
+        self._worth = np.zeros((limits.max_num_seqs, len(self._powers)))
+        """[slots, guesses] p^k"""
+        self._has_guessed = np.zeros(limits.max_num_seqs, np.bool_)
+        costs = limits.guess_costs
+        self._prices = np.full(len(self._powers), costs.next)
+        """[guesses] what the k-th guess costs all rows together, beside its tokens."""
+        self._prices[0] = costs.step
         self._entered = np.zeros(limits.max_num_seqs, np.intp)
         """Tokens that were known when the slot was taken."""
         self._limits = limits
-        self._step = 0
+        self._since = 0
+        """Steps since everybody might guess."""
 
     def enter(self, slot: int, request: Request, token_ids: IntArray) -> None:
         """Begin with a sequence that has just got its slot; token_ids: all it knows.
@@ -60,13 +74,17 @@ class Drafting:
         """
         guesses = not request.params.logits_processors and request.params.max_tokens != 1
         self._most[slot] = self._limits.num_drafts if guesses else 0
-        self._rate[slot] = PRIOR
+        self._rate[slot] = self._prior
+        self._worth[slot] = self._prior**self._powers
+        self._has_guessed[slot] = False
         self._entered[slot] = len(token_ids)
         if guesses and self._drafter is not None:
             self._drafter.enter(slot, request, token_ids)
 
     def leave(self, slot: int, table: SlotTable, *, ended: bool) -> None:
         """End with a sequence that gives up its slot: it has ended, or is preempted."""
+        if self._has_guessed[slot] and ended:
+            self._prior += MEMORY * (float(self._rate[slot]) - self._prior)
         if self._most[slot] and self._drafter is not None:
             self._drafter.leave(slot, table.tokens[slot, : table.known[slot]], ended=ended)
 
@@ -121,9 +139,9 @@ class Drafting:
             ),
         )
 
-    def pass_step(self) -> None:
-        """Count a step that was committed."""
-        self._step += 1
+    def pass_step(self, num_rows: int) -> None:
+        """Count a step of so many rows that was committed."""
+        self._since = 0 if self._probes(num_rows) else self._since + 1
         if self._drafter is not None:
             self._drafter.pass_step()
 
@@ -152,28 +170,54 @@ class Drafting:
         return kept.nonzero()[0]
 
     def count(self, plan: StepPlan, kept: IdArray, stats: SchedulerStats) -> None:
-        """Count guesses and those that were right."""
+        """Count guesses, those that were right, and the time that they have saved."""
         assert plan.drafts is not None, plan
-        stats.num_drafts += int(np.count_nonzero(plan.drafts.counts))
-        stats.num_draft_tokens += int(plan.drafts.counts.sum())
-        stats.num_accepted_tokens += len(kept) - int(np.count_nonzero(plan.samples))
+        counts, num_rows = plan.drafts.counts, int(np.count_nonzero(plan.samples))
+        sizes = counts[plan.samples] + 1
+        behind = np.arange(int(sizes.sum())) - (sizes.cumsum() - sizes).repeat(sizes)
+        at = np.bincount(behind[kept], minlength=MAX_DRAFTS + 1)[1:].tolist()
+        num_guesses, num_right = int(counts.sum()), sum(at)
+        stats.num_drafts += int(np.count_nonzero(counts))
+        stats.num_draft_tokens += num_guesses
+        stats.num_accepted_tokens += num_right
+        stats.accepted_at = tuple(map(add, stats.accepted_at, at))
+        costs = self._limits.guess_costs
+        spent = costs.step + costs.token * num_guesses + costs.next * (int(counts.max()) - 1)
+        saved = num_right * self._seconds(num_rows) / max(1, num_rows) - spent
+        stats.saved_s += costs.unit_s * saved
 
     def _lengths(self, slots: IdArray) -> IdArray:
         """Give how many guesses are worth their cost, for each of the slots [n] of a step."""
-        cost = self._limits.draft_cost
-        # Relative to the step without, and to the tokens that it gives.
-        price = max(1e-6, cost * len(slots) / (1.0 + cost * (len(slots) - 1)))
-        least = int(self._step % PROBED == 0)
-        rate = self._rate[slots]
-        worth = np.log(min(price, 1.0)) / np.log(rate)
-        worth[rate < price + MARGIN] = 0.0
-        lengths: IdArray = np.minimum(self._most[slots], np.maximum(worth.astype(np.intp), least))
+        num_rows, most = len(slots), self._most[slots]
+        if not most.any():
+            return most
+        # Tokens that a step without guesses gives in a unit of time: what guesses compete with.
+        pace = num_rows / self._seconds(num_rows)
+        gains = np.maximum(self._worth[slots] - pace * self._limits.guess_costs.token, 0.0)
+        gains *= most[:, None] >= self._powers
+        pays = gains.sum(axis=0) > pace * self._prices
+        depth = len(pays) if pays.all() else int(pays.argmin())
+        lengths: IdArray = np.count_nonzero(gains[:, :depth], axis=1)
+        if self._probes(num_rows):
+            lengths = np.maximum(lengths, np.minimum(most, 1))
         return lengths
+
+    def _seconds(self, num_rows: int) -> float:
+        """Return how long a step without guesses takes, in those of one row."""
+        return 1.0 + self._limits.guess_costs.token * (num_rows - 1)
+
+    def _probes(self, num_rows: int) -> bool:
+        """Whether everybody may guess in the next step, of so many rows."""
+        costs = self._limits.guess_costs
+        price = (costs.step + costs.token * num_rows) / self._seconds(max(1, num_rows))
+        return self._since + 1 >= max(PROBED, price / PROBE_SHARE)
 
     def _learn(self, slot: int, count: int, num_right: int) -> None:
         """Note that num_right of count guesses were right."""
         rate = 1.0 - (1.0 - float(self._rate[slot])) * (1.0 - WEIGHT) ** num_right
-        self._rate[slot] = min(0.99, max(0.01, rate * (1.0 - WEIGHT * (num_right < count))))
+        rate = min(0.99, max(0.01, rate * (1.0 - WEIGHT * (num_right < count))))
+        self._rate[slot], self._worth[slot] = rate, rate**self._powers
+        self._has_guessed[slot] = True
 
 
 def settle(plan: StepPlan, table: SlotTable) -> None:

@@ -6,6 +6,8 @@ from typing import Literal
 
 from msgspec import Struct
 
+from ..config import GuessCosts
+
 
 class SchedulerLimits(Struct, frozen=True):
     """Bounds and options, fixed for the scheduler's life."""
@@ -24,7 +26,6 @@ class SchedulerLimits(Struct, frozen=True):
     """Steps in flight: 1 or 2."""
     num_drafts: int = 0
     """Tokens that a sequence may guess at most in a step; 0: speculation is off."""
-    draft_cost: float = 0.05
-    """What a guess costs, in parts of a step of one token."""
+    guess_costs: GuessCosts = GuessCosts()
     tenant_weights: dict[str, float] = {}
     """Shares of tenants that wait for each other, above 0; 1 where none is given."""

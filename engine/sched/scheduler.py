@@ -204,7 +204,7 @@ class Scheduler:
         if decision.victims or decision.admissions:
             self._refresh_rows()
         if self._drafting is not None:
-            self._drafting.pass_step()
+            self._drafting.pass_step(len(grant.slots))
         self._launch(plan, grant, targets, pins)
         stats = self._stats
         stats.num_steps += 1

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from msgspec import Struct
 
+from ..plan import MAX_DRAFTS
+
 
 class SchedulerStats(Struct):
     """Counters since the start; tokens where the name does not say otherwise."""
@@ -26,6 +28,10 @@ class SchedulerStats(Struct):
     num_draft_tokens: int = 0
     """their guesses,"""
     num_accepted_tokens: int = 0
-    """and those that were right."""
+    """and those that were right:"""
+    accepted_at: tuple[int, ...] = (0,) * MAX_DRAFTS
+    """of the first guesses of rows, of the second, ..."""
+    saved_s: float = 0.0
+    """Seconds that guesses have saved, by what they cost when they were tried at the start."""
     num_scheduled_tokens: int = 0
     num_steps: int = 0

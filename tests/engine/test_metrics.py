@@ -18,6 +18,8 @@ NAMES = {
     *("request_prompt_tokens", "request_generation_tokens", "request_queue_time_seconds"),
     *("tenant_requests", "tenant_prompt_tokens", "tenant_generation_tokens"),
     *("spec_decode_num_drafts", "spec_decode_num_draft_tokens"),
+    *("spec_decode_num_accepted_tokens_per_pos", "spec_decode_mean_accepted_length"),
+    "spec_decode_saved_seconds",
     "spec_decode_num_accepted_tokens",
 }
 

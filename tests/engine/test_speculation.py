@@ -13,8 +13,10 @@ from quire.engine.errors import ConfigError
 from quire.fuzz.checkpoints import make_checkpoint
 from quire.fuzz.heads import make_guessing
 
-NGRAM = {"method": "ngram", "num_speculative_tokens": 4}
-SUFFIX = {"method": "suffix", "num_speculative_tokens": 4}
+COSTS: dict[str, float] = {}
+"""Those of a quiet machine: what is measured depends on what runs beside it."""
+NGRAM = {"method": "ngram", "num_speculative_tokens": 4, "costs": COSTS}
+SUFFIX = {"method": "suffix", "num_speculative_tokens": 4, "costs": COSTS}
 PROMPT = [5, 6, 7, 8, 9, 10] * 4
 
 
@@ -80,6 +82,10 @@ def test_a_timeline_counts_steps_not_guesses(tiny: Path) -> None:
     assert output.timeline is not None and stats.num_accepted_tokens > 5
     assert output.timeline.num_steps == stats.num_steps < 40
     assert output.timeline.num_stalled_steps == 0
+    assert output.timeline.num_guesses == stats.num_draft_tokens
+    assert output.timeline.num_right_guesses == stats.num_accepted_tokens
+    assert stats.num_accepted_tokens == sum(stats.accepted_at)
+    assert list(stats.accepted_at) == sorted(stats.accepted_at, reverse=True)
     computed = [event for event in output.timeline.events if event.name == "computed"]
     assert [event.num_tokens for event in computed] == [len(PROMPT)], "of the prompt alone"
 
