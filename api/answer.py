@@ -109,7 +109,7 @@ async def _respond_stream(
     """What fails before the first output, and the first heartbeat, has its own status."""
     account = account_of(request)
     limits = request.app[STATE].limits
-    async with EventStream(request, limits, named=reply.names_events) as events:
+    async with EventStream(request, limits, reply.wire) as events:
         try:
             async for batch in batches:
                 account.note(batch)

@@ -45,6 +45,10 @@ OWN_OPTIONS = frozenset(
 )
 
 
+Limit = tuple[str, int | None]
+"""The field of the most tokens to generate, and their number where one is given."""
+
+
 class Asked(NamedTuple):
     """A conversation that is ready to be answered."""
 
@@ -54,10 +58,12 @@ class Asked(NamedTuple):
     """What takes the answers apart; None where they are nothing but text."""
 
 
-async def ask(request: web.Request, body: ChatBody, prefix: str) -> Asked:
+async def ask(
+    request: web.Request, body: ChatBody, prefix: str, limit: Limit | None = None
+) -> Asked:
     """Admit a request and prepare it. ApiError or ParamsError, by the fields of a ChatBody.
 
-    prefix: of the response's id.
+    prefix: of the response's id; limit: what must fit behind the prompt, the body's if None.
     """
     state = request.app[STATE]
     engine = state.engine
@@ -72,7 +78,8 @@ async def ask(request: web.Request, body: ChatBody, prefix: str) -> Asked:
     reading, params = read_answers(engine, body, forced, params)
     prompt = await token_prompt(engine, body, tools, num_kept(params, engine.max_model_len))
     params = reading.with_thought(body, prompt.text, params)
-    check_length(("messages", len(prompt.token_ids)), chat_limit(body), engine.max_model_len)
+    limit = limit or chat_limit(body)
+    check_length(("messages", len(prompt.token_ids)), limit, engine.max_model_len)
     response_id = f"{prefix}{body.request_id or state.new_id()}"
     salt = cache_salt(request, body.cache_salt, isolate=state.isolate_keys)
     tenant = tenant_of(request, body.user, by_key=state.has_keys)

@@ -129,7 +129,14 @@ def renamed(names: Mapping[str, str]) -> Iterator[None]:
         text = str(error).replace(error.param or "", theirs, 1)
         if isinstance(error, ParamsError):
             raise ParamsError(text, theirs) from None
-        raise ApiError(text, status=error.status, param=theirs, code=error.code) from None
+        raise ApiError(
+            text,
+            status=error.status,
+            kind=error.kind,
+            param=theirs,
+            code=error.code,
+            headers=error.headers,
+        ) from None
 
 
 def chat_limit(body: ChatBody) -> tuple[str, int | None]:

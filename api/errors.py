@@ -1,4 +1,5 @@
-"""Errors at the HTTP edge: every one leaves in OpenAI's shape and says what was given and allowed.
+"""Errors at the HTTP edge: every one leaves in the shape that clients of its path know (OpenAI's,
+Anthropic's, Ollama's), and says what was given and allowed.
 
 Owns the map from exceptions to statuses. The body of an internal error tells nothing of its cause;
 the log does.
@@ -16,7 +17,7 @@ from aiohttp.typedefs import Handler
 
 from ..engine.errors import EngineError, ParamsError, QuireError
 from .account import find_account
-from .schema import ErrorBody, ErrorDetail, MessagesDetail, MessagesError
+from .schema import ErrorBody, ErrorDetail, MessagesDetail, MessagesError, PlainError
 
 logger = logging.getLogger("quire")
 
@@ -32,6 +33,11 @@ MESSAGES_KINDS = {
 """Their names of what else may be wrong."""
 INVALID = "invalid_request_error"
 SERVER = "server_error"
+OLLAMA = "/api/"
+"""Where Ollama's clients ask: below."""
+
+Failure = ErrorBody | MessagesError | PlainError
+"""The shapes of errors: OpenAI's, Anthropic's, Ollama's."""
 
 
 class ApiError(QuireError):
@@ -54,13 +60,14 @@ class ApiError(QuireError):
         self.code = code
         self.headers = dict(headers or {})
 
-    def messages_body(self, request_id: str | None = None) -> MessagesError:
-        """What Anthropic's clients read."""
-        kind = MESSAGES_KINDS.get(self.status, INVALID if self.status < 500 else "api_error")
-        return MessagesError(error=MessagesDetail(kind, str(self)), request_id=request_id)
-
-    def body(self, request_id: str | None = None) -> ErrorBody:
-        """What the client reads."""
+    def body(self, kind: type[Failure], request_id: str | None = None) -> Failure:
+        """What the client reads, in the shape that it knows."""
+        if kind is PlainError:
+            return PlainError(str(self))
+        if kind is MessagesError:
+            name = MESSAGES_KINDS.get(self.status, INVALID if self.status < 500 else "api_error")
+            return MessagesError(error=MessagesDetail(name, str(self)), request_id=request_id)
+        assert kind is ErrorBody, kind
         return ErrorBody(ErrorDetail(str(self), self.kind, self.param, self.code, request_id))
 
 
@@ -96,14 +103,21 @@ def _http_error(error: web.HTTPException) -> ApiError:
 
 def error_response(error: ApiError, request: web.Request) -> web.Response:
     """The whole answer to a failed request."""
-    name, below = request_name(request), request.path.startswith(f"{MESSAGES}/")
-    is_messages = below or request.path == MESSAGES
     return web.Response(
         status=error.status,
         headers=error.headers,
-        body=msgspec.json.encode(error.messages_body(name) if is_messages else error.body(name)),
+        body=msgspec.json.encode(error.body(failure_type(request.path), request_name(request))),
         content_type="application/json",
     )
+
+
+def failure_type(path: str) -> type[Failure]:
+    """Return the shape that errors of a path have, whether a route is there or not."""
+    if path.startswith(OLLAMA):
+        return PlainError
+    if path == MESSAGES or path.startswith(f"{MESSAGES}/"):
+        return MessagesError
+    return ErrorBody
 
 
 def request_name(request: web.Request) -> str | None:
@@ -114,7 +128,7 @@ def request_name(request: web.Request) -> str | None:
 
 @web.middleware
 async def error_middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Turn whatever a handler raises into an OpenAI-shaped error."""
+    """Turn whatever a handler raises into an error of the path's shape."""
     try:
         return await handler(request)
     except ConnectionError:
@@ -125,7 +139,8 @@ async def error_middleware(request: web.Request, handler: Handler) -> web.Stream
         wrong = ApiError(message, status=405, headers={"Allow": allowed})
         return error_response(wrong, request)
     except web.HTTPNotFound:
-        message = f"There is no {request.path[:200]} here: the API lies under /v1."
+        places = "the API lies under /v1, Ollama's under /api"
+        message = f"There is no {request.path[:200]} here: {places}."
         return error_response(ApiError(message, status=404, code="unknown_url"), request)
     except Exception as error:
         return error_response(api_error(error, request_name(request)), request)

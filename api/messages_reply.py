@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 
 from ..engine.request import CompletionOutput, FinishReason, RequestOutput
-from .errors import ApiError
+from .errors import ApiError, Failure
 from .messages_schema import (
     Block,
     BlockDelta,
@@ -42,6 +42,7 @@ from .responses_schema import (
     TextDelta,
 )
 from .schema import MessagesError
+from .sse import NAMED_EVENTS, Wire
 
 
 @dataclass(slots=True, eq=False)
@@ -52,7 +53,7 @@ class MessagesReply:
     model: str
     answer: AnswerItems
     n: int = 1
-    names_events: bool = True
+    wire: Wire = NAMED_EVENTS
 
     def keep_best(self, output: RequestOutput) -> RequestOutput:
         """See Teller."""
@@ -77,9 +78,9 @@ class MessagesReply:
         )
         return [MessageDelta(delta=delta, usage=self._usage(output)), MessageStop()]
 
-    def failed(self, error: ApiError, request_id: str) -> list[MessagesError]:
+    def failed(self, error: ApiError, request_id: str) -> list[Failure]:
         """See Teller."""
-        return [error.messages_body(request_id)]
+        return [error.body(MessagesError, request_id)]
 
     def whole(self, outputs: Sequence[RequestOutput]) -> MessageObject:
         """See Teller."""

@@ -19,8 +19,8 @@ from aiohttp import web
 from .. import __version__
 from .auth import OPEN_PATHS
 from .decode import only_fields
-from .route import EVENTS, JSON, Route
-from .schema import ErrorBody, StreamOptions
+from .route import JSON, Route
+from .schema import StreamOptions
 
 VERSION = "3.1.0"
 OF_BODIES = (400, 413, 415)
@@ -56,8 +56,9 @@ DOCUMENTS: web.AppKey[Documents] = web.AppKey("documents", Documents)
 
 def make_document(routes: Sequence[Route], *, asks_key: bool) -> dict[str, Any]:
     """Describe all routes. asks_key: whether they ask for an API key."""
-    types = [ErrorBody, *(route.failure for route in routes)]
+    types: list[Any] = []
     for route in routes:
+        types.append(route.failure)
         types += [one for one in (route.body, route.response, route.chunk) if one is not None]
     unique = list(dict.fromkeys(types))
     schemas, components = msgspec.json.schema_components(
@@ -80,7 +81,8 @@ def make_document(routes: Sequence[Route], *, asks_key: bool) -> dict[str, Any]:
         "info": {
             "title": "Quire",
             "version": __version__,
-            "description": "One request, one answer. OpenAI's API with vLLM's extra fields.",
+            "description": "One request, one answer. OpenAI's API with vLLM's extra fields, "
+            "and Ollama's.",
         },
         "paths": paths,
         "components": {"schemas": components, "securitySchemes": schemes},
@@ -105,7 +107,7 @@ def _operation(route: Route, path: str, schemas: dict[Any, Any]) -> dict[str, An
     ]
     content: dict[str, Any] = {route.media: {"schema": schemas.get(route.response, {})}}
     if route.chunk is not None:
-        content[EVENTS] = {"schema": schemas[route.chunk]}
+        content[route.chunk_media] = {"schema": schemas[route.chunk]}
     statuses = {*route.errors, 500, *(OF_BODIES if route.body is not None else ())}
     operation: dict[str, Any] = {
         "operationId": f"{route.method.lower()}_{re.sub(r'[^a-z0-9]+', '_', path).strip('_')}",

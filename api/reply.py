@@ -14,7 +14,7 @@ from msgspec import UNSET, Struct, UnsetType
 from msgspec.structs import replace
 
 from ..engine.request import CompletionOutput, Logprob, RequestOutput, Timeline
-from .errors import ApiError
+from .errors import ApiError, Failure
 from .parsed import ParsedAnswers
 from .schema import (
     ChatChoice,
@@ -30,6 +30,7 @@ from .schema import (
     TopLogprob,
     Usage,
 )
+from .sse import EVENTS, Wire
 from .state import FINGERPRINT
 
 LEAST_LOGPROB = -9999.0
@@ -276,8 +277,8 @@ class Teller(Protocol):
         ...
 
     @property
-    def names_events(self) -> bool:
-        """Whether events of its stream bear names."""
+    def wire(self) -> Wire:
+        """How its stream is written."""
         ...
 
     def keep_best(self, output: RequestOutput) -> RequestOutput:
@@ -319,7 +320,7 @@ class Reply:
     include_usage: bool = False
     running_usage: bool = False
     """Usage so far in every chunk."""
-    names_events: bool = False
+    wire: Wire = EVENTS
     prompt_alone: bool = False
     """Whether the answers are hidden: the client wants its prompt, and a step draws a token."""
     tells_prompt: bool = False
@@ -367,9 +368,9 @@ class Reply:
             return []
         return [self._response(self.chunk_object, [], self._usage())]
 
-    def failed(self, error: ApiError, request_id: str) -> list[ErrorBody]:
+    def failed(self, error: ApiError, request_id: str) -> list[Failure]:
         """See Teller."""
-        return [error.body(request_id)]
+        return [error.body(ErrorBody, request_id)]
 
     def whole(self, outputs: Sequence[RequestOutput]) -> Response:
         """The response for finished outputs of all choices, in order."""

@@ -25,6 +25,7 @@ from .responses_schema import (
     ResponseUsage,
     StreamEvent,
 )
+from .sse import NAMED_EVENTS, Wire
 
 
 @dataclass(slots=True, eq=False)
@@ -39,7 +40,7 @@ class ResponseReply:
     """Of a text."""
     keep: Callable[[ResponseObject], None]
     n: int = 1
-    names_events: bool = True
+    wire: Wire = NAMED_EVENTS
     _num_told: int = 0
 
     @property

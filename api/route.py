@@ -10,11 +10,11 @@ from aiohttp.typedefs import Handler
 from msgspec import Struct
 
 from .decode import shorten
-from .errors import ApiError
-from .schema import ErrorBody
+from .errors import ApiError, Failure, failure_type
 
 JSON = "application/json"
 EVENTS = "text/event-stream"
+LINES = "application/x-ndjson"
 
 
 class Query(Struct, frozen=True, kw_only=True):
@@ -39,14 +39,19 @@ class Route(Struct, frozen=True, kw_only=True):
     response: Any = None
     """Type of the JSON response; None: nothing that a type describes."""
     chunk: Any = None
-    """Type of the events where `stream: true` is asked for."""
-    failure: Any = ErrorBody
-    """Type of its errors."""
+    """Type of what a stream is made of, where one is asked for,"""
+    chunk_media: str = EVENTS
+    """and what the stream is."""
     media: str = JSON
     query: tuple[Query, ...] = ()
     errors: tuple[int, ...] = ()
     """Statuses of its own; every route may say 401 and 500, every one with a body 400, 413, 415."""
     tag: str = "server"
+
+    @property
+    def failure(self) -> type[Failure]:
+        """Type of its errors."""
+        return failure_type(self.path)
 
     def register(self, router: web.UrlDispatcher) -> None:
         """Put it where requests find it."""

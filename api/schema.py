@@ -351,3 +351,9 @@ class MessagesError(Struct, frozen=True, kw_only=True, tag="error"):
 
     error: MessagesDetail
     request_id: str | None = None
+
+
+class PlainError(Struct, frozen=True):
+    """What error responses under /api hold, Ollama's."""
+
+    error: str

@@ -1,6 +1,6 @@
-"""Server-sent events as OpenAI's clients read them: `data: {...}` chunks, then `data: [DONE]`.
-
-In a stream of named events each bears its type as its name too, and the last one says the end.
+"""Streams of structs: server-sent events as OpenAI's clients read them (`data: {...}` chunks, then
+`data: [DONE]`), events that bear their type as their name, the last of which says the end, or lines
+of JSON as Ollama's clients read them.
 
 The headers leave with the first event, so that what fails before it has a status of its own, or
 with the first heartbeat: a comment in a stream that was silent, so that no proxy takes it for dead.
@@ -9,9 +9,10 @@ with the first heartbeat: a comment in a stream that was silent, so that no prox
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from types import TracebackType
+from typing import NamedTuple
 
 import msgspec
 from aiohttp import web
@@ -20,30 +21,52 @@ from msgspec import Struct
 from .limits import Limits
 from .outlet import Outlet
 
-HEADERS = {
-    "Content-Type": "text/event-stream; charset=utf-8",
-    "Cache-Control": "no-cache",
-    "X-Accel-Buffering": "no",
-}
+HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
 HEARTBEAT = b": heartbeat\n\n"
 
 
-def event(body: Struct, *, named: bool = False) -> bytes:
-    """One event. named: by the tag of its struct."""
-    data = b"data: " + msgspec.json.encode(body) + b"\n\n"
-    tag = body.__struct_config__.tag if named else None
-    return data if tag is None else f"event: {tag}\n".encode() + data
+def event(body: Struct) -> bytes:
+    """One event."""
+    return b"data: " + msgspec.json.encode(body) + b"\n\n"
+
+
+def named_event(body: Struct) -> bytes:
+    """One event, named by the tag of its struct."""
+    tag = body.__struct_config__.tag
+    return event(body) if tag is None else f"event: {tag}\n".encode() + event(body)
+
+
+def line(body: Struct) -> bytes:
+    """One line."""
+    return msgspec.json.encode(body) + b"\n"
+
+
+class Wire(NamedTuple):
+    """How a stream is written."""
+
+    headers: Mapping[str, str]
+    write: Callable[[Struct], bytes]
+    end: bytes = b""
+    """What says that nothing more comes,"""
+    heartbeat: bytes = b""
+    """and that the stream lives, where there is a way to say so."""
+
+
+EVENT_HEADERS = {"Content-Type": "text/event-stream; charset=utf-8", **HEADERS}
+EVENTS = Wire(EVENT_HEADERS, event, end=b"data: [DONE]\n\n", heartbeat=HEARTBEAT)
+NAMED_EVENTS = Wire(EVENT_HEADERS, named_event, heartbeat=HEARTBEAT)
+LINES = Wire({"Content-Type": "application/x-ndjson", **HEADERS}, line)
 
 
 class EventStream:
-    """A stream of events on one response: an async context manager, whose heart beats inside.
+    """A stream on one response: an async context manager, whose heart beats inside.
 
     Raises ConnectionError when the client is gone, or was cut because it does not read.
     """
 
-    def __init__(self, request: web.Request, limits: Limits, *, named: bool = False) -> None:
-        self._outlet = Outlet(request, web.StreamResponse(headers=HEADERS), limits)
-        self._named = named
+    def __init__(self, request: web.Request, limits: Limits, wire: Wire = EVENTS) -> None:
+        self._outlet = Outlet(request, web.StreamResponse(headers=wire.headers), limits)
+        self._wire = wire
         self._every_s = limits.sse_heartbeat_s
         self._writing = asyncio.Lock()
         self._heart: asyncio.Task[None] | None = None
@@ -51,7 +74,7 @@ class EventStream:
         """Whether the headers have been sent: an error is an event from then on."""
 
     async def __aenter__(self) -> EventStream:
-        if self._every_s:
+        if self._every_s and self._wire.heartbeat:
             self._heart = asyncio.create_task(self._beat(), name="quire-heartbeat")
         return self
 
@@ -67,14 +90,14 @@ class EventStream:
 
     async def send(self, bodies: Iterable[Struct]) -> None:
         """Send events in one write; wait while the client is slow to read."""
-        data = b"".join(event(body, named=self._named) for body in bodies)
+        data = b"".join(map(self._wire.write, bodies))
         if data:
             await self._write(data)
 
     async def close(self) -> web.StreamResponse:
         """Say that nothing more comes."""
-        if not self._named:
-            await self._write(b"data: [DONE]\n\n")
+        if self._wire.end:
+            await self._write(self._wire.end)
         async with self._writing:
             return await self._outlet.close()
 
@@ -100,4 +123,4 @@ class EventStream:
                     # Somebody waits for the client to read: there is no lack of bytes.
                     await asyncio.sleep(self._every_s)
                 else:
-                    await self._write(HEARTBEAT)
+                    await self._write(self._wire.heartbeat)

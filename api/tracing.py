@@ -21,7 +21,12 @@ if TYPE_CHECKING:
     from opentelemetry.sdk.trace import TracerProvider
 
 SPAN_NAME = "llm_request"
-OPERATIONS = {"/v1/chat/completions": "chat", "/v1/completions": "text_completion"}
+OPERATIONS = {
+    "/v1/chat/completions": "chat",
+    "/v1/completions": "text_completion",
+    "/api/chat": "chat",
+    "/api/generate": "text_completion",
+}
 PHASES = (
     ("gen_ai.latency.time_in_queue", "queued", "admitted"),
     ("gen_ai.latency.time_in_model_prefill", "admitted", "first token"),

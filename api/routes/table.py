@@ -3,6 +3,15 @@
 from __future__ import annotations
 
 from ..messages_schema import CountBody, MessageEvent, MessageObject, MessagesBody, TokenCount
+from ..ollama_schema import (
+    OllamaChatAnswer,
+    OllamaChatBody,
+    OllamaGenerateAnswer,
+    OllamaGenerateBody,
+    OllamaModels,
+    OllamaShowBody,
+    OllamaShown,
+)
 from ..responses_schema import (
     Deleted,
     ItemList,
@@ -10,13 +19,12 @@ from ..responses_schema import (
     ResponseObject,
     ResponsesBody,
 )
-from ..route import Route
+from ..route import LINES, Route
 from ..schema import (
     ChatBody,
     ChatResponse,
     CompletionBody,
     CompletionResponse,
-    MessagesError,
     ModelCard,
     ModelList,
 )
@@ -30,6 +38,7 @@ from . import (
     messages,
     metrics,
     models,
+    ollama,
     responses,
     tokenize,
     version,
@@ -117,7 +126,6 @@ ROUTES: tuple[Route, ...] = (
         body=MessagesBody,
         response=MessageObject,
         chunk=MessageEvent,
-        failure=MessagesError,
         errors=GENERATES,
         tag="generation",
     ),
@@ -128,9 +136,66 @@ ROUTES: tuple[Route, ...] = (
         summary="Count the tokens of such a conversation",
         body=CountBody,
         response=TokenCount,
-        failure=MessagesError,
         errors=(404,),
         tag="tokenizer",
+    ),
+    Route(
+        method="POST",
+        path="/api/generate",
+        handler=ollama.generate,
+        summary="Answer a prompt, as Ollama does",
+        body=OllamaGenerateBody,
+        response=OllamaGenerateAnswer,
+        chunk=OllamaGenerateAnswer,
+        chunk_media=LINES,
+        errors=GENERATES,
+        tag="ollama",
+    ),
+    Route(
+        method="POST",
+        path="/api/chat",
+        handler=ollama.chat,
+        summary="Answer a conversation, as Ollama does",
+        body=OllamaChatBody,
+        response=OllamaChatAnswer,
+        chunk=OllamaChatAnswer,
+        chunk_media=LINES,
+        errors=GENERATES,
+        tag="ollama",
+    ),
+    Route(
+        method="GET",
+        path="/api/tags",
+        handler=ollama.tags,
+        summary="The model that is served, as Ollama lists it",
+        response=OllamaModels,
+        tag="ollama",
+    ),
+    Route(
+        method="POST",
+        path="/api/show",
+        handler=ollama.show,
+        summary="A model by its name, as Ollama shows it",
+        body=OllamaShowBody,
+        response=OllamaShown,
+        errors=(404,),
+        tag="ollama",
+    ),
+    Route(
+        method="GET",
+        path="/api/version",
+        handler=version.version,
+        summary="As /version",
+        response=version.Version,
+        tag="ollama",
+    ),
+    Route(
+        method="POST",
+        path="/api/embed",
+        handler=ollama.embed,
+        summary="Refused: there are no embeddings yet",
+        errors=(501,),
+        tag="ollama",
     ),
     Route(
         method="GET",

@@ -60,10 +60,14 @@ async def test_every_route_but_health_is_closed(serve_fake: Any) -> None:
             if path != "/health":
                 assert response.headers["WWW-Authenticate"] == "Bearer"
                 error = (await response.json())["error"]
-                if path.startswith("/v1/messages"):
+                if path.startswith("/api/"):
+                    assert "API key is missing" in error
+                elif path.startswith("/v1/messages"):
                     assert error["type"] == "authentication_error"
+                    assert "API key is missing" in error["message"]
                 else:
                     assert error["code"] == "invalid_api_key"
+                    assert "API key is missing" in error["message"]
     for path in ("/health/", "/health/x", "//health", "/%68ealth/", "/HEALTH", "/health;a"):
         async with fake.session.get(fake.url + path) as response:
             assert response.status == 401, path
