@@ -135,7 +135,7 @@ def main() -> None:
         (Path(folder) / "config.json").write_text(json.dumps(config))
         fixed: dict[str, Any] = {"load_format": "dummy", "skip_tokenizer_init": True}
         fixed |= {"dtype": "bfloat16", "num_threads": 1, "num_kv_blocks": 512}
-        large: tuple[LLM, ...] = ()
+        large = plain, guessing
         if not options.small:
             large = LLM(folder, **fixed), LLM(folder, speculative_config=wanted, **fixed)
     greedy = SamplingParams(temperature=0.0, max_tokens=96)
@@ -158,7 +158,7 @@ def main() -> None:
             f"{name:32} {row['speed_up']:5.2f}x  {row['tokens']} tokens, "
             f"{row['rows_that_guessed']} rows guessed, {row['right_per_row']:.2f} right in each"
         )
-    for llm in (plain, guessing, *large):
+    for llm in {id(llm): llm for llm in (plain, guessing, *large)}.values():
         llm.close()
     if options.json:
         options.json.write_text(json.dumps({"options": wanted, "kinds": rows}, indent=1))
