@@ -111,7 +111,9 @@ def test_guesses_change_no_bit(way: str, checkpoint: Path, case: Case) -> None:
     numbers, asked, expected = case
     common = {"num_threads": 1, "num_kv_blocks": 64, "max_model_len": 216}
     options = dict(SPECULATIVE_WAYS[way].options)
-    wanted = {"num_speculative_tokens": options.pop("num_drafts", 4)}
+    # Costs as given: those of a loaded machine might keep everybody from guessing.
+    wanted: dict[str, Any] = {"costs": {}}
+    wanted["num_speculative_tokens"] = options.pop("num_drafts", 4)
     told, rounds = expected, 1
     if "method" in options:
         # No drafter that knows it all: the second round is guessed from the first.
