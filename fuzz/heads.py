@@ -29,7 +29,9 @@ from ..reference.heads import HeadConfig
 from .checkpoints import Tiny, noise
 from .drafters import DrafterName
 
-HeadKind = Literal["draft_model", "eagle3", "eagle3 few", "deepseek", "qwen3-next", "mimo"]
+HeadKind = Literal[
+    "draft_model", "eagle3", "eagle3 few", "eagle3 nested", "deepseek", "qwen3-next", "mimo"
+]
 HEAD_KINDS: tuple[HeadKind, ...] = get_args(HeadKind)
 WEIGHTS = "model.safetensors"
 
@@ -96,7 +98,7 @@ def make_guessing(kind: HeadKind, target: Path, *, seed: int = 5) -> dict[str, A
     if kind == "draft_model":
         return {"method": kind, "model": str(_make_draft(target, generator)), "costs": {}}
     few = 40 if kind.endswith("few") else config["vocab_size"]
-    name = kind.removesuffix(" few")
+    name = kind.split()[0] if kind.startswith("eagle3") else kind
     tensors = _head(name, config, generator, few)
     if name != "eagle3":
         stored = load_file(target / WEIGHTS)
@@ -110,6 +112,12 @@ def make_guessing(kind: HeadKind, target: Path, *, seed: int = 5) -> dict[str, A
     own |= {"draft_vocab_size": few, "eagle_config": {"eagle_aux_hidden_state_layer_ids": TAPS}}
     dropped = ("layer_types", "use_sliding_window", "sliding_window", "max_window_layers")
     shape = {key: value for key, value in config.items() if key not in dropped}
+    if kind.endswith("nested"):
+        # As vLLM's `speculators` has it.
+        own |= {"eagle_aux_hidden_state_layer_ids": TAPS, "transformer_layer_config": shape | own}
+        del own["eagle_config"]
+        shape = {}
+        tensors = {key.replace("midlayer.", "layers.0."): one for key, one in tensors.items()}
     (folder / "config.json").write_text(json.dumps(shape | own))
     if few < config["vocab_size"]:
         known = torch.randperm(config["vocab_size"], generator=generator)[:few].sort().values

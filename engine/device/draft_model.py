@@ -11,13 +11,10 @@ from __future__ import annotations
 import numpy as np
 from torch import Tensor
 
-from ...reference.ops import Batch, Ops, StepRows
 from ..models.base import DecoderModel, Tail
 from ..plan import StepPlan
 from ..request import IntArray
-from .guesser import NO_ROWS, Pass, Seen, Watched, step_rows
-from .link import Link
-from .state import DeviceTable
+from .guesser import NO_ROWS, Pass, Places, Seen, Watched
 
 MOST_TOKENS = 16384
 """That a step computes of what is missing; what is left out only makes guesses worse."""
@@ -26,22 +23,12 @@ MOST_TOKENS = 16384
 class ModelHead:
     """See guesser.Head."""
 
-    def __init__(
-        self,
-        model: DecoderModel,
-        ops: Ops,
-        link: Link,
-        table: DeviceTable,
-        *,
-        num_blocks: int,
-        block_size: int,
-    ) -> None:
+    def __init__(self, model: DecoderModel, places: Places, num_blocks: int) -> None:
         self.model = model
         self.watched: Watched | None = None
-        self.caches = model.new_caches(num_blocks, block_size)
-        self._ops, self._link, self._table = ops, link, table
-        self._block_size = block_size
-        self._blocks = np.zeros(tuple(table.block_tables.shape), np.int32)
+        self.caches = model.new_caches(num_blocks, places.block_size)
+        self._places = places
+        self._blocks = np.zeros(tuple(places.table.block_tables.shape), np.int32)
         """The table of blocks, on the host."""
         self._filled = np.zeros(num_blocks, np.int32)
         """Leading places of each block whose keys and values are those of its tokens."""
@@ -50,7 +37,7 @@ class ModelHead:
 
     def begin(self, plan: StepPlan) -> bool:
         """See Head: chunks of prompts are computed in any case."""
-        size, filled = self._block_size, self._filled
+        size, filled = self._places.block_size, self._filled
         self._blocks[plan.block_slots, plan.block_indices] = plan.block_ids
         filled[plan.copy_targets] = filled[plan.copy_sources]
         ends = plan.starts + plan.num_tokens
@@ -71,18 +58,17 @@ class ModelHead:
         num_rows, prompts = len(rows.slots), self._prompts
         slots = np.concatenate((rows.slots, prompts.slots))
         given, starts = self._missing(slots, np.concatenate((rows.places, prompts.places)))
-        laid, num_tokens = step_rows(self._link, given, starts)
-        tokens, batch = self._prepare(laid, num_tokens)
-        last, tail = laid.query_starts[1 : num_rows + 1].long() - 1, batch
+        tokens, batch = self._places.prepare(given, starts)
+        last, tail = batch.query_starts[1 : num_rows + 1].long() - 1, batch
         if num_rows:
             guessing = Pass(given.slots[:num_rows], given.places[:num_rows])
-            _, tail = self._prepare(*step_rows(self._link, guessing, guessing.places))
+            _, tail = self._places.prepare(guessing, guessing.places)
         return self.model.hidden(tokens, batch, self.caches, Tail(last, tail)).last
 
     def go_on(self, rows: Pass) -> Tensor:
         """See Head: what is guessed is not counted as computed."""
-        laid, num_tokens = step_rows(self._link, rows, rows.places)
-        return self.model.hidden(*self._prepare(laid, num_tokens), self.caches, None).last
+        tokens, batch = self._places.prepare(rows, rows.places)
+        return self.model.hidden(tokens, batch, self.caches, None).last
 
     def logits(self, hidden: Tensor) -> Tensor:
         """See Head."""
@@ -96,7 +82,7 @@ class ModelHead:
 
         Rows may end before their places, where it were too much for a step.
         """
-        size, left = self._block_size, MOST_TOKENS
+        size, left = self._places.block_size, MOST_TOKENS
         starts, ends = np.empty(len(slots), np.int32), places + 1
         for row, (slot, place) in enumerate(zip(slots.tolist(), places.tolist(), strict=True)):
             blocks = self._blocks[slot, : place // size + 1]
@@ -109,9 +95,3 @@ class ModelHead:
             self._filled[blocks[first : (end - 1) // size]] = size
             self._filled[blocks[(end - 1) // size]] = (end - 1) % size + 1
         return Pass(slots, ends - 1), starts
-
-    def _prepare(self, rows: StepRows, num_tokens: int) -> tuple[Tensor, Batch]:
-        table = self._table
-        return self._ops.prepare(
-            rows, table.tokens, table.block_tables, self._block_size, num_tokens
-        )

@@ -16,8 +16,9 @@ from ..params import SamplingParams
 from ..plan import Admitted, Drafts, StepPlan
 from .runner import ModelRunner
 
-NUM_KNOWN = 17
-MAX_MODEL_LEN = 32
+NUM_KNOWN = 9
+MAX_MODEL_LEN = 16
+"""What every model can compute."""
 FEW, MANY = 1, 5
 """Guesses of the rows that are compared."""
 LEAST_RUNS, MOST_RUNS, SECONDS = 3, 60, 0.4
@@ -26,9 +27,9 @@ LEAST_RUNS, MOST_RUNS, SECONDS = 3, 60, 0.4
 
 def measure_costs(runner: ModelRunner, *, on_device: bool) -> GuessCosts:
     """Time steps without and with guesses in a memory of their own."""
-    scratch = runner.smaller(
+    scratch = runner.renewal(
         num_blocks=1, block_size=MAX_MODEL_LEN, max_num_seqs=1, max_model_len=MAX_MODEL_LEN
-    )
+    )()
     kinds = [None, *(_guesses(count, known=True) for count in (FEW, MANY))]
     if on_device:
         kinds += [_guesses(count, known=False) for count in (FEW, MANY)]

@@ -96,23 +96,41 @@ class Head(Protocol):
         """Take in what the target has computed, once its tokens are drawn and in the table."""
 
 
-class HeadMaker(Protocol):
-    """Makes the head of one runner."""
+class Places(NamedTuple):
+    """Where a runner's sequences are: tokens and blocks by slot."""
 
-    def __call__(
-        self, ops: Ops, link: Link, table: DeviceTable, *, num_blocks: int, block_size: int
-    ) -> Head: ...
+    ops: Ops
+    link: Link
+    table: DeviceTable
+    block_size: int
+
+    def prepare(self, rows: Pass, starts: IntArray) -> tuple[Tensor, Batch]:
+        """Gather what rows compute from starts [rows] to their places: (tokens [n] int32, Batch),
+        row after row."""
+        size = len(starts)
+        ends = np.zeros(size + 1, np.int32)
+        np.cumsum(rows.places + 1 - starts, out=ends[1:])
+        words = self.link.upload(np.concatenate((rows.slots, starts, ends)).astype(np.int32))
+        laid = StepRows(words[:size], words[size : 2 * size], words[2 * size :])
+        table = self.table
+        return self.ops.prepare(
+            laid, table.tokens, table.block_tables, self.block_size, int(ends[-1])
+        )
+
+
+class HeadMaker(Protocol):
+    """Makes the head of one runner, whose KV memory has num_blocks."""
+
+    def __call__(self, places: Places, num_blocks: int) -> Head: ...
 
 
 class Guesser:
     """Guesses of one runner's rows."""
 
-    def __init__(
-        self, head: Head, ops: Ops, link: Link, table: DeviceTable, sampling: SamplingTable
-    ) -> None:
+    def __init__(self, head: Head, places: Places, sampling: SamplingTable) -> None:
         self.head = head
-        self._ops, self._link = ops, link
-        self._table, self._sampling = table, sampling
+        self._ops, self._link, self._table = places.ops, places.link, places.table
+        self._sampling = sampling
         self._needed = False
 
     def begin(self, plan: StepPlan) -> None:
@@ -168,12 +186,3 @@ class Guesser:
         slots, places = link.upload(rows.slots.copy()), link.upload(rows.places.copy())
         self._ops.store_tokens(self._table.tokens, slots, places, tokens)
         return tokens
-
-
-def step_rows(link: Link, rows: Pass, starts: IntArray) -> tuple[StepRows, int]:
-    """Lay out rows that compute from starts [rows] to their places; and how many tokens."""
-    ends = np.zeros(len(starts) + 1, np.int32)
-    np.cumsum(rows.places + 1 - starts, out=ends[1:])
-    words = link.upload(np.concatenate((rows.slots, starts, ends)).astype(np.int32))
-    size = len(starts)
-    return StepRows(words[:size], words[size : 2 * size], words[2 * size :]), int(ends[-1])

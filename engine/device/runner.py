@@ -29,7 +29,7 @@ from ..plan import Admitted, RowFault, StepPlan, StepResult
 from . import warm_up
 from .grammar_rows import Masks
 from .graphs import CudaCapture, GraphKey, StepGraphs
-from .guesser import Guesser, HeadMaker, Seen, Watched
+from .guesser import Guesser, HeadMaker, Places, Seen, Watched
 from .inputs import PackedStep, StepInputs, largest_buckets, make_buckets
 from .link import FaultedLanding, Landing, Link, Scores, make_link
 from .prompt_scores import Scorer
@@ -102,13 +102,12 @@ class ModelRunner:
         # What was made here was made on another stream than steps run on.
         self._link.settle()
 
-    def renewed(self) -> ModelRunner:
-        """Make another runner of the same model, with memory and a table of its own."""
-        return self.renewal()()
+    def renewal(self, **sizes: Any) -> Callable[[], ModelRunner]:
+        """Return what makes another runner of the same model, and holds no memory of this one.
 
-    def renewal(self) -> Callable[[], ModelRunner]:
-        """Return what makes another runner of the same model, and holds no memory of this one."""
-        model, ops, options = self.model, self.ops, self._options
+        sizes: where it differs, in the words of __init__.
+        """
+        model, ops, options = self.model, self.ops, self._options | sizes
         grammars, make_head = self._sampling.grammars.compiled, self._make_head
 
         def renew() -> ModelRunner:
@@ -120,13 +119,6 @@ class ModelRunner:
 
         return renew
 
-    def smaller(self, **sizes: Any) -> ModelRunner:
-        """Make another runner of the same model, of other sizes (see __init__), to try things."""
-        other = ModelRunner(self.model, self.ops, **(self._options | sizes))
-        if self._make_head is not None:
-            other.guess_by(self._make_head)
-        return other
-
     def follow(self, grammars: Grammars) -> None:
         """Say where the grammars of requests are compiled."""
         self._sampling.grammars.compiled = grammars
@@ -134,9 +126,9 @@ class ModelRunner:
     def guess_by(self, make_head: HeadMaker) -> None:
         """Say what guesses where plans leave that to the device, before the first step."""
         self._make_head = make_head
-        sizes = {"num_blocks": self._options["num_blocks"], "block_size": self._block_size}
-        head = make_head(self.ops, self._link, self._table, **sizes)
-        self._guesser = Guesser(head, self.ops, self._link, self._table, self._sampling)
+        places = Places(self.ops, self._link, self._table, self._block_size)
+        head = make_head(places, self._options["num_blocks"])
+        self._guesser = Guesser(head, places, self._sampling)
         self._watched = head.watched
         self._caches += head.caches
         self._link.settle()
@@ -205,13 +197,13 @@ class ModelRunner:
 
         Compiling holds the interpreter's lock, which a server cannot afford later.
         """
-        scratch = self.smaller(
+        scratch = self.renewal(
             num_blocks=warm_up.NUM_BLOCKS,
             block_size=max(self._block_size, warm_up.MAX_MODEL_LEN),
             max_num_seqs=warm_up.NUM_SLOTS,
             max_model_len=warm_up.MAX_MODEL_LEN,
             decoding="exact",
-        )
+        )()
         for plan in warm_up.PLANS:
             scratch.execute(plan)
 

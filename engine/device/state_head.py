@@ -12,12 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ...reference.ops import Batch, Ops
 from ..models.heads import HeadModel
 from ..plan import MAX_DRAFTS, StepPlan
-from .guesser import Pass, Seen, Watched, step_rows
-from .link import Link
-from .state import DeviceTable
+from .guesser import Pass, Places, Seen, Watched
 
 RING = MAX_DRAFTS + 1
 """States that are kept of each slot: as many as a row draws tokens."""
@@ -26,26 +23,16 @@ RING = MAX_DRAFTS + 1
 class StateHead:
     """See guesser.Head."""
 
-    def __init__(
-        self,
-        model: HeadModel,
-        ops: Ops,
-        link: Link,
-        table: DeviceTable,
-        *,
-        num_blocks: int,
-        block_size: int,
-    ) -> None:
+    def __init__(self, model: HeadModel, places: Places, num_blocks: int) -> None:
         self.model = model
-        self._cache = model.new_cache(num_blocks, block_size)
+        self._cache = model.new_cache(num_blocks, places.block_size)
         self.caches = (self._cache,)
         config = model.config
         self.watched = Watched(config.taps, needs_last=config.kind == "mtp")
-        self._ops, self._link, self._table = ops, link, table
-        self._block_size = block_size
-        num_slots, layer = len(table.tokens), config.layer
+        self._places, self._link = places, places.link
+        num_slots, layer = len(places.table.tokens), config.layer
         self._states = torch.zeros(
-            num_slots + 1, RING, layer.hidden_size, dtype=layer.dtype, device=link.device
+            num_slots + 1, RING, layer.hidden_size, dtype=layer.dtype, device=places.link.device
         )
         """[slots + 1, RING, hidden] by the token's position; padding writes the last line."""
         self._carried = self._states[0]
@@ -71,7 +58,7 @@ class StateHead:
 
     def observe(self, seen: Seen) -> None:
         """See Head."""
-        states, batch, table = self.model.states(seen.features), seen.batch, self._table
+        states, batch, table = self.model.states(seen.features), seen.batch, self._places.table
         counts = batch.query_starts[1:] - batch.query_starts[:-1]
         slots = torch.repeat_interleave(batch.slots, counts, output_size=len(states))
         behind = slots.long() * table.max_model_len + batch.positions + 1
@@ -82,15 +69,9 @@ class StateHead:
 
     def _compute(self, rows: Pass, states: Tensor) -> Tensor:
         """Compute the entries before rows' places, with the tokens there."""
-        tokens, _ = self._prepare(rows.places, rows.slots)
-        _, batch = self._prepare(rows.places - 1, rows.slots)
+        before = Pass(rows.slots, rows.places - 1)
+        tokens, _ = self._places.prepare(rows, rows.places)
+        _, batch = self._places.prepare(before, before.places)
         computed = self.model.compute(tokens, states, batch, self._cache)
         self._carried = computed.carried
         return computed.last
-
-    def _prepare(self, places: np.ndarray, slots: np.ndarray) -> tuple[Tensor, Batch]:
-        laid, num_tokens = step_rows(self._link, Pass(slots, places), places)
-        table = self._table
-        return self._ops.prepare(
-            laid, table.tokens, table.block_tables, self._block_size, num_tokens
-        )

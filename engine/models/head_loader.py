@@ -115,7 +115,8 @@ def find_eagle3(path: Path, target: ModelConfig) -> FoundHead:
     """Read the config of an EAGLE-3 head for a target."""
     file, decoder = path / "config.json", target.decoder
     values = ConfigValues(read_json(file), str(file))
-    shape = values.section("transformer_layer_config") or values
+    nested = values.section("transformer_layer_config")
+    shape = nested or values
     if shape.integer("num_hidden_layers") != 1:
         raise shape.wrong("num_hidden_layers", "1")
     biased = shape.flag("attention_bias")
@@ -131,7 +132,8 @@ def find_eagle3(path: Path, target: ModelConfig) -> FoundHead:
         kind="eagle3",
         layer=replace(layer, vocab_size=vocab_size, max_positions=decoder.max_positions),
         taps=_taps(values, decoder.num_layers),
-        adds_to_normed=values.flag("norm_before_residual"),
+        # Of vLLM's `speculators` it is the default.
+        adds_to_normed=values.flag("norm_before_residual", nested is not None),
     )
     return FoundHead(config, path, EAGLE3, target)
 
@@ -178,7 +180,7 @@ class HeadBuilder:
         layer, target_vocab = config.layer, target.config.vocab_size
         hidden, is_eagle = layer.hidden_size, config.kind == "eagle3"
         self.parts = parts = Parts(ops, layer.dtype, layer.sums, target.device)
-        self._target, self._is_eagle = target, is_eagle
+        self._target = target
         count = len(config.taps) if is_eagle else 2
         self._join = parts.matrix((layout.join,), (hidden,), count * hidden, biased=False)
         self._layer = expect_layer(
