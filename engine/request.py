@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 from .params import SamplingParams
 
 IntArray = NDArray[np.int32]
+VectorRows = NDArray[np.float32]
+"""[rows, width] what a model makes of sequences."""
 FinishReason = Literal["stop", "length", "repetition", "abort", "error"]
 
 
@@ -58,6 +60,8 @@ class Request(Struct, frozen=True, kw_only=True):
     """Whose request it is: tenants wait in turn."""
     num_candidates: int = 0
     """So many of the likeliest tokens are told with each, also where params.logprobs is less."""
+    pool: bool = False
+    """Wants the vector of its prompt, and no token."""
     keep: bool = False
     """When its length has ended it, what it computed stays for forks until it is aborted."""
 
@@ -110,6 +114,8 @@ class TokenEvents(Struct, frozen=True):
     """Rows as request_ids; None where no sequence of the step asked."""
     prompts: tuple[PromptLogprobs, ...] = ()
     """Of prompts that the step computed, where the request asked; told before its tokens are."""
+    vectors: VectorRows | None = None
+    """Rows as request_ids; None where no sequence of the step asked."""
 
 
 class TimelineEvent(Struct, frozen=True, omit_defaults=True):
@@ -199,3 +205,5 @@ class RequestOutput(Struct, frozen=True, kw_only=True):
     error: str | None = None
     timeline: Timeline | None = None
     """Of a finished request."""
+    vector: NDArray[np.float32] | None = None
+    """[width] of a finished request that wants it, as the model gives it."""
