@@ -59,6 +59,8 @@ class EngineParts:
     grammars: Grammars
     generates: bool
     pooling: PoolingConfig
+    max_pooled_len: int
+    """Tokens of a prompt whose vector is wanted."""
 
 
 def build_engine(config: EngineConfig) -> EngineParts:
@@ -83,6 +85,7 @@ def build_engine(config: EngineConfig) -> EngineParts:
         grammars=loaded.grammars,
         generates=loaded.model_config.generates,
         pooling=loaded.model_config.pooling,
+        max_pooled_len=limits.max_model_len - 1,
     )
 
 

@@ -88,8 +88,6 @@ class EncoderBuilder:
             ),
             attention_norm=self._expect_norm(f"{prefix}attention.output.LayerNorm", hidden),
             up=matrix((f"{prefix}intermediate.dense",), (mlp,), hidden, biased=True),
-            down=matrix(
-                (f"{prefix}output.dense",), (hidden,), mlp, biased=True, segments=segments
-            ),
+            down=matrix((f"{prefix}output.dense",), (hidden,), mlp, biased=True, segments=segments),
             output_norm=self._expect_norm(f"{prefix}output.LayerNorm", hidden),
         )

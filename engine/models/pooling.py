@@ -67,6 +67,8 @@ class PoolingConfig(Struct, frozen=True, kw_only=True):
     """What a classifier's numbers go through, unless the request says."""
     dimensions: tuple[int, ...] | None = None
     """To which an embedding may be cut; None: to any number."""
+    num_types: int = 1
+    """Texts of a prompt that the model tells apart."""
     max_tokens: int | None = None
     """Of a text, where that is less than the model's own."""
 

@@ -11,6 +11,7 @@ from typing import Any, get_args
 
 import torch
 from msgspec import Struct
+from msgspec.structs import replace
 
 from ...reference.decoder import DecoderConfig
 from ...reference.encoder import EncoderConfig
@@ -25,6 +26,7 @@ from .pooling import (
     MODULES,
     PoolingConfig,
     Stage,
+    apply_wish,
     classifier_config,
     embedding_config,
     read_labels,
@@ -103,7 +105,12 @@ def read_model_config(
         family = FAMILIES[_stem(architecture) + DRAWS]
         shape = decoder_config(values, family.traits(values), found, linear_segments, sums)
     generates = _generates(path, architecture, runner)
-    pooling = _pooling(path, values, architecture, shape, pooler)
+    if generates:
+        pooling = apply_wish(PoolingConfig(width=shape.hidden_size), pooler)
+        if pooling.kind != "last":
+            raise ConfigError("pooler_config: a model that generates pools LAST, and nothing else.")
+    else:
+        pooling = _pooling(path, values, architecture, shape, pooler)
     longest = shape.max_positions
     return ModelConfig(
         path=path,
@@ -160,15 +167,20 @@ def _pooling(
     shape: DecoderConfig | EncoderConfig,
     wish: PoolerConfig | None,
 ) -> PoolingConfig:
-    encoder = ENCODERS.get(architecture)
+    """Read how a model that does not generate makes its vectors."""
+    encoder, hidden = ENCODERS.get(architecture), shape.hidden_size
     if not architecture.endswith(CLASSIFIES):
         kind: Kind = "last" if encoder is None else "cls"
-        return embedding_config(path, values, shape.hidden_size, wish, kind)
-    if encoder is not None:
+        config = embedding_config(path, values, hidden, wish, kind)
+    elif encoder is None:
+        stage = Stage("score", (len(read_labels(values)), hidden), False, "identity")
+        config = classifier_config(values, "last", (stage,), wish)
+    else:
         assert encoder.stages is not None, architecture
-        return classifier_config(values, "cls", encoder.stages(values, encoder.prefix), wish)
-    stage = Stage("score", (len(read_labels(values)), shape.hidden_size), False, "identity")
-    return classifier_config(values, "last", (stage,), wish)
+        config = classifier_config(values, "cls", encoder.stages(values, encoder.prefix), wish)
+    if isinstance(shape, EncoderConfig):
+        config = replace(config, num_types=shape.num_types)
+    return config
 
 
 def _dtype(values: ConfigValues, wish: DTypeName) -> torch.dtype:
