@@ -29,7 +29,6 @@ from .executor.base import Executor
 from .executor.inline import InlineExecutor
 from .grammar.grammars import Grammars
 from .guesses import Guesses, make_drafter, read_guesses
-from .models.base import DecoderModel
 from .models.encoder import Model
 from .models.loader import load_model
 from .models.pooled_loader import load_pooled
@@ -57,7 +56,6 @@ class EngineParts:
     """Tokens of a sequence: of the prompt alone, where it does not generate."""
     eos_token_ids: tuple[int, ...]
     grammars: Grammars
-    generates: bool
     pooling: PoolingConfig
     max_pooled_len: int
     """Tokens of a prompt whose vector is wanted."""
@@ -83,7 +81,6 @@ def build_engine(config: EngineConfig) -> EngineParts:
         max_model_len=config.max_model_len or limits.max_model_len,
         eos_token_ids=loaded.model_config.eos_token_ids,
         grammars=loaded.grammars,
-        generates=loaded.model_config.generates,
         pooling=loaded.model_config.pooling,
         max_pooled_len=limits.max_model_len - 1,
     )
@@ -326,7 +323,7 @@ def _make_runner(
         num_blocks=config.num_kv_blocks,
         block_size=config.block_size,
         max_num_seqs=config.max_num_seqs,
-        max_model_len=config.max_model_len,
+        max_model_len=config.max_model_len + (model.pooler is not None),
         decoding=decoding,
     )
     runner.warm_up()

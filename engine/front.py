@@ -34,6 +34,7 @@ from .text.output import OutputState, take_row
 from .text.pooled import PooledPrompts
 from .text.prepare import (
     FoundGrammar,
+    ModelFacts,
     Prepared,
     Prompt,
     PromptDict,
@@ -84,7 +85,6 @@ class Front:
         self._chat_template: ChatTemplate | None = None
         self.parsers = parsers_of(config, self._tokenizer)
         self.pooling = parts.pooling
-        self.generates = parts.generates
         self._clock = clock
         self.metrics = EngineMetrics(self.model_name)
         self.pooled = PooledPrompts(
@@ -92,15 +92,12 @@ class Front:
         )
         self._builder = RequestBuilder(
             self._tokenizer,
-            vocab_size=parts.vocab_size,
-            max_model_len=parts.max_model_len,
-            eos_token_ids=parts.eos_token_ids,
+            ModelFacts(parts.vocab_size, parts.max_model_len, parts.eos_token_ids),
             seed=config.seed,
             max_logprobs=config.max_logprobs,
             grammars=parts.grammars,
             markers=markers_of(config, self.parsers, self._tokenizer, parts.vocab_size),
             pooled=self.pooled,
-            generates=parts.generates,
         )
         if self._tokenizer is not None:
             parts.grammars.provide(

@@ -7,19 +7,20 @@ has them. transformers is imported inside, for it takes seconds.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from .checkpoints import SHAPE, noise
+from .checkpoints import SHAPE, VOCAB_SIZE, noise
 
 MAX_POSITIONS = 96
 ENCODER: dict[str, Any] = {
-    "vocab_size": 157,
+    "vocab_size": VOCAB_SIZE,
     "hidden_size": 64,
     "intermediate_size": 96,
     "num_hidden_layers": 2,
@@ -37,7 +38,7 @@ class Layout(NamedTuple):
     model: str
     """transformers' class."""
     config: str
-    changes: dict[str, Any] = {}
+    changes: Mapping[str, Any] = MappingProxyType({})
     pooling: str | None = None
     """The mode of sentence-transformers' pooling; None: without its files."""
     dense: int = 0
@@ -126,7 +127,7 @@ def make_pooled(kind: str, folder: Path, *, seed: int = 0, **changes: Any) -> Po
 
     transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # theirs
     layout = LAYOUTS[kind]
-    fields = (ENCODER if layout.encodes else SHAPE) | layout.changes | changes
+    fields = (ENCODER if layout.encodes else SHAPE) | dict(layout.changes) | changes
     config = getattr(transformers, layout.config)(**fields)
     config._attn_implementation = "eager"
     model = getattr(transformers, layout.model)(config).eval()

@@ -72,7 +72,9 @@ class ModelRunner:
     ) -> None:
         """Block ids are below num_blocks, slots below max_num_seqs. link: None for the device's."""
         config = model.config
-        assert max_model_len <= config.max_positions, (max_model_len, config.max_positions)
+        # A vector has the place of a token that nobody computes.
+        most = config.max_positions + (model.pooler is not None)
+        assert max_model_len <= most, (max_model_len, most)
         self.model = model
         self.ops = ops
         self._options: dict[str, Any] = {

@@ -91,11 +91,11 @@ def canonical(
 ) -> dict[str, Stored]:
     """Give what is stored the names that are expected: with the prefix, as of today."""
     named = {}
-    for name, one in stored.items():
+    for given, one in stored.items():
+        name = given
         for old, new in OLD_NAMES.items():
-            if name.endswith(old) and name not in parts:
+            if name.endswith(old):
                 name = name.removesuffix(old) + new
-        if name not in parts and prefix + name in parts:
-            name = prefix + name
-        named[name] = one
+        known = next((known for known in (name, prefix + name) if known in parts), given)
+        named[known] = one
     return named

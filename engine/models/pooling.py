@@ -55,6 +55,8 @@ class Stage(NamedTuple):
 class PoolingConfig(Struct, frozen=True, kw_only=True):
     """From hidden states to what a request gets."""
 
+    beside: bool = False
+    """Whether the model generates, and vectors are made beside: of its last states."""
     kind: Kind = "last"
     stages: tuple[Stage, ...] = ()
     normalize: bool = True

@@ -58,8 +58,6 @@ class ModelConfig(Struct, frozen=True, kw_only=True):
     eos_token_ids: tuple[int, ...]
     has_mtp: bool = False
     """Whether layers that guess may stand behind the model's own."""
-    generates: bool = True
-    """Whether it draws tokens, and gives vectors only beside."""
     pooling: PoolingConfig
 
     @property
@@ -72,6 +70,11 @@ class ModelConfig(Struct, frozen=True, kw_only=True):
         """The shape of a decoder."""
         assert isinstance(self.shape, DecoderConfig), self.architecture
         return self.shape
+
+    @property
+    def generates(self) -> bool:
+        """Whether it draws tokens."""
+        return self.pooling.beside
 
     @property
     def takes_whole_prompts(self) -> bool:
@@ -104,9 +107,8 @@ def read_model_config(
     else:
         family = FAMILIES[_stem(architecture) + DRAWS]
         shape = decoder_config(values, family.traits(values), found, linear_segments, sums)
-    generates = _generates(path, architecture, runner)
-    if generates:
-        pooling = apply_wish(PoolingConfig(width=shape.hidden_size), pooler)
+    if _generates(path, architecture, runner):
+        pooling = apply_wish(PoolingConfig(beside=True, width=shape.hidden_size), pooler)
         if pooling.kind != "last":
             raise ConfigError("pooler_config: a model that generates pools LAST, and nothing else.")
     else:
@@ -121,7 +123,6 @@ def read_model_config(
         max_model_len=min(longest, pooling.max_tokens or longest),
         eos_token_ids=_eos_token_ids(path, values),
         has_mtp=bool(values.integer("num_nextn_predict_layers", 0, low=0)),
-        generates=generates,
         pooling=pooling,
     )
 

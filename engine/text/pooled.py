@@ -52,6 +52,11 @@ class PooledPrompts:
         self._vocab_size = vocab_size
         self._max_prompt_len = max_prompt_len
 
+    @property
+    def alone(self) -> bool:
+        """Whether the model makes vectors and nothing else."""
+        return not self._config.beside
+
     def read(self, prompt: Any, params: PoolingParams) -> PooledIds:
         """Return a prompt's ids. A prompt: a text, a pair, token ids, or a dict as elsewhere."""
         self._check_dimensions(params)

@@ -63,31 +63,37 @@ class FoundGrammar(NamedTuple):
     compiled: Compiled
 
 
+class ModelFacts(NamedTuple):
+    """What prompts depend on."""
+
+    vocab_size: int
+    max_model_len: int
+    """Tokens of prompt and answer together."""
+    eos_token_ids: Sequence[int]
+
+
 class RequestBuilder:
     """Builds requests for one model. `seed` decides all seeds that it draws."""
 
     def __init__(
         self,
         tokenizer: Tokenizer | None,
+        facts: ModelFacts,
         *,
-        vocab_size: int,
-        max_model_len: int,
-        eos_token_ids: Sequence[int],
         seed: int,
         max_logprobs: int,
         grammars: Grammars | None = None,
         markers: Markers | None = None,
         pooled: PooledPrompts | None = None,
-        generates: bool = True,
     ) -> None:
         """markers: of thoughts, where the engine has some. pooled: takes prompts for vectors."""
+        vocab_size = facts.vocab_size
         self._pooled = pooled
-        self._generates = generates
         self._tokenizer = tokenizer
         self._vocab_size = vocab_size
         self._max_logprobs = vocab_size if max_logprobs < 0 else max_logprobs
-        self._max_model_len = max_model_len
-        self._eos_token_ids = tuple(eos_token_ids)
+        self._max_model_len = facts.max_model_len
+        self._eos_token_ids = tuple(facts.eos_token_ids)
         self._grammars = Grammars() if grammars is None else grammars
         self._markers = markers
         self._generator = np.random.Generator(np.random.PCG64(seed))
@@ -109,7 +115,7 @@ class RequestBuilder:
         if isinstance(params, PoolingParams):
             assert self._pooled is not None, prompt
             prompt, params = self._pooled.read(prompt, params), ONE_VECTOR
-        elif not self._generates:
+        elif self._pooled is not None and self._pooled.alone:
             raise ParamsError("This model does not generate: it makes vectors alone.", "model")
         if isinstance(params, BeamSearchParams):
             beams = self._with_logprobs(params)
