@@ -54,8 +54,8 @@ TAIL_COEFFICIENTS = (
     0.120753957,
     0.119629299,
 )
-"""Of t^7 .. t^0 in (1 - Phi(z)) / (t * exp(-z^2 / 2)), z >= 0, t = 1 / (1 + TAIL_SLOPE * z), Phi the
-normal distribution function; fitted for relative error, 1.5e-7."""
+"""Of t^7 .. t^0 in (1 - Phi(z)) / (t * exp(-z^2 / 2)), z >= 0, t = 1 / (1 + TAIL_SLOPE * z), Phi
+the normal distribution function; fitted for relative error, 1.5e-7."""
 TAIL_SLOPE = 0.3
 
 
