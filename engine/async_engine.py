@@ -162,7 +162,8 @@ class AsyncEngine:
 
     @property
     def num_waiting(self) -> int:
-        """Answers that were asked for and wait for their turn, preempted ones too."""
+        """Answers that were asked for and wait for their turn, preempted ones too, but for the
+        background's."""
         return self._front.num_waiting if self._front else 0
 
     @property

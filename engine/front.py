@@ -27,7 +27,7 @@ from .grammar.grammars import Compiled
 from .metrics import EngineMetrics
 from .pacing import Pacer
 from .params import BeamSearchParams, Params, SamplingParams
-from .request import Finished, PromptLogprobs, Request, TokenEvents
+from .request import BACKGROUND, Finished, PromptLogprobs, Request, TokenEvents
 from .searches import Searches
 from .text.chat import ChatTemplate
 from .text.output import OutputState, take_row
@@ -141,9 +141,11 @@ class Front:
 
     @property
     def num_waiting(self) -> int:
-        """Answers that wait for a place in a step, or for the first of their request."""
-        later = sum(len(self._open[name].later) for name in self._members if name in self._open)
-        return self.core.scheduler.num_waiting + later
+        """Answers that wait for a place in a step, or for the first of their request, but for the
+        background's."""
+        opened = [self._open[name] for name in self._members if name in self._open]
+        later = sum(one.priority < BACKGROUND for each in opened for one in each.later)
+        return self.core.scheduler.num_waiting - self.core.scheduler.num_background + later
 
     @property
     def open_ids(self) -> list[str]:

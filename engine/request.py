@@ -13,6 +13,9 @@ from numpy.typing import NDArray
 
 from .params import SamplingParams
 
+BACKGROUND = 2**31 - 1
+"""Priority of what is done when nobody else waits, whatever the policy."""
+
 IntArray = NDArray[np.int32]
 VectorRows = NDArray[np.float32]
 """[rows, width] what a model makes of sequences."""
@@ -52,7 +55,8 @@ class Request(Struct, frozen=True, kw_only=True):
     eos_token_ids: tuple[int, ...] = ()
     """End the sequence unless params.ignore_eos."""
     priority: int = 0
-    """Lower runs earlier (vLLM's meaning); equal ones first come, first served."""
+    """Lower runs earlier (vLLM's meaning); equal ones first come, first served. From
+    BACKGROUND on it counts under every policy."""
     arrival_s: float = 0.0
     cache_salt: str | None = None
     """Prefix-cache hits happen only between equal salts."""

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from aiohttp import web
 
-from ..answer import admit, answer, check_accepting
+from ..answer import admit, answer, check_accepting, priority_of
 from ..auth import cache_salt, tenant_of
+from ..caller import Caller, caller_of
 from ..conversation import Asked, ask
 from ..convert import chat_params, check_length, check_model, encode, prepare, renamed
 from ..decode import read_body
@@ -43,7 +44,7 @@ async def chat(request: web.Request) -> web.StreamResponse:
     if not body.messages:
         return json_response(_reply(request, body, "").loaded())
     with renamed(NAMES):
-        asked = await ask(request, asked_body, "chat-", NO_LIMIT)
+        asked = await ask(caller_of(request), asked_body, "chat-", NO_LIMIT)
     return await _answer(request, body, asked_body, asked)
 
 
@@ -55,29 +56,29 @@ async def generate(request: web.Request) -> web.StreamResponse:
         return json_response(_reply(request, body, "").loaded())
     with renamed(GENERATE_NAMES):
         if body.raw:
-            asked = await _raw(request, body.prompt, asked_body)
+            asked = await _raw(caller_of(request), body.prompt, asked_body)
         else:
-            asked = await ask(request, asked_body, GENERATE, NO_LIMIT)
+            asked = await ask(caller_of(request), asked_body, GENERATE, NO_LIMIT)
     return await _answer(request, body, asked_body, asked)
 
 
-async def _raw(request: web.Request, text: str, body: ChatBody) -> Asked:
+async def _raw(caller: Caller, text: str, body: ChatBody) -> Asked:
     """Let a text in that no template changes, and prepare it."""
-    state = request.app[STATE]
-    engine = state.engine
+    engine = caller.state.engine
     params = chat_params(body)
-    admit(request, 1)
+    admit(caller, 1)
     prompt = await encode(engine, text, add_special_tokens=True)
     check_length(("prompt", len(prompt.token_ids)), NO_LIMIT, engine.max_model_len)
-    response_id = f"{GENERATE}{state.new_id()}"
+    response_id = f"{GENERATE}{caller.state.new_id()}"
     prepared = await prepare(
         engine,
         prompt,
         params,
         body,
         request_id=response_id,
-        cache_salt=cache_salt(request, None, isolate=state.isolate_keys),
-        tenant=tenant_of(request, None, by_key=state.has_keys),
+        priority=priority_of(caller, None),
+        cache_salt=cache_salt(caller, None),
+        tenant=tenant_of(caller),
     )
     return Asked(response_id, prepared, None)
 

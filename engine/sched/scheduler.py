@@ -22,7 +22,7 @@ from ..errors import ParamsError
 from ..kv.block_pool import IdArray
 from ..kv.hashing import KEY_BYTES
 from ..plan import RowFault, StepPlan, StepResult
-from ..request import Finished, IntArray, LogprobRows, Request, TokenEvents
+from ..request import BACKGROUND, Finished, IntArray, LogprobRows, Request, TokenEvents
 from ..spec.drafter import Drafter
 from .checks import check_state
 from .diff import PlanDiff
@@ -105,6 +105,11 @@ class Scheduler:
     def num_waiting(self) -> int:
         """Sequences in the queue, new or preempted."""
         return len(self._state.waiting)
+
+    @property
+    def num_background(self) -> int:
+        """Those of them that wait behind everybody else."""
+        return self._state.waiting.num_from(BACKGROUND)
 
     @property
     def num_free_blocks(self) -> int:
