@@ -15,7 +15,14 @@ from msgspec.structs import replace
 from ..errors import ParamsError
 from ..grammar.grammars import Compiled, Grammars
 from ..grammar.source import grammar_source
-from ..params import BeamSearchParams, Params, PoolingParams, SamplingParams, num_kept
+from ..params import (
+    BeamSearchParams,
+    Params,
+    PoolingParams,
+    RequestOutputKind,
+    SamplingParams,
+    num_kept,
+)
 from ..request import GrammarUse, IntArray, Request, ThinkingBudget
 from .chat import ChatTemplate
 from .ids import as_ids, check_unicode, wrong
@@ -38,7 +45,12 @@ class PromptDict(TypedDict, total=False):
 Prompt = str | Sequence[int] | PromptDict | TextPair
 """A pair of texts is for vectors alone."""
 ONE_VECTOR = SamplingParams(
-    max_tokens=1, temperature=0.0, seed=0, ignore_eos=True, detokenize=False
+    max_tokens=1,
+    temperature=0.0,
+    seed=0,
+    ignore_eos=True,
+    detokenize=False,
+    output_kind=RequestOutputKind.FINAL_ONLY,
 )
 """How a request for a vector is computed: nothing of its prompt is forgotten by a token."""
 
