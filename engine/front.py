@@ -31,7 +31,7 @@ from .request import BACKGROUND, Finished, PromptLogprobs, Request, TokenEvents
 from .searches import Searches
 from .text.chat import ChatTemplate
 from .text.output import OutputState, take_row
-from .text.pooled import PooledPrompts
+from .text.pooled import PooledIds, PooledPrompts
 from .text.prepare import (
     FoundGrammar,
     ModelFacts,
@@ -154,7 +154,7 @@ class Front:
 
     def prepare(
         self,
-        prompt: Prompt | Prepared,
+        prompt: Prompt | PooledIds | Prepared,
         params: Params | None = None,
         request_id: str | None = None,
         *,

@@ -170,7 +170,7 @@ def write_modules(
     add("Pooling", {"word_embedding_dimension": width, "include_prompt": True} | flags)
     dense = None
     if layout.dense:
-        config = {"in_features": width, "out_features": layout.dense, "bias": True}
+        config: dict[str, Any] = {"in_features": width, "out_features": layout.dense, "bias": True}
         config["activation_function"] = "torch.nn.modules.activation.Tanh"
         place = add("Dense", config)
         dense = (

@@ -71,7 +71,10 @@ class PooledPrompts:
             case str():
                 return self._encode(prompt, None, most)
             case {"prompt_token_ids": ids, **others} if others.keys() <= {"prompt"}:
-                return self._take(ids, most)._replace(text=others.get("prompt"))
+                shown = others.get("prompt")
+                if shown is not None and not isinstance(shown, str):
+                    raise wrong("prompt", shown, "a text beside prompt_token_ids")
+                return self._take(ids, most)._replace(text=shown)
             case {"prompt": str(text), **others} if not others:
                 return self._encode(text, None, most)
             case Mapping():

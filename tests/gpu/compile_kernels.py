@@ -140,7 +140,12 @@ def attention(
     cache = gpu.new_kv_cache(4, block_size, 2, head_dim, dtype)
     q = torch.zeros((tokens, 2 * group, head_dim), dtype=dtype)
     sinks = torch.zeros(2 * group) if has_sinks else None
-    options = {"window": window, "softcap": softcap, "sinks": sinks, "causal": causal}
+    options: dict[str, Any] = {
+        "window": window,
+        "softcap": softcap,
+        "sinks": sinks,
+        "causal": causal,
+    }
     gpu.paged_attention(q, cache, batch, scale=0.1, **options)
 
 

@@ -209,8 +209,10 @@ def test_attention_of_whole_sequences_is_that_of_torch(
     start = 0
     for row, (k, v) in zip(case.rows, kv, strict=True):
         rows = slice(start, start := start + row.num_queries)
-        inputs = (x.float().transpose(0, 1) for x in (q[rows], k, v))
-        expected = scaled_dot_product_attention(*inputs, scale=case.scale, enable_gqa=True)
+        query, key, value = (x.float().transpose(0, 1) for x in (q[rows], k, v))
+        expected = scaled_dot_product_attention(
+            query, key, value, scale=case.scale, enable_gqa=True
+        )
         near = 1e-5 if dtype == torch.float32 else 0.02
         assert torch.allclose(out[rows], expected.transpose(0, 1), atol=near, rtol=near)
 

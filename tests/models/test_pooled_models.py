@@ -13,11 +13,11 @@ import torch
 from quire import LLM, PoolingParams
 from quire.engine.errors import CheckpointError, ConfigError
 from quire.engine.models.registry import read_model_config
+from quire.fuzz.checkpoints import VOCAB_SIZE
 from quire.fuzz.pooled_checkpoints import (
     LAYOUTS,
     MAX_POSITIONS,
     POOLED_KINDS,
-    VOCAB_SIZE,
     PooledCheckpoint,
     make_pooled,
 )

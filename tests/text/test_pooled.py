@@ -44,7 +44,8 @@ def make_prompts(longest: int = 12, *, num_types: int = 2, **config: Any) -> Poo
 
 
 def read(prompt: Any, longest: int = 12, **params: Any) -> list[int]:
-    return make_prompts(longest).read(prompt, PoolingParams(**params)).token_ids.tolist()
+    taken = make_prompts(longest).read(prompt, PoolingParams(**params))
+    return [int(one) for one in taken.token_ids]
 
 
 texts = st.lists(st.sampled_from("abcd"), max_size=12).map(" ".join)
