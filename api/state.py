@@ -17,11 +17,11 @@ from aiohttp import web
 from .. import __version__
 from ..engine.config import EngineConfig
 from ..engine.metrics import EngineMetrics
-from ..engine.models.pooling import PoolingConfig
 from ..engine.params import Params
 from ..engine.parsing.choose import Parsers
 from ..engine.request import RequestOutput
 from ..engine.timeline import Timelines
+from ..engine.vectors import PoolingConfig
 from .admission import Admission
 from .limits import Limits
 from .response_store import ResponseStore

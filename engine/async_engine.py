@@ -25,7 +25,6 @@ from .config import EngineConfig
 from .errors import EngineError
 from .front import Front
 from .metrics import EngineMetrics
-from .models.pooling import PoolingConfig
 from .params import BeamSearchParams, Params, PoolingParams, RequestOutputKind, SamplingParams
 from .parsing.choose import Parsers
 from .plan import StepPlan
@@ -35,6 +34,7 @@ from .text.pooled import PooledIds, TextPair
 from .text.prepare import Prepared, Prompt, PromptDict
 from .text.tokenizer import Tokenizer
 from .timeline import Timelines
+from .vectors import PoolingConfig
 
 logger = logging.getLogger("quire")
 

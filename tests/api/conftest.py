@@ -20,12 +20,12 @@ from quire.engine.async_engine import AsyncEngine
 from quire.engine.config import EngineConfig
 from quire.engine.errors import ParamsError
 from quire.engine.metrics import EngineMetrics
-from quire.engine.models.pooling import PoolingConfig
 from quire.engine.params import RequestOutputKind, SamplingParams
 from quire.engine.parsing.choose import Parsers
 from quire.engine.request import CompletionOutput, Request, RequestOutput
 from quire.engine.text.prepare import Prepared
 from quire.engine.timeline import Timelines
+from quire.engine.vectors import PoolingConfig
 
 T = TypeVar("T")
 

@@ -21,6 +21,7 @@ from quire.api.routes.table import ROUTES
 
 MAX_TOKENS = 4
 CONVERSATION: dict[str, Any] = {"messages": [{"role": "user", "content": "a"}]}
+SCORED = {"text_1": "a", "text_2": ["b"]}
 RANKED = {"query": "a", "documents": ["b", {"text": "c"}]}
 ASKED: Any = {"input": "a", "max_output_tokens": 2}
 
@@ -79,7 +80,7 @@ def test_what_a_route_answers_fits_its_schema(live: Any, route: Route) -> None:
         "/api/show": {"model": "tiny"},
         "/v1/embeddings": {"input": ["a", "b"]},
         "/pooling": {"input": "a", "encoding_format": "base64"},
-        **dict.fromkeys(("/v1/score", "/score"), {"text_1": "a", "text_2": ["b"]}),
+        **dict.fromkeys(("/v1/score", "/score"), SCORED),
         **dict.fromkeys(("/v1/rerank", "/v2/rerank", "/rerank"), RANKED),
         "/api/embed": {"model": "tiny", "input": "a"},
         "/api/embeddings": {"model": "tiny", "prompt": "a"},
