@@ -117,6 +117,11 @@ class Scheduler:
         return self._limits.num_blocks
 
     @property
+    def memory(self) -> SlotMemory:
+        """Slots and blocks, to be looked at between two calls."""
+        return self._memory
+
+    @property
     def stats(self) -> SchedulerStats:
         """A copy of the counters."""
         return replace(self._stats, num_evictions=self._memory.num_evictions)
