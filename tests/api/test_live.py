@@ -123,7 +123,7 @@ async def test_the_engine_is_observed_from_the_first_viewer_to_the_last(watched:
         await until(lambda: watched.server.state.viewers._num == 1)
         assert watched.is_told
     await until(lambda: not watched.is_told)
-    assert watched.server.state.num_active == 0
+    await until(lambda: watched.server.state.num_active == 0)
 
 
 async def until(true: Any) -> None:
