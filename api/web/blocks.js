@@ -65,6 +65,11 @@ export class BlockMap {
     if (!total || width <= 0) return;
     this.#size = Math.max(3, Math.min(MOST_PX, Math.floor(Math.sqrt((width * HIGHEST_PX) / total))));
     this.#columns = Math.max(1, Math.floor(width / this.#size));
+    // Rows of a round number of cells, as wide as there is room.
+    if (this.#columns > 16) {
+      this.#columns -= this.#columns % 8;
+      this.#size = Math.floor(width / this.#columns);
+    }
     const rows = Math.ceil(total / this.#columns);
     const ratio = window.devicePixelRatio || 1;
     const canvas = this.#canvas;

@@ -26,7 +26,7 @@ export class Chart {
     this.plot = new uPlot(
       {
         ...this.#size(),
-        padding: [6, 4, 0, 0],
+        padding: [6, 14, hideX ? 7 : 0, 0],
         legend: { show: false },
         cursor: { show: false },
         scales: {
