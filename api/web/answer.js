@@ -1,6 +1,6 @@
 // One answer: what has come of it so far, and how it is shown.
 
-import { count, duration, make } from "./dom.js";
+import { count, counted, duration, make } from "./dom.js";
 import { TokenStrip } from "./tokens.js";
 
 export class Answer {
@@ -25,7 +25,7 @@ export class Answer {
     this.node = make(
       "article",
       { class: "answer", "aria-busy": "true", "aria-label": label },
-      make("h3", { text: label }),
+      make("h2", { text: label }),
       this.text,
       this.cards,
       this.foot,
@@ -145,7 +145,7 @@ export class Answer {
     const facts = [];
     if (stopped) facts.push("stopped");
     else if (this.finishReason && this.finishReason !== "stop") facts.push(this.finishReason);
-    if (this.tokenIds.length) facts.push(`${count(this.tokenIds.length)} tokens`);
+    if (this.tokenIds.length) facts.push(counted(this.tokenIds.length, "token"));
     if (this.tokenIds.length > 1 && seconds > 0) {
       facts.push(`${count((this.tokenIds.length - 1) / seconds)} a second`);
     }
@@ -163,7 +163,7 @@ export class Answer {
     const place = now.findIndex((token, index) => token !== then[index]);
     const same = place < 0 && now.length === then.length;
     const text = same
-      ? `the same ${count(now.length)} tokens`
+      ? `the same ${counted(now.length, "token")}`
       : `differs from token ${count((place < 0 ? now.length : place) + 1)}`;
     return make("span", { class: same ? "same" : "differs", text });
   }

@@ -65,17 +65,18 @@ export class BlockMap {
     if (!total || width <= 0) return;
     this.#size = Math.max(3, Math.min(MOST_PX, Math.floor(Math.sqrt((width * HIGHEST_PX) / total))));
     this.#columns = Math.max(1, Math.floor(width / this.#size));
-    // Rows of a round number of cells, as wide as there is room.
+    // Rows of a round number of cells, which fill the width.
     if (this.#columns > 16) {
       this.#columns -= this.#columns % 8;
-      this.#size = Math.floor(width / this.#columns);
+      this.#size = width / this.#columns;
     }
     const rows = Math.ceil(total / this.#columns);
     const ratio = window.devicePixelRatio || 1;
     const canvas = this.#canvas;
     canvas.width = Math.round(width * ratio);
-    canvas.height = Math.round(rows * this.#size * ratio);
-    canvas.style.height = `${rows * this.#size}px`;
+    const height = Math.ceil(rows * this.#size);
+    canvas.height = Math.round(height * ratio);
+    canvas.style.height = `${height}px`;
     const context = canvas.getContext("2d");
     context.scale(ratio, ratio);
     const colours = STATES.map((name) => colour(name));
@@ -83,14 +84,13 @@ export class BlockMap {
     const now = performance.now();
     for (let cell = 0; cell < total; cell++) {
       context.fillStyle = colours[this.#state(cell, now)];
-      const [left, top] = this.#place(cell);
-      context.fillRect(left, top, this.#size - gap, this.#size - gap);
+      context.fillRect(...this.#place(cell, gap));
     }
     if (this.#here >= 0 && this.#here < total) {
-      const [left, top] = this.#place(this.#here);
+      const [left, top, wide, high] = this.#place(this.#here, gap);
       context.strokeStyle = colour("ink");
       context.lineWidth = 2;
-      context.strokeRect(left - 1, top - 1, this.#size - gap + 2, this.#size - gap + 2);
+      context.strokeRect(left - 1, top - 1, wide + 2, high + 2);
     }
   }
 
@@ -104,8 +104,12 @@ export class BlockMap {
     return state;
   }
 
-  #place(cell) {
-    return [(cell % this.#columns) * this.#size, Math.floor(cell / this.#columns) * this.#size];
+  // Left, top, width and height of a cell, on whole pixels so that edges are sharp.
+  #place(cell, gap) {
+    const [column, row] = [cell % this.#columns, Math.floor(cell / this.#columns)];
+    const [left, top] = [Math.round(column * this.#size), Math.round(row * this.#size)];
+    const right = Math.round((column + 1) * this.#size);
+    return [left, top, right - left - gap, Math.round((row + 1) * this.#size) - top - gap];
   }
 
   #point({ offsetX, offsetY }) {

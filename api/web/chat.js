@@ -2,7 +2,7 @@
 
 import { Answer } from "./answer.js";
 import { ask, failureOf } from "./client.js";
-import { byId, make } from "./dom.js";
+import { byId, counted, make } from "./dom.js";
 import { readEvents } from "./events.js";
 import { PROMPTS } from "./examples.js";
 import { clearFieldErrors, FieldError, fillTools, hasField, readForm, showFieldError } from "./form.js";
@@ -78,7 +78,7 @@ class Chat {
 
   #say(text) {
     this.#welcome.remove();
-    const node = make("article", { class: "asked", "aria-label": "You" }, make("h3", { text: "You" }), make("div", { class: "text", text }));
+    const node = make("article", { class: "asked", "aria-label": "You" }, make("h2", { text: "You" }), make("div", { class: "text", text }));
     byId("log").append(node);
     node.scrollIntoView({ block: "end" });
   }
@@ -105,7 +105,7 @@ class Chat {
     if (this.#running === controller) this.#running = null;
     this.#keepEnd(() => answer.end({ stopped, error }));
     if (answer.node.isConnected) this.#settle(answer, earlier, error);
-    this.#show(error ? "" : stopped ? "Stopped." : `Answered: ${answer.tokenIds.length} tokens.`);
+    this.#show(error ? "" : stopped ? "Stopped." : `Answered: ${counted(answer.tokenIds.length, "token")}.`);
   }
 
   // What comes of an answer that has ended: the conversation goes on with it, or without.

@@ -18,6 +18,8 @@ export function make(name, options = {}, ...children) {
 
 export const count = (number) => Math.round(number).toLocaleString("en");
 
+export const counted = (number, noun) => `${count(number)} ${noun}${number === 1 ? "" : "s"}`;
+
 export function duration(seconds) {
   if (!Number.isFinite(seconds)) return "–";
   if (seconds < 0.01) return `${(seconds * 1e3).toFixed(1)} ms`;

@@ -3,7 +3,7 @@
 import { BlockMap } from "./blocks.js";
 import { Chart } from "./charts.js";
 import { ask } from "./client.js";
-import { byId, count, duration, fillLegend, make } from "./dom.js";
+import { byId, count, counted, duration, fillLegend, make } from "./dom.js";
 import { readEvents } from "./events.js";
 import { History, WINDOW_S } from "./history.js";
 
@@ -11,8 +11,8 @@ const RETRY_MS = [500, 1000, 2000, 4000, 8000];
 const NUM_STEPS = 96;
 
 const TILES = [
-  ["outputs", "Output tokens/s"],
-  ["computed", "Computed tokens/s"],
+  ["outputs", "Outputs/s"],
+  ["computed", "Computed/s"],
   ["first", "First token"],
   ["between", "Between tokens"],
   ["running", "Running"],
@@ -165,7 +165,7 @@ class EngineView {
     this.decode.show(numbers, [column(5), right, wrong]);
     const last = this.#steps.at(-1);
     byId("steps-now").textContent = last
-      ? `${count(last[0])}: ${count(last[3])} rows, ${count(last[4] + last[5] + last[6])} tokens in ${duration(last[2])}`
+      ? `${count(last[0])}: ${counted(last[3], "row")}, ${counted(last[4] + last[5] + last[6], "token")} in ${duration(last[2])}`
       : `${count(stats.num_steps)} so far`;
   }
 

@@ -76,6 +76,7 @@ export function showFieldError({ id, message }) {
   for (let box = field.closest("details"); box; box = box.parentElement.closest("details")) {
     box.open = true;
   }
+  openSettings(true);
   const note = make("small", { class: "wrong", id: `${id}-wrong`, role: "alert", text: message });
   field.setAttribute("aria-invalid", "true");
   field.setAttribute("aria-errormessage", note.id);
@@ -99,7 +100,16 @@ export function fillTools() {
   byId("tools").closest("details").open = true;
 }
 
+// On a narrow page the settings are behind a button.
+export function openSettings(isOpen) {
+  byId("settings").classList.toggle("open", isOpen);
+  byId("show-settings").setAttribute("aria-expanded", String(isOpen));
+}
+
 export function startForm() {
+  byId("show-settings").addEventListener("click", () => {
+    openSettings(!byId("settings").classList.contains("open"));
+  });
   for (const field of byId("form").querySelectorAll("input:not([value])")) {
     if (!field.placeholder && field.type !== "password") field.placeholder = "default";
   }

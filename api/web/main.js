@@ -4,7 +4,7 @@ import { startChat } from "./chat.js";
 import { apiKey, ask } from "./client.js";
 import { byId, count, kept } from "./dom.js";
 import { startEngine } from "./engine.js";
-import { startForm } from "./form.js";
+import { openSettings, startForm } from "./form.js";
 
 const THEMES = ["auto", "light", "dark"];
 
@@ -19,7 +19,8 @@ const chat = startChat(askKey);
 
 function askKey() {
   byId("key-field").classList.add("asked-for");
-  byId("settings").classList.add("open");
+  byId("key-field").open = true;
+  openSettings(true);
   byId("docs").hidden = true;
   byId("key").focus();
 }
@@ -60,6 +61,8 @@ byId("theme").addEventListener("click", () => {
 dark.addEventListener("change", () => engine.redraw());
 
 byId("key").value = apiKey.value;
+// A link sends no key.
+byId("docs").hidden = apiKey.value !== "";
 byId("key").addEventListener("change", () => {
   apiKey.value = byId("key").value.trim();
   engine.follow(false);
