@@ -121,7 +121,8 @@ class Scripts(HTMLParser):
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self._inside = tag == "script"
-        self.fetched += [value or "" for name, value in attrs if name in ("src", "href")]
+        if tag != "a":  # a link fetches nothing until somebody follows it
+            self.fetched += [value or "" for name, value in attrs if name in ("src", "href")]
 
     def handle_data(self, data: str) -> None:
         if self._inside:
