@@ -153,3 +153,31 @@ async def test_the_page_takes_no_other_method(serve_fake: Any) -> None:
             assert response.status == 405
         async with session.head(fake.url + path) as response:
             assert response.status == 200
+
+
+def luminance(colour: str) -> float:
+    """WCAG 2, relative luminance of #rrggbb."""
+    parts = [int(colour[place : place + 2], 16) / 255 for place in (1, 3, 5)]
+    red, green, blue = (
+        part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts
+    )
+    return 0.2126 * red + 0.7152 * green + 0.0722 * blue
+
+
+def contrast(one: str, other: str) -> float:
+    low, high = sorted((luminance(one), luminance(other)))
+    return (high + 0.05) / (low + 0.05)
+
+
+@pytest.mark.parametrize("theme", [0, 1], ids=["light", "dark"])
+def test_text_can_be_read_in_both_themes(theme: int) -> None:
+    """WCAG 2 asks for 4.5 to 1 of text, and 3 to 1 of what is drawn."""
+    found = re.findall(r"--([\w-]+): light-dark\((#\w{6}), (#\w{6})\)", read("base.css"))
+    colours = {name: pair[theme] for name, *pair in found}
+    for ink in ("ink", "soft", "accent", "bad", "good"):
+        for paper in ("paper", "surface", "raised"):
+            assert contrast(colours[ink], colours[paper]) >= 4.5, (ink, paper)
+    assert contrast(colours["bad"], colours["bad-tint"]) >= 4.5
+    assert contrast(colours["on-accent"], colours["accent"]) >= 4.5
+    for state in ("owned", "shared", "prefill", "decode"):
+        assert contrast(colours[state], colours["surface"]) >= 3, state
