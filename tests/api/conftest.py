@@ -213,6 +213,8 @@ class FakeEngine:
     auto_tools: bool = True
     metrics: EngineMetrics = field(default_factory=lambda: EngineMetrics("fake"))
     timelines: Timelines = field(default_factory=lambda: Timelines(lambda: 0.0))
+    live: Any = None
+    """Nobody watches it."""
     changed: asyncio.Event = field(default_factory=asyncio.Event)
     started: list[str] = field(default_factory=list)
     ended: list[str] = field(default_factory=list)
