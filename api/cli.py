@@ -80,6 +80,12 @@ LIMITS_HELP = {
     "max_answers": "most prompts of a request times n",
     "stream_buffer_bytes": "most bytes that wait for a client to read its response",
     "response_store_bytes": "most bytes of responses kept for requests that name them; 0: none",
+    "max_file_bytes": "most bytes of a file for batches",
+    "file_store_bytes": "most bytes of all files",
+    "max_batch_lines": "most requests of a batch",
+    "max_batches": "most batches that have not ended",
+    "max_batch_in_flight": "requests of batches that are answered at once; not given: half of "
+    "--max-num-seqs",
     "slow_reader_timeout_s": "seconds after which a client that reads nothing is cut; 0: never",
     "sse_heartbeat_s": "seconds of silence after which a stream gets a comment; 0: none",
 }
@@ -147,6 +153,11 @@ def make_parser() -> argparse.ArgumentParser:
         default=30.0,
         metavar="SECONDS",
         help="for running requests after SIGTERM; a second signal ends it (30)",
+    )
+    group.add_argument(
+        "--files-dir",
+        metavar="DIR",
+        help="keep files and batches there, for the next server too; not given: only for this one",
     )
     group.add_argument(
         "--share-prefix-cache",
@@ -354,6 +365,7 @@ def _serve(config: EngineConfig, options: argparse.Namespace) -> int:
         allowed_origins=options.allowed_origins,
         share_prefix_cache=options.share_prefix_cache,
         drain_timeout_s=options.drain_timeout,
+        files_dir=options.files_dir,
         access_log=options.access_log,
         otlp_traces_endpoint=options.otlp_traces_endpoint,
         limits=limits,

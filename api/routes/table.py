@@ -2,6 +2,15 @@
 
 from __future__ import annotations
 
+from ..batch.schema import (
+    BatchBody,
+    BatchList,
+    BatchObject,
+    FileDeleted,
+    FileForm,
+    FileList,
+    FileObject,
+)
 from ..messages_schema import CountBody, MessageEvent, MessageObject, MessagesBody, TokenCount
 from ..ollama_schema import (
     OllamaChatAnswer,
@@ -12,6 +21,7 @@ from ..ollama_schema import (
     OllamaShowBody,
     OllamaShown,
 )
+from ..paging import AFTER, ORDER
 from ..responses_schema import (
     Deleted,
     ItemList,
@@ -29,11 +39,13 @@ from ..schema import (
     ModelList,
 )
 from . import (
+    batches,
     chat,
     completions,
     control,
     debug,
     docs,
+    files,
     health,
     messages,
     metrics,
@@ -46,6 +58,94 @@ from . import (
 
 GENERATES = (404, 429, 503)
 """No such model, a full queue, a server that stops or sleeps."""
+
+_OF_BATCHES = (
+    Route(
+        method="POST",
+        path="/v1/files",
+        handler=files.create_file,
+        summary="Keep a file for a batch",
+        body=FileForm,
+        body_media=files.FORM,
+        response=FileObject,
+        tag="batches",
+    ),
+    Route(
+        method="GET",
+        path="/v1/files",
+        handler=files.list_files,
+        summary="The files that were kept",
+        response=FileList,
+        query=(ORDER, files.PAGING.limit, AFTER, files.PURPOSE),
+        errors=(400,),
+        tag="batches",
+    ),
+    Route(
+        method="GET",
+        path="/v1/files/{file_id}",
+        handler=files.show_file,
+        summary="What is known of a file",
+        response=FileObject,
+        errors=(404,),
+        tag="batches",
+    ),
+    Route(
+        method="DELETE",
+        path="/v1/files/{file_id}",
+        handler=files.delete_file,
+        summary="Forget a file",
+        response=FileDeleted,
+        errors=(404, 409),
+        tag="batches",
+    ),
+    Route(
+        method="GET",
+        path="/v1/files/{file_id}/content",
+        handler=files.file_content,
+        summary="The content of a file",
+        media="application/octet-stream",
+        errors=(404,),
+        tag="batches",
+    ),
+    Route(
+        method="POST",
+        path="/v1/batches",
+        handler=batches.create_batch,
+        summary="Answer all requests of a file when nobody else waits",
+        body=BatchBody,
+        response=BatchObject,
+        errors=(404, 429),
+        tag="batches",
+    ),
+    Route(
+        method="GET",
+        path="/v1/batches",
+        handler=batches.list_batches,
+        summary="The batches that were taken on, the latest first",
+        response=BatchList,
+        query=(batches.PAGING.limit, AFTER),
+        errors=(400,),
+        tag="batches",
+    ),
+    Route(
+        method="GET",
+        path="/v1/batches/{batch_id}",
+        handler=batches.show_batch,
+        summary="How far a batch is",
+        response=BatchObject,
+        errors=(404,),
+        tag="batches",
+    ),
+    Route(
+        method="POST",
+        path="/v1/batches/{batch_id}/cancel",
+        handler=batches.cancel_batch,
+        summary="Ask nothing more of a batch",
+        response=BatchObject,
+        errors=(404, 409),
+        tag="batches",
+    ),
+)
 
 ROUTES: tuple[Route, ...] = (
     Route(
@@ -114,10 +214,11 @@ ROUTES: tuple[Route, ...] = (
         handler=responses.list_input_items,
         summary="What a response answers",
         response=ItemList,
-        query=(responses.ORDER, responses.LIMIT, responses.AFTER),
+        query=(ORDER, responses.PAGING.limit, AFTER),
         errors=(400, 404),
         tag="generation",
     ),
+    *_OF_BATCHES,
     Route(
         method="POST",
         path="/v1/messages",
