@@ -22,7 +22,7 @@ from .account import Account, account_of
 from .caller import Caller, caller_of
 from .errors import SERVER, ApiError, api_error
 from .outlet import respond
-from .reply import Teller
+from .reply import Teller, WholeTeller
 from .route import JSON
 from .sse import EventStream
 from .state import STATE, ServerState
@@ -81,11 +81,19 @@ async def answer(
     if stream:
         async with aclosing(_begin(caller, prepared, reply)) as batches:
             return await _respond_stream(request, batches, reply)
+    return await respond_whole(request, prepared, reply)
+
+
+async def respond_whole(
+    request: web.Request, prepared: Sequence[Prepared], reply: WholeTeller
+) -> web.StreamResponse:
+    """Generate for all prompts at once and respond when all are done."""
+    caller = caller_of(request)
     data = await whole(caller, prepared, reply)
     return await respond(request, data, caller.state.limits, {"Content-Type": JSON})
 
 
-async def whole(caller: Caller, prepared: Sequence[Prepared], reply: Teller) -> bytes:
+async def whole(caller: Caller, prepared: Sequence[Prepared], reply: WholeTeller) -> bytes:
     """Generate for all prompts at once; return the response as JSON."""
     outputs: dict[int, RequestOutput] = {}
     async with aclosing(_begin(caller, prepared, reply)) as batches:
@@ -99,7 +107,7 @@ async def whole(caller: Caller, prepared: Sequence[Prepared], reply: Teller) -> 
 
 
 def _begin(
-    caller: Caller, prepared: Sequence[Prepared], reply: Teller
+    caller: Caller, prepared: Sequence[Prepared], reply: WholeTeller
 ) -> AsyncGenerator[Batch, None]:
     _describe(caller.account, prepared, reply)
     return merge([_generate(caller, one) for one in prepared])
@@ -113,7 +121,7 @@ def _generate(caller: Caller, prepared: Prepared) -> AsyncGenerator[RequestOutpu
     return caller.state.engine.generate(prepared, on_added=partial(ticket.hand_over, num))
 
 
-def _describe(account: Account, prepared: Sequence[Prepared], reply: Teller) -> None:
+def _describe(account: Account, prepared: Sequence[Prepared], reply: WholeTeller) -> None:
     """Note for the log and for traces what was asked."""
     first = prepared[0]
     asked = first.request.params if first.beams is None else first.beams
@@ -155,7 +163,7 @@ def _chunks(batch: Batch, reply: Teller) -> list[msgspec.Struct]:
     return chunks
 
 
-def one_by_one(batch: Batch, reply: Teller) -> Batch:
+def one_by_one(batch: Batch, reply: WholeTeller) -> Batch:
     """Tell the n answers kept of each prompt apart; each gets the index of its choice."""
     kept = [(place, reply.keep_best(output)) for place, output in batch]
     return [

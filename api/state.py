@@ -18,7 +18,8 @@ from aiohttp import web
 from .. import __version__
 from ..engine.config import EngineConfig
 from ..engine.metrics import EngineMetrics
-from ..engine.params import BeamSearchParams, SamplingParams
+from ..engine.models.pooling import PoolingConfig
+from ..engine.params import Params
 from ..engine.parsing.choose import Parsers
 from ..engine.request import RequestOutput
 from ..engine.timeline import Timelines
@@ -43,6 +44,8 @@ class Engine(Protocol):
     @property
     def parsers(self) -> Parsers: ...
     @property
+    def pooling(self) -> PoolingConfig: ...
+    @property
     def auto_tools(self) -> bool: ...
     @property
     def metrics(self) -> EngineMetrics: ...
@@ -66,7 +69,7 @@ class Engine(Protocol):
     async def prepare(
         self,
         prompt: Prompt | Prepared,
-        params: SamplingParams | BeamSearchParams | None = None,
+        params: Params | None = None,
         request_id: str | None = None,
         *,
         priority: int = 0,
@@ -77,7 +80,7 @@ class Engine(Protocol):
     def generate(
         self,
         prompt: Prompt | Prepared,
-        params: SamplingParams | BeamSearchParams | None = None,
+        params: Params | None = None,
         request_id: str | None = None,
         *,
         on_added: Callable[[], None] | None = None,

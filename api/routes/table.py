@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from ..batch.schema import (
-    BatchBody,
-    BatchList,
-    BatchObject,
-    FileDeleted,
-    FileForm,
-    FileList,
-    FileObject,
-)
+from aiohttp.typedefs import Handler
+
 from ..messages_schema import CountBody, MessageEvent, MessageObject, MessagesBody, TokenCount
 from ..ollama_schema import (
     OllamaChatAnswer,
     OllamaChatBody,
+    OllamaEmbedBody,
+    OllamaEmbedding,
+    OllamaEmbeddings,
+    OllamaEmbedOneBody,
     OllamaGenerateAnswer,
     OllamaGenerateBody,
     OllamaModels,
@@ -22,6 +19,18 @@ from ..ollama_schema import (
     OllamaShown,
 )
 from ..paging import AFTER, ORDER
+from ..pooled_schema import (
+    ClassifyBody,
+    ClassifyResponse,
+    EmbeddingBody,
+    EmbeddingResponse,
+    PoolingBody,
+    PoolingResponse,
+    RerankBody,
+    RerankResponse,
+    ScoreBody,
+    ScoreResponse,
+)
 from ..responses_schema import (
     Deleted,
     ItemList,
@@ -39,113 +48,37 @@ from ..schema import (
     ModelList,
 )
 from . import (
-    batches,
     chat,
     completions,
     control,
     debug,
     docs,
-    files,
     health,
     messages,
     metrics,
     models,
     ollama,
+    pooled,
     responses,
     tokenize,
     version,
 )
+from .of_batches import OF_BATCHES
 
 GENERATES = (404, 429, 503)
 """No such model, a full queue, a server that stops or sleeps."""
 
-_OF_BATCHES = (
-    Route(
-        method="POST",
-        path="/v1/files",
-        handler=files.create_file,
-        summary="Keep a file for a batch",
-        body=FileForm,
-        body_media=files.FORM,
-        response=FileObject,
-        tag="batches",
-    ),
-    Route(
-        method="GET",
-        path="/v1/files",
-        handler=files.list_files,
-        summary="The files that were kept",
-        response=FileList,
-        query=(ORDER, files.PAGING.limit, AFTER, files.PURPOSE),
-        errors=(400,),
-        tag="batches",
-    ),
-    Route(
-        method="GET",
-        path="/v1/files/{file_id}",
-        handler=files.show_file,
-        summary="What is known of a file",
-        response=FileObject,
-        errors=(404,),
-        tag="batches",
-    ),
-    Route(
-        method="DELETE",
-        path="/v1/files/{file_id}",
-        handler=files.delete_file,
-        summary="Forget a file",
-        response=FileDeleted,
-        errors=(404, 409),
-        tag="batches",
-    ),
-    Route(
-        method="GET",
-        path="/v1/files/{file_id}/content",
-        handler=files.file_content,
-        summary="The content of a file",
-        media="application/octet-stream",
-        errors=(404,),
-        tag="batches",
-    ),
-    Route(
-        method="POST",
-        path="/v1/batches",
-        handler=batches.create_batch,
-        summary="Answer all requests of a file when nobody else waits",
-        body=BatchBody,
-        response=BatchObject,
-        errors=(404, 429),
-        tag="batches",
-    ),
-    Route(
-        method="GET",
-        path="/v1/batches",
-        handler=batches.list_batches,
-        summary="The batches that were taken on, the latest first",
-        response=BatchList,
-        query=(batches.PAGING.limit, AFTER),
-        errors=(400,),
-        tag="batches",
-    ),
-    Route(
-        method="GET",
-        path="/v1/batches/{batch_id}",
-        handler=batches.show_batch,
-        summary="How far a batch is",
-        response=BatchObject,
-        errors=(404,),
-        tag="batches",
-    ),
-    Route(
-        method="POST",
-        path="/v1/batches/{batch_id}/cancel",
-        handler=batches.cancel_batch,
-        summary="Ask nothing more of a batch",
-        response=BatchObject,
-        errors=(404, 409),
-        tag="batches",
-    ),
+SCORES = ("Score pairs of texts", ScoreBody, ScoreResponse)
+RANKS = ("Order documents by a query", RerankBody, RerankResponse)
+CLASSES = ("Classify texts", ClassifyBody, ClassifyResponse)
+VECTORS: tuple[tuple[str, Handler, str, type, type], ...] = (
+    ("/v1/embeddings", pooled.embeddings, "Embed texts", EmbeddingBody, EmbeddingResponse),
+    ("/pooling", pooled.pooling, "The model's vectors of texts", PoolingBody, PoolingResponse),
+    *((path, pooled.classify, *CLASSES) for path in ("/classify", "/v1/classify")),
+    *((path, pooled.score, *SCORES) for path in ("/v1/score", "/score")),
+    *((path, pooled.rerank, *RANKS) for path in ("/v1/rerank", "/v2/rerank", "/rerank")),
 )
+"""Path, handler, summary, types of body and response."""
 
 ROUTES: tuple[Route, ...] = (
     Route(
@@ -218,7 +151,7 @@ ROUTES: tuple[Route, ...] = (
         errors=(400, 404),
         tag="generation",
     ),
-    *_OF_BATCHES,
+    *OF_BATCHES,
     Route(
         method="POST",
         path="/v1/messages",
@@ -294,8 +227,20 @@ ROUTES: tuple[Route, ...] = (
         method="POST",
         path="/api/embed",
         handler=ollama.embed,
-        summary="Refused: there are no embeddings yet",
-        errors=(501,),
+        summary="Embed texts",
+        body=OllamaEmbedBody,
+        response=OllamaEmbeddings,
+        errors=GENERATES,
+        tag="ollama",
+    ),
+    Route(
+        method="POST",
+        path="/api/embeddings",
+        handler=ollama.embed_one,
+        summary="Embed a text, the older way",
+        body=OllamaEmbedOneBody,
+        response=OllamaEmbedding,
+        errors=GENERATES,
         tag="ollama",
     ),
     Route(
@@ -314,6 +259,19 @@ ROUTES: tuple[Route, ...] = (
         response=ModelCard,
         errors=(404,),
         tag="models",
+    ),
+    *(
+        Route(
+            method="POST",
+            path=path,
+            handler=handler,
+            summary=summary,
+            body=body,
+            response=response,
+            errors=GENERATES,
+            tag="vectors",
+        )
+        for path, handler, summary, body, response in VECTORS
     ),
     Route(
         method="POST",

@@ -225,6 +225,7 @@ class Scheduler:
         self._state.in_flight.popleft()
         self._unpin(flight.pins)
         slots, token_ids, logprobs = flight.slots, result.token_ids, result.logprobs
+        vectors = result.vectors
         places, lengths = flight.places, flight.lengths
         request_ids, num_cached = flight.request_ids, flight.num_cached
         assert len(slots) == len(token_ids), (len(slots), len(token_ids))
@@ -241,6 +242,7 @@ class Scheduler:
             places, lengths = places[kept], lengths[kept]
             request_ids = [request_ids[row] for row in kept.tolist()]
             logprobs = _rows_of(logprobs, kept)
+            vectors = None if vectors is None else vectors[kept]
         table.tokens[slots, places] = token_ids
         table.known[slots] = lengths
         if plan.drafts is not None:
@@ -251,7 +253,7 @@ class Scheduler:
             finished = self._finish(rows, slots, lengths, result.faults)
         if self._draining:
             self._release_drained()
-        return TokenEvents(request_ids, token_ids, num_cached, finished, logprobs, prompts)
+        return TokenEvents(request_ids, token_ids, num_cached, finished, logprobs, prompts, vectors)
 
     def fail(self, message: str) -> TokenEvents:
         """Recover after a step died: end what was in flight with "error", distrust all KV."""

@@ -20,6 +20,7 @@ from quire.engine.async_engine import AsyncEngine
 from quire.engine.config import EngineConfig
 from quire.engine.errors import ParamsError
 from quire.engine.metrics import EngineMetrics
+from quire.engine.models.pooling import PoolingConfig
 from quire.engine.params import RequestOutputKind, SamplingParams
 from quire.engine.parsing.choose import Parsers
 from quire.engine.request import CompletionOutput, Request, RequestOutput
@@ -208,6 +209,7 @@ class FakeEngine:
     model_name: str = "fake"
     tokenizer: FakeTokenizer = field(default_factory=FakeTokenizer)
     parsers: Parsers = field(default_factory=Parsers)
+    pooling: PoolingConfig = field(default_factory=lambda: PoolingConfig(beside=True, width=4))
     auto_tools: bool = True
     metrics: EngineMetrics = field(default_factory=lambda: EngineMetrics("fake"))
     timelines: Timelines = field(default_factory=lambda: Timelines(lambda: 0.0))
