@@ -1,4 +1,4 @@
-"""The command line: `quire serve`, `run`, `check`, `replay` and `--version`.
+"""The command line: `quire serve`, `run`, `run-batch`, `check`, `replay` and `--version`.
 
 Prints for people; everything heavy is imported inside the commands, so that --help is fast. Exit
 codes: 2 for options that make no sense, 1 for a model or a port that cannot be had, each with one
@@ -209,6 +209,28 @@ def _add_other_commands(commands: argparse._SubParsersAction[argparse.ArgumentPa
     group.add_argument("--max-tokens", type=int, metavar="N", help="most tokens of an answer")
     _add_engine_options(run)
 
+    batch = commands.add_parser(
+        "run-batch", help="answer the requests of a file", allow_abbrev=False
+    )
+    batch.set_defaults(command=_run_batch, parser=batch)
+    group = batch.add_argument_group("batch")
+    file: dict[str, Any] = {"required": True, "metavar": "FILE"}
+    group.add_argument(
+        "-i", "--input-file", **file, help="a request a line, as OpenAI's batches; - is stdin"
+    )
+    group.add_argument("-o", "--output-file", **file, help="for their answers; - is stdout")
+    group.add_argument(
+        "--resume", action="store_true", help="go on with what an earlier run has answered"
+    )
+    group.add_argument(
+        "--max-batch-in-flight",
+        type=_count,
+        metavar="N",
+        help="requests that are answered at once; not given: twice --max-num-seqs",
+    )
+    batch.add_argument("--model", metavar="MODEL", help="as for serve; not given: the demo")
+    _add_field_options(batch)
+
     check = commands.add_parser(
         "check", help="compare a device's operations with the reference", allow_abbrev=False
     )
@@ -286,6 +308,13 @@ def _port(text: str) -> int:
     if not 0 <= port <= 65535:
         raise argparse.ArgumentTypeError(f"{text} is not a port: it must be from 0 to 65535")
     return port
+
+
+def _count(text: str) -> int:
+    count = int(text)
+    if not 1 <= count <= 2**16:
+        raise argparse.ArgumentTypeError(f"{text} must be an integer, 1 to {2**16}")
+    return count
 
 
 def _seconds(text: str) -> float:
@@ -430,6 +459,13 @@ def _run(config: EngineConfig, options: argparse.Namespace) -> int:
     except QuireError as error:
         options.parser.error(str(error))
     return chat(config, params, options.system)
+
+
+def _run_batch(config: EngineConfig, options: argparse.Namespace) -> int:
+    from .batch.offline import Job, run_batch
+
+    job = Job(options.input_file, options.output_file, options.resume, options.max_batch_in_flight)
+    return run_batch(config, job)
 
 
 def _check(config: EngineConfig, options: argparse.Namespace) -> int:

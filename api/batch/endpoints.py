@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
-from typing import Any, NamedTuple
+from collections.abc import Awaitable, Callable, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 from msgspec import Struct
@@ -12,37 +12,38 @@ from ..answer import whole
 from ..caller import Caller
 from ..decode import decode
 from ..errors import ApiError, api_error
+from ..pooled_schema import ClassifyBody, EmbeddingBody, RerankBody, ScoreBody
+from ..reply import WholeTeller
 from ..responses_schema import ResponsesBody
 from ..routes.chat import prepare_chat
 from ..routes.completions import prepare_texts
+from ..routes.pooled import prepare_classes, prepare_embeddings, prepare_ranks, prepare_scores
 from ..routes.responses import prepare_response
 from ..schema import ChatBody, CompletionBody, ErrorBody
+
+if TYPE_CHECKING:
+    from ...engine.text.prepare import Prepared
 
 
 class Endpoint(NamedTuple):
     """One path that batches may ask."""
 
     body: type[Struct]
-    answer: Callable[[Caller, Any], Awaitable[bytes]]
-    """Gives the whole response as JSON; ApiError or another QuireError where there is none."""
+    prepare: Callable[[Caller, Any], Awaitable[tuple[Sequence[Prepared], WholeTeller]]]
+    """Gives what is computed and who words it; ApiError or another QuireError."""
 
 
-async def _chat(caller: Caller, body: ChatBody) -> bytes:
-    return await whole(caller, *await prepare_chat(caller, body))
-
-
-async def _texts(caller: Caller, body: CompletionBody) -> bytes:
-    return await whole(caller, *await prepare_texts(caller, body))
-
-
-async def _response(caller: Caller, body: ResponsesBody) -> bytes:
-    return await whole(caller, *await prepare_response(caller, body))
-
-
+RANKS = Endpoint(RerankBody, prepare_ranks)
+SCORES = Endpoint(ScoreBody, prepare_scores)
+CLASSES = Endpoint(ClassifyBody, prepare_classes)
 ENDPOINTS = {
-    "/v1/chat/completions": Endpoint(ChatBody, _chat),
-    "/v1/completions": Endpoint(CompletionBody, _texts),
-    "/v1/responses": Endpoint(ResponsesBody, _response),
+    "/v1/chat/completions": Endpoint(ChatBody, prepare_chat),
+    "/v1/completions": Endpoint(CompletionBody, prepare_texts),
+    "/v1/responses": Endpoint(ResponsesBody, prepare_response),
+    "/v1/embeddings": Endpoint(EmbeddingBody, prepare_embeddings),
+    **dict.fromkeys(("/v1/score", "/score"), SCORES),
+    **dict.fromkeys(("/v1/rerank", "/v2/rerank", "/rerank"), RANKS),
+    **dict.fromkeys(("/v1/classify", "/classify"), CLASSES),
 }
 
 
@@ -60,7 +61,7 @@ async def answer_body(caller: Caller, endpoint: Endpoint, data: bytes) -> Answer
         body = decode(data, endpoint.body, caller.state.limits)
         if getattr(body, "stream", None):
             raise ApiError("stream is true: a batch has whole answers.", param="stream")
-        return Answered(200, await endpoint.answer(caller, body))
+        return Answered(200, await whole(caller, *await endpoint.prepare(caller, body)))
     except Exception as error:
         told = api_error(error, account.request_id)
         return Answered(told.status, msgspec.json.encode(told.body(ErrorBody, account.request_id)))

@@ -50,6 +50,7 @@ async def run_lines(work: Work, journal: Journal) -> None:
             for _, data in split(work.path, work.state.limits.max_body_bytes):
                 line = read_line(data, work.urls)
                 if line.custom_id in journal:
+                    await asyncio.sleep(0)
                     continue
                 await work.places.acquire()
                 task = group.create_task(_run_line(work, line, journal))

@@ -61,7 +61,7 @@ async def prepare_response(
             state.responses.keep(owner, Stored(response, items))
 
     reply = ResponseReply(
-        asked=_response(state, body, asked),
+        asked=_response(caller, body, asked),
         answer=AnswerItems(asked.parsed, OutputItems(state.new_id)),
         clock=state.clock,
         num_tokens=lambda text: len(tokenizer.encode(text, add_special_tokens=False)),
@@ -135,9 +135,9 @@ def _earlier(state: ServerState, owner: str, body: ResponsesBody) -> list[Item]:
     return stored.conversation()
 
 
-def _response(state: ServerState, body: ResponsesBody, asked: Asked) -> ResponseObject:
+def _response(caller: Caller, body: ResponsesBody, asked: Asked) -> ResponseObject:
     """Tell what was asked."""
-    params = asked.prepared.request.params
+    state, params = caller.state, asked.prepared.request.params
     return ResponseObject(
         id=asked.response_id,
         created_at=int(state.clock()),
@@ -149,7 +149,8 @@ def _response(state: ServerState, body: ResponsesBody, asked: Asked) -> Response
         previous_response_id=body.previous_response_id,
         reasoning=body.reasoning or ReasoningOptions(),
         seed=body.seed,
-        store=body.store is not False,
+        # Those of batches would drive all others out.
+        store=body.store is not False and not caller.account.background,
         temperature=params.temperature,
         text=TextOptions(
             format=(body.text and body.text.format) or {"type": "text"}, verbosity="medium"
