@@ -33,6 +33,10 @@ DEMO_NAME = "demo"
 HELP = {
     "tokenizer": "directory of another tokenizer",
     "skip_tokenizer_init": "serve token ids only",
+    "runner": "generate: tokens, and embeddings beside; pooling: vectors alone; auto: as the "
+    "checkpoint is made for",
+    "pooler_config": "how vectors are made, as JSON: "
+    '{"pooling_type": "LAST", "CLS", "MEAN" or "MAX", "normalize": true}',
     "dtype": "of weights, activations and KV cache",
     "load_format": "dummy: random weights of the config's shape",
     "device": "where to compute; auto: a GPU where there is one",
