@@ -11,7 +11,6 @@ import argparse
 import asyncio
 import json
 import logging
-import math
 import signal
 import sys
 from collections.abc import Sequence
@@ -24,6 +23,7 @@ import msgspec
 from .. import __version__
 from ..engine.config import DeviceName, EngineConfig, api_key_from_environment, log_level
 from ..engine.errors import ConfigError, QuireError
+from .cli_values import read_bytes, read_count, read_object, read_port, read_seconds, read_weights
 
 if TYPE_CHECKING:
     from .state import Engine
@@ -127,7 +127,7 @@ def make_parser() -> argparse.ArgumentParser:
     serve.set_defaults(command=_serve, parser=serve)
     group = serve.add_argument_group("server")
     group.add_argument("--host", default="127.0.0.1", help="address to serve on (127.0.0.1)")
-    group.add_argument("--port", type=_port, default=8000, help="0 takes a free one (8000)")
+    group.add_argument("--port", type=read_port, default=8000, help="0 takes a free one (8000)")
     group.add_argument(
         "--api-key",
         action="append",
@@ -153,7 +153,7 @@ def make_parser() -> argparse.ArgumentParser:
     )
     group.add_argument(
         "--drain-timeout",
-        type=_seconds,
+        type=read_seconds,
         default=30.0,
         metavar="SECONDS",
         help="for running requests after SIGTERM; a second signal ends it (30)",
@@ -196,7 +196,7 @@ def _add_limits(parser: argparse.ArgumentParser) -> None:
         kind: Any = float if name.endswith("_s") else int
         group.add_argument(
             "--" + name.replace("_", "-"),
-            type=_bytes if name.endswith("_bytes") else kind,
+            type=read_bytes if name.endswith("read_bytes") else kind,
             default=default,
             metavar="N",
             help=text if default is None else f"{text} ({default})",
@@ -228,7 +228,7 @@ def _add_other_commands(commands: argparse._SubParsersAction[argparse.ArgumentPa
     )
     group.add_argument(
         "--max-batch-in-flight",
-        type=_count,
+        type=read_count,
         metavar="N",
         help="requests that are answered at once; not given: twice --max-num-seqs",
     )
@@ -282,11 +282,11 @@ def _add_field_options(parser: argparse.ArgumentParser) -> None:
         elif get_origin(kind) is Literal:
             settings["choices"] = get_args(kind)
         elif get_origin(kind) is dict:
-            settings.update(type=_weights, metavar="JSON")
+            settings.update(type=read_weights, metavar="JSON")
         elif isinstance(kind, type) and issubclass(kind, msgspec.Struct):
-            settings.update(type=partial(_object, kind), metavar="JSON")
+            settings.update(type=partial(read_object, kind), metavar="JSON")
         else:
-            settings["type"] = _bytes if field.name.endswith("_bytes") else kind
+            settings["type"] = read_bytes if field.name.endswith("read_bytes") else kind
             settings["metavar"] = "NAME" if kind is str else "N"
         group.add_argument("--" + field.name.replace("_", "-"), **settings)
 
@@ -305,52 +305,6 @@ def _engine_config(options: argparse.Namespace) -> EngineConfig:
     if "model" not in given:
         given.setdefault("served_model_name", DEMO_NAME)
     return EngineConfig(**given)
-
-
-def _port(text: str) -> int:
-    port = int(text)
-    if not 0 <= port <= 65535:
-        raise argparse.ArgumentTypeError(f"{text} is not a port: it must be from 0 to 65535")
-    return port
-
-
-def _count(text: str) -> int:
-    count = int(text)
-    if not 1 <= count <= 2**16:
-        raise argparse.ArgumentTypeError(f"{text} must be an integer, 1 to {2**16}")
-    return count
-
-
-def _seconds(text: str) -> float:
-    seconds = float(text)
-    if not (math.isfinite(seconds) and seconds >= 0):
-        raise argparse.ArgumentTypeError(f"{text} must be a number of seconds from 0 up")
-    return seconds
-
-
-def _bytes(text: str) -> int:
-    number = text.strip().lower().removesuffix("b").removesuffix("i")
-    power = {"k": 10, "m": 20, "g": 30, "t": 40}.get(number[-1:], 0)
-    try:
-        return int(float(number[:-1] if power else number) * 2**power)
-    except (ValueError, OverflowError):
-        message = f"{text} is not a size: write 2GiB, 512MiB or 1000000"
-        raise argparse.ArgumentTypeError(message) from None
-
-
-def _weights(text: str) -> dict[str, float]:
-    try:
-        return msgspec.json.decode(text, type=dict[str, float])
-    except msgspec.MsgspecError as error:
-        message = f'{text} is not an object of numbers, as {{"name": 2}}: {error}'
-        raise argparse.ArgumentTypeError(message) from None
-
-
-def _object(kind: type[msgspec.Struct], text: str) -> msgspec.Struct:
-    try:
-        return msgspec.json.decode(text, type=kind)
-    except msgspec.MsgspecError as error:
-        raise argparse.ArgumentTypeError(f"{text}: {error}") from None
 
 
 def _set_up_logging() -> None:

@@ -79,7 +79,7 @@ def test_what_a_route_answers_fits_its_schema(live: Any, route: Route) -> None:
         "/api/show": {"model": "tiny"},
         "/v1/embeddings": {"input": ["a", "b"]},
         "/pooling": {"input": "a", "encoding_format": "base64"},
-        **dict.fromkeys(("/v1/score", "/score"), {"text_1": "a", "text_2": ["b"]}),
+        **{path: {"text_1": "a", "text_2": ["b"]} for path in ("/v1/score", "/score")},
         **dict.fromkeys(("/v1/rerank", "/v2/rerank", "/rerank"), RANKED),
         "/api/embed": {"model": "tiny", "input": "a"},
         "/api/embeddings": {"model": "tiny", "prompt": "a"},
