@@ -18,6 +18,7 @@ from ..ollama_schema import (
     OllamaShowBody,
     OllamaShown,
 )
+from ..paging import AFTER, ORDER
 from ..pooled_schema import (
     ClassifyBody,
     ClassifyResponse,
@@ -37,7 +38,7 @@ from ..responses_schema import (
     ResponseObject,
     ResponsesBody,
 )
-from ..route import LINES, Route
+from ..route import EVENTS, LINES, Route
 from ..schema import (
     ChatBody,
     ChatResponse,
@@ -46,6 +47,7 @@ from ..schema import (
     ModelCard,
     ModelList,
 )
+from ..viewers import LiveEvent
 from . import (
     chat,
     completions,
@@ -53,15 +55,18 @@ from . import (
     debug,
     docs,
     health,
+    live,
     messages,
     metrics,
     models,
     ollama,
+    page,
     pooled,
     responses,
     tokenize,
     version,
 )
+from .of_batches import OF_BATCHES
 
 GENERATES = (404, 429, 503)
 """No such model, a full queue, a server that stops or sleeps."""
@@ -145,10 +150,11 @@ ROUTES: tuple[Route, ...] = (
         handler=responses.list_input_items,
         summary="What a response answers",
         response=ItemList,
-        query=(responses.ORDER, responses.LIMIT, responses.AFTER),
+        query=(ORDER, responses.PAGING.limit, AFTER),
         errors=(400, 404),
         tag="generation",
     ),
+    *OF_BATCHES,
     Route(
         method="POST",
         path="/v1/messages",
@@ -363,6 +369,15 @@ ROUTES: tuple[Route, ...] = (
         response=debug.ShownRequests,
     ),
     Route(
+        method="GET",
+        path="/debug/live",
+        handler=live.debug_live,
+        summary="What the engine is doing, a few times a second",
+        response=LiveEvent,
+        media=EVENTS,
+        errors=(429,),
+    ),
+    Route(
         method="POST",
         path="/reset_prefix_cache",
         handler=control.reset_prefix_cache,
@@ -397,6 +412,13 @@ ROUTES: tuple[Route, ...] = (
         summary="Whether the engine sleeps",
         response=control.Sleeping,
         tag="control",
+    ),
+    Route(
+        method="GET",
+        path="/",
+        handler=page.page,
+        summary="A page to try the model and to watch the engine; asks for no key",
+        media="text/html",
     ),
     Route(
         method="GET",
