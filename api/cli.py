@@ -1,4 +1,4 @@
-"""The command line: `quire serve`, `run`, `run-batch`, `check`, `replay` and `--version`.
+"""The command line: `quire serve`, `run`, `run-batch`, `bench`, `check`, `replay`, `--version`.
 
 Prints for people; everything heavy is imported inside the commands, so that --help is fast. Exit
 codes: 2 for options that make no sense, 1 for a model or a port that cannot be had, each with one
@@ -24,6 +24,7 @@ from .. import __version__
 from ..engine.config import DeviceName, EngineConfig, api_key_from_environment, log_level
 from ..engine.errors import ConfigError, QuireError
 from .cli_values import read_bytes, read_count, read_object, read_port, read_seconds, read_weights
+from .load_options import add_load_options
 
 if TYPE_CHECKING:
     from .state import Engine
@@ -235,6 +236,12 @@ def _add_other_commands(commands: argparse._SubParsersAction[argparse.ArgumentPa
     batch.add_argument("--model", metavar="MODEL", help="as for serve; not given: the demo")
     _add_field_options(batch)
 
+    load = commands.add_parser(
+        "bench", help="load on a running server, and what it takes", allow_abbrev=False
+    )
+    load.set_defaults(command=_bench, parser=load)
+    add_load_options(load)
+
     check = commands.add_parser(
         "check", help="compare a device's operations with the reference", allow_abbrev=False
     )
@@ -424,6 +431,13 @@ def _run_batch(config: EngineConfig, options: argparse.Namespace) -> int:
 
     job = Job(options.input_file, options.output_file, options.resume, options.max_batch_in_flight)
     return run_batch(config, job)
+
+
+def _bench(config: EngineConfig, options: argparse.Namespace) -> int:
+    del config
+    from .load import bench
+
+    return bench(options)
 
 
 def _check(config: EngineConfig, options: argparse.Namespace) -> int:
