@@ -15,12 +15,15 @@ if TYPE_CHECKING:
     from .engine.llm import LLM
     from .engine.params import (
         BeamSearchParams,
+        PoolingParams,
         RepetitionDetectionParams,
         RequestOutputKind,
         SamplingParams,
     )
+    from .engine.pooling import PoolingRequestOutput, ScoringRequestOutput
     from .engine.request import BeamSearchOutput, CompletionOutput, RequestOutput
     from .engine.structured import StructuredOutputsParams
+    from .engine.text.pooled import TextPair
 
 __version__ = "0.1.0"
 
@@ -31,12 +34,16 @@ _HOMES = {
     "CompletionOutput": "request",
     "EngineConfig": "config",
     "LLM": "llm",
+    "PoolingParams": "params",
+    "PoolingRequestOutput": "pooling",
     "QuireError": "errors",
     "RepetitionDetectionParams": "params",
     "RequestOutput": "request",
     "RequestOutputKind": "params",
     "SamplingParams": "params",
+    "ScoringRequestOutput": "pooling",
     "StructuredOutputsParams": "structured",
+    "TextPair": "text.pooled",
 }
 
 __all__ = [
@@ -46,12 +53,16 @@ __all__ = [
     "CompletionOutput",
     "EngineConfig",
     "LLM",
+    "PoolingParams",
+    "PoolingRequestOutput",
     "QuireError",
     "RepetitionDetectionParams",
     "RequestOutput",
     "RequestOutputKind",
     "SamplingParams",
+    "ScoringRequestOutput",
     "StructuredOutputsParams",
+    "TextPair",
     "__version__",
 ]
 

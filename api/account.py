@@ -1,6 +1,7 @@
-"""What is known of one HTTP request beside its answer: for headers, errors, the log and traces.
+"""What is known of one request beside its answer: for headers, errors, the log and traces.
 
-An Account is made by the outermost middleware, which alone releases its ticket; routes add to it.
+An Account is made by the outermost middleware, or for a line of a batch; who makes it alone
+releases its ticket; routes add to it.
 It never holds a key, a prompt or an answer.
 """
 
@@ -20,14 +21,17 @@ if TYPE_CHECKING:
 
 @dataclass(slots=True, eq=False)
 class Account:
-    """One HTTP request."""
+    """One request."""
 
     request_id: str
     """The client's X-Request-Id, or one of our own."""
     started_s: float
     ticket: Ticket | None = None
     """Its place in the queue, where it generates."""
+    background: bool = False
+    """It is done when nobody else waits, and takes nobody's place in the queue."""
     tenant: str = ""
+    """The name of its key, where keys are asked for, else of its user."""
     model: str | None = None
     """Where it generates: what was asked,"""
     temperature: float | None = None

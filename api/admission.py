@@ -24,7 +24,7 @@ class Queue(Protocol):
 
     @property
     def num_waiting(self) -> int:
-        """Answers that the engine has and does not run."""
+        """Answers that the engine has and does not run, but for the background's."""
 
 
 class Admission:
@@ -64,6 +64,10 @@ class Admission:
         self._num_reserved += num
         return Ticket(self, num)
 
+    def pass_by(self) -> Ticket:
+        """Let in what waits behind the queue, and so takes no place in it."""
+        return Ticket(self, 0)
+
     def _retry_s(self) -> int:
         """Seconds until half of those that wait have gone, as fast as the last ones went."""
         if not self._left:
@@ -100,4 +104,5 @@ class Ticket:
     def release(self) -> None:
         """The request is over, however it ended."""
         self.hand_over(self._num_reserved)
-        self._admission.note_left(self._num)
+        if self._num:
+            self._admission.note_left(self._num)

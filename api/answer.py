@@ -17,11 +17,12 @@ import msgspec
 from aiohttp import web
 from msgspec.structs import replace
 
-from ..engine.request import RequestOutput
+from ..engine.request import BACKGROUND, RequestOutput
 from .account import Account, account_of
+from .caller import Caller, caller_of
 from .errors import SERVER, ApiError, api_error
 from .outlet import respond
-from .reply import Teller
+from .reply import Teller, WholeTeller
 from .route import JSON
 from .sse import EventStream
 from .state import STATE, ServerState
@@ -52,11 +53,21 @@ def check_accepting(state: ServerState) -> None:
         )
 
 
-def admit(request: web.Request, num_answers: int) -> None:
+def admit(caller: Caller, num_answers: int) -> None:
     """Give a request its places in the queue, until it is over. ApiError 429 if there are none."""
-    account = account_of(request)
+    account = caller.account
     assert account.ticket is None, "a request is admitted once"
-    account.ticket = request.app[STATE].admission.admit(num_answers)
+    admission = caller.state.admission
+    account.ticket = admission.pass_by() if account.background else admission.admit(num_answers)
+
+
+def priority_of(caller: Caller, given: int | None) -> int:
+    """Return the priority of a request whose body says `given`. ApiError for the background's."""
+    if caller.account.background:
+        return BACKGROUND
+    if given is not None and given >= BACKGROUND:
+        raise ApiError(f"priority is {given}: it must be below {BACKGROUND}.", param="priority")
+    return given or 0
 
 
 async def answer(
@@ -66,34 +77,51 @@ async def answer(
 
     stream: as the output_kind of what is prepared.
     """
-    state, account = request.app[STATE], account_of(request)
-    _describe(account, prepared, reply)
-    streams = [_generate(state, account, one) for one in prepared]
-    async with aclosing(merge(streams)) as batches:
-        if stream:
+    caller = caller_of(request)
+    if stream:
+        async with aclosing(_begin(caller, prepared, reply)) as batches:
             return await _respond_stream(request, batches, reply)
-        outputs: dict[int, RequestOutput] = {}
+    return await respond_whole(request, prepared, reply)
+
+
+async def respond_whole(
+    request: web.Request, prepared: Sequence[Prepared], reply: WholeTeller
+) -> web.StreamResponse:
+    """Generate for all prompts at once and respond when all are done."""
+    caller = caller_of(request)
+    data = await whole(caller, prepared, reply)
+    return await respond(request, data, caller.state.limits, {"Content-Type": JSON})
+
+
+async def whole(caller: Caller, prepared: Sequence[Prepared], reply: WholeTeller) -> bytes:
+    """Generate for all prompts at once; return the response as JSON."""
+    outputs: dict[int, RequestOutput] = {}
+    async with aclosing(_begin(caller, prepared, reply)) as batches:
         async for batch in batches:
-            account.note(batch)
+            caller.account.note(batch)
             outputs.update(one_by_one(batch, reply))
     ended = [outputs[index] for index in sorted(outputs)]
     for output in ended:
         check_output(output)
-    data = msgspec.json.encode(reply.whole(ended))
-    return await respond(request, data, state.limits, {"Content-Type": JSON})
+    return msgspec.json.encode(reply.whole(ended))
 
 
-def _generate(
-    state: ServerState, account: Account, prepared: Prepared
-) -> AsyncGenerator[RequestOutput, None]:
+def _begin(
+    caller: Caller, prepared: Sequence[Prepared], reply: WholeTeller
+) -> AsyncGenerator[Batch, None]:
+    _describe(caller.account, prepared, reply)
+    return merge([_generate(caller, one) for one in prepared])
+
+
+def _generate(caller: Caller, prepared: Prepared) -> AsyncGenerator[RequestOutput, None]:
     """Begin to generate; from when the engine has the request, it counts as waiting there."""
-    ticket = account.ticket
+    ticket = caller.account.ticket
     assert ticket is not None, "what generates is admitted first"
     num = prepared.request.params.n if prepared.beams is None else prepared.beams.n
-    return state.engine.generate(prepared, on_added=partial(ticket.hand_over, num))
+    return caller.state.engine.generate(prepared, on_added=partial(ticket.hand_over, num))
 
 
-def _describe(account: Account, prepared: Sequence[Prepared], reply: Teller) -> None:
+def _describe(account: Account, prepared: Sequence[Prepared], reply: WholeTeller) -> None:
     """Note for the log and for traces what was asked."""
     first = prepared[0]
     asked = first.request.params if first.beams is None else first.beams
@@ -135,7 +163,7 @@ def _chunks(batch: Batch, reply: Teller) -> list[msgspec.Struct]:
     return chunks
 
 
-def one_by_one(batch: Batch, reply: Teller) -> Batch:
+def one_by_one(batch: Batch, reply: WholeTeller) -> Batch:
     """Tell the n answers kept of each prompt apart; each gets the index of its choice."""
     kept = [(place, reply.keep_best(output)) for place, output in batch]
     return [

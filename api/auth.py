@@ -22,6 +22,7 @@ from aiohttp.typedefs import Handler, Middleware
 
 from ..engine.errors import ConfigError
 from .account import account_of
+from .caller import Caller
 from .errors import ApiError
 from .web_files import FILE_PATHS
 
@@ -96,23 +97,24 @@ def name_of(kind: Literal["key", "user"], text: str) -> str:
     return f"{kind}-{_digest(text).hex()[:16]}"
 
 
-def tenant_of(request: web.Request, user: str | None, *, by_key: bool) -> str:
+def tenant_of(caller: Caller, user: str | None = None) -> str:
     """Name whose request it is: the key's, where keys are asked for, else that of `user`."""
-    if by_key:
-        return _key_name(request)
+    if caller.state.has_keys:
+        return caller.account.tenant
     return name_of("user", user) if user else ""
 
 
-def cache_salt(request: web.Request, salt: str | None, *, isolate: bool) -> str | None:
+def cache_salt(caller: Caller, salt: str | None) -> str | None:
     """Return the cache salt of a request whose body says `salt`.
 
-    isolate: prefixes are found only by the key that wrote them. Whether a prompt was cached can be
-    told from the time that it takes, and so what others have asked.
+    Where keys are isolated, prefixes are found only by the key that wrote them. Whether a prompt
+    was cached can be told from the time that it takes, and so what others have asked.
     """
-    if not isolate or salt == "":
+    if not caller.state.isolate_keys or salt == "":
         return salt
     # A name has a fixed length, so no salt of a client looks like another key's.
-    return _key_name(request) if salt is None else f"{_key_name(request)} {salt}"
+    key = caller.account.tenant
+    return key if salt is None else f"{key} {salt}"
 
 
 def _key_name(request: web.Request) -> str:

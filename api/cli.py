@@ -33,6 +33,10 @@ DEMO_NAME = "demo"
 HELP = {
     "tokenizer": "directory of another tokenizer",
     "skip_tokenizer_init": "serve token ids only",
+    "runner": "generate: tokens, and embeddings beside; pooling: vectors alone; auto: as the "
+    "checkpoint is made for",
+    "pooler_config": "how vectors are made, as JSON: "
+    '{"pooling_type": "LAST", "CLS", "MEAN" or "MAX", "normalize": true}',
     "dtype": "of weights, activations and KV cache",
     "load_format": "dummy: random weights of the config's shape",
     "device": "where to compute; auto: a GPU where there is one",
@@ -123,7 +127,8 @@ def make_parser() -> argparse.ArgumentParser:
         action="append",
         default=[],
         metavar="KEY",
-        help="ask for this key on every path but /health; repeatable; also QUIRE_API_KEY",
+        help="ask for this key on every path but /health and the page at /; repeatable; "
+        "also QUIRE_API_KEY",
     )
     group.add_argument(
         "--api-key-file",

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from aiohttp import web
 from msgspec.structs import replace
 
 from ..engine.params import num_kept
-from .answer import admit, check_accepting
+from .answer import admit, check_accepting, priority_of
 from .auth import cache_salt, tenant_of
+from .caller import Caller
 from .convert import (
     TokenPrompt,
     chat_limit,
@@ -29,7 +29,7 @@ from .messages import template_messages, template_tools
 from .parsed import ParsedAnswers
 from .reading import read_answers
 from .schema import ChatBody
-from .state import STATE, Engine
+from .state import Engine
 from .structured import forced_tools
 
 if TYPE_CHECKING:
@@ -58,21 +58,20 @@ class Asked(NamedTuple):
     """What takes the answers apart; None where they are nothing but text."""
 
 
-async def ask(
-    request: web.Request, body: ChatBody, prefix: str, limit: Limit | None = None
-) -> Asked:
+async def ask(caller: Caller, body: ChatBody, prefix: str, limit: Limit | None = None) -> Asked:
     """Admit a request and prepare it. ApiError or ParamsError, by the fields of a ChatBody.
 
     prefix: of the response's id; limit: what must fit behind the prompt, the body's if None.
     """
-    state = request.app[STATE]
+    state = caller.state
     engine = state.engine
     check_accepting(state)
     check_model(body.model, engine.model_name)
     tools = template_tools(body.tools, body.tool_choice)
     forced = forced_tools(body)
     params = chat_params(body)
-    admit(request, params.n)
+    priority = priority_of(caller, body.priority)
+    admit(caller, params.n)
     if forced is not None:
         params = replace(params, structured_outputs=forced.form)
     reading, params = read_answers(engine, body, forced, params)
@@ -81,11 +80,18 @@ async def ask(
     limit = limit or chat_limit(body)
     check_length(("messages", len(prompt.token_ids)), limit, engine.max_model_len)
     response_id = f"{prefix}{body.request_id or state.new_id()}"
-    salt = cache_salt(request, body.cache_salt, isolate=state.isolate_keys)
-    tenant = tenant_of(request, body.user, by_key=state.has_keys)
+    salt = cache_salt(caller, body.cache_salt)
+    tenant = tenant_of(caller, body.user)
     with chat_names(body):
         prepared = await prepare(
-            engine, prompt, params, body, request_id=response_id, cache_salt=salt, tenant=tenant
+            engine,
+            prompt,
+            params,
+            body,
+            request_id=response_id,
+            priority=priority,
+            cache_salt=salt,
+            tenant=tenant,
         )
     return Asked(response_id, prepared, reading.answers(body, prompt.text, state.new_id))
 

@@ -245,6 +245,7 @@ async def prepare(
     body: GenerationBody,
     *,
     request_id: str,
+    priority: int,
     cache_salt: str | None,
     tenant: str,
 ) -> Prepared:
@@ -257,7 +258,7 @@ async def prepare(
             given,
             params,
             request_id,
-            priority=body.priority or 0,
+            priority=priority,
             cache_salt=cache_salt,
             tenant=tenant,
         )

@@ -201,6 +201,44 @@ class OllamaModels(Struct, frozen=True):
     models: list[OllamaModel]
 
 
+class OllamaEmbedBody(Struct, forbid_unknown_fields=True, kw_only=True):
+    """POST /api/embed."""
+
+    model: str
+    input: str | list[str]
+    truncate: bool | None = None
+    """Not false: a text that is too long loses its end."""
+    dimensions: int | None = None
+    options: OllamaOptions | None = None
+    keep_alive: Ignored = None
+
+
+class OllamaEmbedOneBody(Struct, forbid_unknown_fields=True, kw_only=True):
+    """POST /api/embeddings."""
+
+    model: str
+    prompt: str
+    options: OllamaOptions | None = None
+    keep_alive: Ignored = None
+
+
+class OllamaEmbeddings(Struct, frozen=True, kw_only=True):
+    """What /api/embed answers."""
+
+    model: str
+    embeddings: list[list[float]]
+    total_duration: int
+    """Nanoseconds."""
+    load_duration: int = 0
+    prompt_eval_count: int
+
+
+class OllamaEmbedding(Struct, frozen=True):
+    """What /api/embeddings answers."""
+
+    embedding: list[float]
+
+
 class OllamaShowBody(Struct, forbid_unknown_fields=True, kw_only=True):
     """POST /api/show."""
 

@@ -263,8 +263,8 @@ class ChatChoices:
         return TopLogprob(name, finite(entry.logprob), list(data))
 
 
-class Teller(Protocol):
-    """What one HTTP request is told, in the words of its endpoint."""
+class WholeTeller(Protocol):
+    """What one request is told at once, in the words of its endpoint."""
 
     @property
     def response_id(self) -> str: ...
@@ -276,13 +276,21 @@ class Teller(Protocol):
         """Answers that are told of each prompt."""
         ...
 
+    def keep_best(self, output: RequestOutput) -> RequestOutput:
+        """Keep the n best answers of an output."""
+        ...
+
+    def whole(self, outputs: Sequence[RequestOutput]) -> Struct:
+        """The response for finished outputs of all answers, in order."""
+        ...
+
+
+class Teller(WholeTeller, Protocol):
+    """What one request is told, at once or as a stream."""
+
     @property
     def wire(self) -> Wire:
         """How its stream is written."""
-        ...
-
-    def keep_best(self, output: RequestOutput) -> RequestOutput:
-        """Keep the n best answers of an output."""
         ...
 
     def chunks(self, index: int, output: RequestOutput) -> Sequence[Struct]:
@@ -295,10 +303,6 @@ class Teller(Protocol):
 
     def failed(self, error: ApiError, request_id: str) -> Sequence[Struct]:
         """The last events of one that did not."""
-        ...
-
-    def whole(self, outputs: Sequence[RequestOutput]) -> Struct:
-        """The response for finished outputs of all answers, in order."""
         ...
 
 

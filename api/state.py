@@ -18,10 +18,11 @@ from .. import __version__
 from ..engine.config import EngineConfig
 from ..engine.live import LiveView
 from ..engine.metrics import EngineMetrics
-from ..engine.params import BeamSearchParams, SamplingParams
+from ..engine.params import Params
 from ..engine.parsing.choose import Parsers
 from ..engine.request import RequestOutput
 from ..engine.timeline import Timelines
+from ..engine.vectors import PoolingConfig
 from .admission import Admission
 from .limits import Limits
 from .response_store import ResponseStore
@@ -45,6 +46,8 @@ class Engine(Protocol):
     def tokenizer(self) -> Tokenizer: ...
     @property
     def parsers(self) -> Parsers: ...
+    @property
+    def pooling(self) -> PoolingConfig: ...
     @property
     def auto_tools(self) -> bool: ...
     @property
@@ -71,7 +74,7 @@ class Engine(Protocol):
     async def prepare(
         self,
         prompt: Prompt | Prepared,
-        params: SamplingParams | BeamSearchParams | None = None,
+        params: Params | None = None,
         request_id: str | None = None,
         *,
         priority: int = 0,
@@ -82,7 +85,7 @@ class Engine(Protocol):
     def generate(
         self,
         prompt: Prompt | Prepared,
-        params: SamplingParams | BeamSearchParams | None = None,
+        params: Params | None = None,
         request_id: str | None = None,
         *,
         on_added: Callable[[], None] | None = None,

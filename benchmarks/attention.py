@@ -2,7 +2,8 @@
 
 Run as `python -m quire.benchmarks.attention [--json FILE]`. One thread, CPU time, least of several
 rounds. Each decode shape has as many layers as it takes to read keys and values from memory, as a
-model does, unless it is hot. sdpa gets its keys and values gathered, one call for each sequence.
+model does, unless it is hot. sdpa gets its keys and values gathered: one call for each sequence, or
+for all where they are of one length.
 """
 
 from __future__ import annotations
@@ -39,11 +40,12 @@ class Shape(NamedTuple):
     group: int
     head_dim: int
     is_hot: bool = False
+    causal: bool = True
 
     @property
     def num_flops(self) -> int:
         """Multiplications and additions of what is visible."""
-        hidden = self.queries * (self.queries - 1) // 2
+        hidden = self.queries * (self.queries - 1) // 2 if self.causal else 0
         pairs = sum(self.queries * n - hidden for n in self.kv_lens)
         return 4 * pairs * self.kv_heads * self.group * self.head_dim
 
@@ -70,7 +72,7 @@ class Figure(Struct):
 
 
 def shapes() -> list[Shape]:
-    """Decode, a long context, and prompts."""
+    """Decode, a long context, prompts, and what an encoder takes at once."""
     mixed = tuple(torch.randint(128, 257, (32,)).tolist())
     longer = tuple(torch.randint(320, 641, (16,)).tolist())
     return [
@@ -83,6 +85,11 @@ def shapes() -> list[Shape]:
         Shape("prompt 1024", (1024,), 1024, 4, 3, 64, True),
         Shape("chunk 512 of 4096", (4096,), 512, 4, 3, 64, True),
         Shape("prompt 1024, 8 x 128", (1024,), 1024, 8, 2, 128, True),
+        *(
+            Shape(f"32 x 128, 12 x 64, {way}", (128,) * 32, 128, 12, 1, 64, True, causal)
+            for way, causal in (("causal", True), ("both ways", False))
+        ),
+        Shape("512, 12 x 64, both ways", (512,), 512, 12, 1, 64, True, False),
     ]
 
 
@@ -115,14 +122,16 @@ def make_dense(shape: Shape, dtype: torch.dtype) -> Callable[[], None]:
     """Make sdpa's form of one layer."""
     heads = shape.kv_heads * shape.group
     inputs = []
-    for n in shape.kv_lens:
-        q = torch.randn(1, heads, shape.queries, shape.head_dim).to(dtype)
-        k, v = torch.randn(2, 1, shape.kv_heads, n, shape.head_dim).to(dtype)
+    alike = len(set(shape.kv_lens)) == 1
+    count = len(shape.kv_lens) if alike else 1
+    for n in set(shape.kv_lens) if alike else shape.kv_lens:
+        q = torch.randn(count, heads, shape.queries, shape.head_dim).to(dtype)
+        k, v = torch.randn(2, count, shape.kv_heads, n, shape.head_dim).to(dtype)
         mask = None
-        if 1 < shape.queries < n:
+        if shape.causal and 1 < shape.queries < n:
             position = torch.arange(n - shape.queries, n)[:, None]
             mask = torch.arange(n) <= position
-        inputs.append((q, k, v, mask, shape.queries == n))
+        inputs.append((q, k, v, mask, shape.causal and shape.queries == n))
 
     def call() -> None:
         for q, k, v, mask, is_causal in inputs:
@@ -152,7 +161,8 @@ def measure(shape: Shape, dtype: torch.dtype) -> Figure:
     layers = [make_layer(shape, dtype) for _ in range(num_layers)]
 
     def attend(layer: tuple[Tensor, KVCache, Batch]) -> Callable[[], object]:
-        return lambda: cpu.paged_attention(*layer, scale=shape.head_dim**-0.5)
+        options = {"scale": shape.head_dim**-0.5, "causal": shape.causal}
+        return lambda: cpu.paged_attention(*layer, **options)
 
     ours_ms = least_ms([attend(layer) for layer in layers])
     del layers

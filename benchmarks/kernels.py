@@ -90,7 +90,7 @@ def _name(operation: str, rows: int, dtype: torch.dtype) -> str:
 
 
 def elementwise_cases() -> Iterator[Case]:
-    """Norms, gated activation and embedding, one row and 256."""
+    """Norms, activations and embedding, one row and 256."""
     for dtype in DTYPES:
         size = dtype.itemsize
         weight = torch.randn(HIDDEN).to(dtype)
@@ -117,12 +117,37 @@ def elementwise_cases() -> Iterator[Case]:
                 partial(cpu.silu_mul, gate_up),
                 partial(_torch_silu_mul, gate_up),
             )
+            yield from encoder_cases(x, residual, gate_up[:, :WIDTH].contiguous())
             yield Case(
                 _name("embed", rows, dtype),
                 2 * rows * HIDDEN * size,
                 partial(cpu.embed, tokens, table),
                 partial(functional.embedding, tokens, table),
             )
+
+
+def encoder_cases(x: Tensor, residual: Tensor, wide: Tensor) -> Iterator[Case]:
+    """Layer norms of [rows, HIDDEN] and GELU of [rows, WIDTH]."""
+    rows, dtype = len(x), x.dtype
+    weight, bias = torch.randn(2, HIDDEN).to(dtype)
+    yield Case(
+        _name("layer_norm", rows, dtype),
+        2 * x.nbytes,
+        partial(cpu.layer_norm, x, weight, bias, 1e-12),
+        partial(functional.layer_norm, x, (HIDDEN,), weight, bias, 1e-12),
+    )
+    yield Case(
+        _name("add_layer_norm", rows, dtype),
+        3 * x.nbytes,
+        partial(cpu.add_layer_norm, x, residual, weight, bias, 1e-12),
+        lambda: functional.layer_norm(x + residual, (HIDDEN,), weight, bias, 1e-12),
+    )
+    yield Case(
+        _name("gelu", rows, dtype),
+        2 * wide.nbytes,
+        partial(cpu.gelu, wide),
+        partial(functional.gelu, wide),
+    )
 
 
 def _torch_add_norm(x: Tensor, residual: Tensor, weight: Tensor) -> Tensor:

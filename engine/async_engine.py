@@ -26,13 +26,16 @@ from .errors import EngineError
 from .front import Front
 from .live import LiveView
 from .metrics import EngineMetrics
-from .params import BeamSearchParams, RequestOutputKind, SamplingParams
+from .params import BeamSearchParams, Params, PoolingParams, RequestOutputKind, SamplingParams
 from .parsing.choose import Parsers
 from .plan import StepPlan
+from .pooling import PoolingRequestOutput, pooled
 from .request import RequestOutput
+from .text.pooled import PooledIds, TextPair
 from .text.prepare import Prepared, Prompt, PromptDict
 from .text.tokenizer import Tokenizer
 from .timeline import Timelines
+from .vectors import PoolingConfig
 
 logger = logging.getLogger("quire")
 
@@ -127,6 +130,11 @@ class AsyncEngine:
         return self.front.parsers
 
     @property
+    def pooling(self) -> PoolingConfig:
+        """How it makes vectors."""
+        return self.front.pooling
+
+    @property
     def auto_tools(self) -> bool:
         """Whether the model may call tools by itself."""
         return self.config.enable_auto_tool_choice
@@ -164,7 +172,8 @@ class AsyncEngine:
 
     @property
     def num_waiting(self) -> int:
-        """Answers that were asked for and wait for their turn, preempted ones too."""
+        """Answers that were asked for and wait for their turn, preempted ones too, but for the
+        background's."""
         return self._front.num_waiting if self._front else 0
 
     @property
@@ -193,7 +202,7 @@ class AsyncEngine:
     async def prepare(
         self,
         prompt: Prompt | Prepared,
-        params: SamplingParams | BeamSearchParams | None = None,
+        params: Params | None = None,
         request_id: str | None = None,
         *,
         priority: int = 0,
@@ -205,15 +214,19 @@ class AsyncEngine:
         What takes time (a long text, a grammar) is done in a thread.
         """
         front, now_s = self.front, time.monotonic()
-        if isinstance(prompt, str) and len(prompt) > LONG_PROMPT_CHARS:
+        given: Prompt | Prepared | PooledIds = prompt
+        if isinstance(params, PoolingParams):
+            if sum(len(part) for part in prompt if isinstance(part, str)) > LONG_PROMPT_CHARS:
+                given = await asyncio.to_thread(front.pooled.read, prompt, params)
+        elif isinstance(prompt, str) and len(prompt) > LONG_PROMPT_CHARS:
             ids = await asyncio.to_thread(front.tokenizer.encode, prompt)
-            prompt = {"prompt": prompt, "prompt_token_ids": ids}
+            given = {"prompt": prompt, "prompt_token_ids": ids}
         grammar = None
         if isinstance(params, SamplingParams) and params.structured_outputs is not None:
             loop = asyncio.get_running_loop()
             grammar = await loop.run_in_executor(self._compiling, front.find_grammar, params)
         return front.prepare(
-            prompt,
+            given,
             params,
             request_id,
             priority=priority,
@@ -226,7 +239,7 @@ class AsyncEngine:
     async def generate(
         self,
         prompt: Prompt | Prepared,
-        params: SamplingParams | BeamSearchParams | None = None,
+        params: Params | None = None,
         request_id: str | None = None,
         *,
         priority: int = 0,
@@ -290,6 +303,39 @@ class AsyncEngine:
         async with contextlib.aclosing(stream) as outputs:
             async for output in outputs:
                 yield output
+
+    async def encode(
+        self,
+        prompt: Prompt | TextPair | Prepared,
+        params: PoolingParams | None = None,
+        request_id: str | None = None,
+        *,
+        priority: int = 0,
+        cache_salt: str | None = None,
+        tenant: str = "",
+        on_added: Callable[[], None] | None = None,
+    ) -> PoolingRequestOutput:
+        """Return the vector of a prompt: an embedding, or a classifier's scores.
+
+        A prompt is a text, token ids or a TextPair. Cancelling it aborts the request. Options and
+        errors are those of generate; EngineError also where the request failed.
+        """
+        params = PoolingParams() if params is None else params
+        options: dict[str, Any] = {"cache_salt": cache_salt, "tenant": tenant}
+        stream = self.generate(
+            prompt, params, request_id, priority=priority, on_added=on_added, **options
+        )
+        async with contextlib.aclosing(stream) as outputs:
+            async for output in outputs:
+                if output.finished:
+                    return self._pooled(output, params)
+        raise AssertionError("a stream without an end")
+
+    def _pooled(self, output: RequestOutput, params: PoolingParams) -> PoolingRequestOutput:
+        if output.vector is None:
+            reason = output.error or output.outputs[0].finish_reason
+            raise EngineError(f"the vector of {output.request_id} was not made: {reason}")
+        return pooled(output, params, self.pooling)
 
     def fork(
         self,

@@ -13,6 +13,7 @@ import torch
 from msgspec.structs import replace
 
 from ..reference.decoder import DecoderConfig
+from ..reference.encoder import EncoderConfig
 from ..reference.ops import Ops
 from .config import EngineConfig, GuessCosts
 from .core import EngineCore
@@ -28,11 +29,13 @@ from .executor.base import Executor
 from .executor.inline import InlineExecutor
 from .grammar.grammars import Grammars
 from .guesses import Guesses, make_drafter, read_guesses
-from .models.base import DecoderModel
+from .models.encoder import Model
 from .models.loader import load_model
+from .models.pooled_loader import load_pooled
 from .models.registry import ModelConfig, read_model_config
 from .opset import Device, choose_device, choose_ops, choose_sums, refuse_shape
 from .sched.scheduler import Scheduler, SchedulerLimits
+from .vectors import PoolingConfig
 
 logger = logging.getLogger("quire")
 
@@ -50,8 +53,12 @@ class EngineParts:
     tokenizer_path: Path
     vocab_size: int
     max_model_len: int
+    """Tokens of a sequence: of the prompt alone, where it does not generate."""
     eos_token_ids: tuple[int, ...]
     grammars: Grammars
+    pooling: PoolingConfig
+    max_pooled_len: int
+    """Tokens of a prompt whose vector is wanted."""
 
 
 def build_engine(config: EngineConfig) -> EngineParts:
@@ -71,9 +78,11 @@ def build_engine(config: EngineConfig) -> EngineParts:
         renew_executor=lambda: InlineExecutor(renew(), config.num_threads),
         tokenizer_path=resolve_model(config.tokenizer or config.model),
         vocab_size=loaded.model_config.vocab_size,
-        max_model_len=limits.max_model_len,
+        max_model_len=config.max_model_len or limits.max_model_len,
         eos_token_ids=loaded.model_config.eos_token_ids,
         grammars=loaded.grammars,
+        pooling=loaded.model_config.pooling,
+        max_pooled_len=limits.max_model_len - 1,
     )
 
 
@@ -103,11 +112,19 @@ def load_runner(
     """
     path = resolve_model(config.model)
     device = choose_device(config.device, config.backend, config.bfloat16_sums)
-    config = fill_defaults(config, device)
+    asked, config = config.max_num_batched_tokens, fill_defaults(config, device)
     sums = choose_sums(config.bfloat16_sums, device)
     if device == "cpu":
         logger.info("Products of bfloat16 are added in %s", sums)
-    model_config = read_model_config(path, config.dtype, config.linear_segments, sums)
+    model_config = read_model_config(
+        path,
+        config.dtype,
+        config.linear_segments,
+        sums,
+        runner=config.runner,
+        pooler=config.pooler_config,
+    )
+    config = fit_to_model(config, model_config, asked)
     ops = choose_ops(device, config.backend)
     ops = wrap(ops) if wrap is not None else ops
     guesses = None
@@ -127,7 +144,12 @@ def load_runner(
         config = replace(config, speculative_config=replace(speculative, costs=costs))
     grammars = Grammars()
     runner.follow(grammars)
-    return LoadedRunner(runner, config, model_config, make_limits(config), grammars)
+    limits = make_limits(config)
+    if not model_config.generates:
+        # A vector counts as a token that nobody computes any further.
+        longest, whole = limits.max_model_len + 1, model_config.takes_whole_prompts
+        limits = replace(limits, max_model_len=longest, whole_prompts=whole)
+    return LoadedRunner(runner, config, model_config, limits, grammars)
 
 
 def make_limits(config: EngineConfig) -> SchedulerLimits:
@@ -169,6 +191,28 @@ def fill_defaults(config: EngineConfig, device: Device) -> EngineConfig:
     )
 
 
+def fit_to_model(config: EngineConfig, model: ModelConfig, asked: int | None) -> EngineConfig:
+    """Return config as a model that does not generate needs it. ConfigError where it cannot be.
+
+    asked: for max_num_batched_tokens.
+    """
+    if model.generates:
+        return config
+    for name in ("speculative_config", "target_itl_ms", "record"):
+        if getattr(config, name) is not None:
+            raise ConfigError(f"{name} is for models that generate: {config.model} does not.")
+    if not model.takes_whole_prompts:
+        return config
+    longest = longest_model_len(config, model)
+    if asked is not None and asked < longest:
+        raise ConfigError(
+            f"max_num_batched_tokens is {asked}: {config.model} computes a prompt in one step, so "
+            f"it must be at least the model length, {longest}."
+        )
+    budget = max(longest, config.max_num_batched_tokens or 0)
+    return replace(config, enable_prefix_caching=False, max_num_batched_tokens=budget)
+
+
 class MadeRunner(NamedTuple):
     """A runner that is ready, and what its memory holds."""
 
@@ -185,10 +229,8 @@ def make_cpu_runner(
     num_blocks, max_model_len = plan_memory(
         config, model_config, default_cache_bytes(), block_bytes
     )
-    with torch.inference_mode():
-        model = load_model(model_config, ops, config.load_format, seed=config.seed)
+    model, head = _load(config, model_config, ops, torch.device("cpu"), guesses)
     config = replace(config, num_kv_blocks=num_blocks, max_model_len=max_model_len)
-    head = None if guesses is None else guesses.load(model, ops)
     return MadeRunner(_make_runner(config, model, head, "exact"), num_blocks, max_model_len)
 
 
@@ -205,17 +247,13 @@ def make_gpu_runner(
     """
     assert config.max_num_batched_tokens is not None, "fill_defaults comes first"
     clock = _StartClock()
-    reason = refuse_shape(ops, model_config.decoder.head_dim)
+    reason = refuse_shape(ops, model_config.shape.head_dim)
     if reason is not None:
         raise ConfigError(f"{config.model}: {reason} Or give --device cpu.")
-    check.demand_sound(ops, device, _shape_of(model_config.decoder, config.block_size))
+    check.demand_sound(ops, device, _shape_of(model_config.shape, config.block_size))
     clock.note("check of the kernels")
     try:
-        with torch.inference_mode():
-            model = load_model(
-                model_config, ops, config.load_format, seed=config.seed, device=device
-            )
-            make_head = None if guesses is None else guesses.load(model, ops)
+        model, make_head = _load(config, model_config, ops, device, guesses)
         clock.note("weights")
         sizes = StepSizes(
             config.block_size,
@@ -224,7 +262,7 @@ def make_gpu_runner(
             longest_model_len(config, model_config),
             config.max_logprobs,
         )
-        with_graphs = not config.enforce_eager
+        with_graphs = model_config.generates and not config.enforce_eager
         budget = measure(
             model,
             ops,
@@ -258,8 +296,24 @@ def make_gpu_runner(
     return MadeRunner(runner, num_blocks, max_model_len)
 
 
+def _load(
+    config: EngineConfig,
+    model_config: ModelConfig,
+    ops: Ops,
+    device: torch.device,
+    guesses: Guesses | None,
+) -> tuple[Model, HeadMaker | None]:
+    """Load the weights of the model, and of what guesses for it."""
+    with torch.inference_mode():
+        if not model_config.generates:
+            kind, seed = config.load_format, config.seed
+            return load_pooled(model_config, ops, kind, seed=seed, device=device), None
+        model = load_model(model_config, ops, config.load_format, seed=config.seed, device=device)
+        return model, None if guesses is None else guesses.load(model, ops)
+
+
 def _make_runner(
-    config: EngineConfig, model: DecoderModel, make_head: HeadMaker | None, decoding: Decoding
+    config: EngineConfig, model: Model, make_head: HeadMaker | None, decoding: Decoding
 ) -> ModelRunner:
     """Allocate the memory of a config without gaps, and compile."""
     assert config.num_kv_blocks and config.max_model_len, config
@@ -269,7 +323,7 @@ def _make_runner(
         num_blocks=config.num_kv_blocks,
         block_size=config.block_size,
         max_num_seqs=config.max_num_seqs,
-        max_model_len=config.max_model_len,
+        max_model_len=config.max_model_len + (model.pooler is not None),
         decoding=decoding,
     )
     runner.warm_up()
@@ -278,11 +332,9 @@ def _make_runner(
     return runner
 
 
-def _shape_of(decoder: DecoderConfig, block_size: int) -> Shape:
+def _shape_of(model: DecoderConfig | EncoderConfig, block_size: int) -> Shape:
     """Return what the model's kernels are made for, so that checking compiles nothing in vain."""
-    return Shape(
-        decoder.dtype, decoder.head_dim, decoder.num_heads // decoder.num_kv_heads, block_size
-    )
+    return Shape(model.dtype, model.head_dim, model.num_heads // model.num_kv_heads, block_size)
 
 
 class _StartClock:
@@ -315,8 +367,8 @@ def longest_model_len(config: EngineConfig, model: ModelConfig) -> int:
 
 
 def _block_bytes(config: EngineConfig, model: ModelConfig, guesses: Guesses | None) -> int:
-    shapes = [model.decoder] if guesses is None else [model.decoder, guesses.shape]
-    return bytes_per_block(config.block_size, *shapes)
+    shapes = () if guesses is None else (guesses.shape,)
+    return bytes_per_block(config.block_size, model.shape, *shapes)
 
 
 def plan_memory(

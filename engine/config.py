@@ -24,6 +24,8 @@ LoadFormat = Literal["auto", "safetensors", "dummy"]
 SumsName = Literal["auto", "pairs", "tiles"]
 Policy = Literal["fcfs", "priority"]
 GuessMethod = Literal["ngram", "suffix", "draft_model", "eagle3", "mtp"]
+RunnerKind = Literal["auto", "generate", "pooling"]
+PoolingType = Literal["LAST", "CLS", "MEAN", "MAX"]
 
 DEMO_MODEL = Path(__file__).resolve().parent.parent / "demo" / "model"
 
@@ -114,6 +116,13 @@ class SpeculativeConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields
                 )
 
 
+class PoolerConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How vectors are made, where that is not as the checkpoint says: vLLM's names."""
+
+    pooling_type: PoolingType | None = None
+    normalize: bool | None = None
+
+
 class EngineConfig(Struct, frozen=True, kw_only=True):
     """Everything that decides what an engine does. Raises ConfigError that names the option."""
 
@@ -123,6 +132,11 @@ class EngineConfig(Struct, frozen=True, kw_only=True):
     """Another directory for the tokenizer; None: the model's."""
     skip_tokenizer_init: bool = False
     """Token ids in, token ids out: no tokenizer is loaded."""
+    runner: RunnerKind = "auto"
+    """generate: tokens, and embeddings beside them. pooling: embeddings and scores alone. auto: as
+    the checkpoint is made for."""
+    pooler_config: PoolerConfig | None = None
+    """A dict of its fields will do."""
     dtype: DTypeName = "auto"
     load_format: LoadFormat = "auto"
     device: DeviceName = "auto"
@@ -192,6 +206,7 @@ class EngineConfig(Struct, frozen=True, kw_only=True):
 
     def __post_init__(self) -> None:
         for name, kind in (
+            ("runner", RunnerKind),
             ("dtype", DTypeName),
             ("load_format", LoadFormat),
             ("device", DeviceName),
@@ -229,6 +244,7 @@ class EngineConfig(Struct, frozen=True, kw_only=True):
         check_names(self.tool_call_parser, self.reasoning_parser)
         _struct(self, "reasoning_config", ReasoningConfig)
         _struct(self, "speculative_config", SpeculativeConfig)
+        _struct(self, "pooler_config", PoolerConfig)
         if self.record_text and (self.record is None or self.skip_tokenizer_init):
             raise ConfigError("record_text needs record, and a tokenizer.")
         part = self.gpu_memory_utilization

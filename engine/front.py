@@ -26,21 +26,22 @@ from .errors import ConfigError, ParamsError
 from .grammar.grammars import Compiled
 from .metrics import EngineMetrics
 from .pacing import Pacer
-from .params import BeamSearchParams, SamplingParams
-from .parsing.choose import Parsers, choose_parsers
-from .request import Finished, PromptLogprobs, Request, TokenEvents
+from .params import BeamSearchParams, Params, SamplingParams
+from .request import BACKGROUND, Finished, PromptLogprobs, Request, TokenEvents
 from .searches import Searches
 from .text.chat import ChatTemplate
 from .text.output import OutputState, take_row
+from .text.pooled import PooledIds, PooledPrompts
 from .text.prepare import (
     FoundGrammar,
+    ModelFacts,
     Prepared,
     Prompt,
     PromptDict,
     RequestBuilder,
     chat_prompt,
 )
-from .text.reasoning import markers_of
+from .text.reasoning import markers_of, parsers_of
 from .text.tokenizer import Tokenizer, load_tokenizer
 from .text.vocabulary import read_vocabulary
 from .timeline import Timelines
@@ -82,18 +83,21 @@ class Front:
             None if config.skip_tokenizer_init else load_tokenizer(parts.tokenizer_path)
         )
         self._chat_template: ChatTemplate | None = None
-        self.parsers = self._choose_parsers()
+        self.parsers = parsers_of(config, self._tokenizer)
+        self.pooling = parts.pooling
         self._clock = clock
         self.metrics = EngineMetrics(self.model_name)
+        self.pooled = PooledPrompts(
+            self._tokenizer, parts.pooling, parts.vocab_size, parts.max_pooled_len
+        )
         self._builder = RequestBuilder(
             self._tokenizer,
-            vocab_size=parts.vocab_size,
-            max_model_len=parts.max_model_len,
-            eos_token_ids=parts.eos_token_ids,
+            ModelFacts(parts.vocab_size, parts.max_model_len, parts.eos_token_ids),
             seed=config.seed,
             max_logprobs=config.max_logprobs,
             grammars=parts.grammars,
             markers=markers_of(config, self.parsers, self._tokenizer, parts.vocab_size),
+            pooled=self.pooled,
         )
         if self._tokenizer is not None:
             parts.grammars.provide(
@@ -137,9 +141,11 @@ class Front:
 
     @property
     def num_waiting(self) -> int:
-        """Answers that wait for a place in a step, or for the first of their request."""
-        later = sum(len(self._open[name].later) for name in self._members if name in self._open)
-        return self.core.scheduler.num_waiting + later
+        """Answers that wait for a place in a step, or for the first of their request, but for the
+        background's."""
+        opened = [self._open[name] for name in self._members if name in self._open]
+        later = sum(one.priority < BACKGROUND for each in opened for one in each.later)
+        return self.core.scheduler.num_waiting - self.core.scheduler.num_background + later
 
     @property
     def open_ids(self) -> list[str]:
@@ -148,8 +154,8 @@ class Front:
 
     def prepare(
         self,
-        prompt: Prompt | Prepared,
-        params: SamplingParams | BeamSearchParams | None = None,
+        prompt: Prompt | PooledIds | Prepared,
+        params: Params | None = None,
         request_id: str | None = None,
         *,
         priority: int = 0,
@@ -225,19 +231,6 @@ class Front:
     def chat_input(self, messages: Sequence[Mapping[str, Any]], **options: Any) -> PromptDict:
         """Render and tokenize a conversation: a prompt for `prepare`."""
         return chat_prompt(self._template(), self.tokenizer, messages, **options)
-
-    def _choose_parsers(self) -> Parsers:
-        """Find out how the model calls tools and how it thinks."""
-        if self._tokenizer is None:
-            return Parsers()
-        tokenizer, config = self._tokenizer, self.config
-        return choose_parsers(
-            config.tool_call_parser,
-            config.reasoning_parser,
-            templates=tokenizer.chat_templates.values(),
-            special_tokens=[tokenizer.token_text(one) for one in sorted(tokenizer.special_ids)],
-            tell=partial(logger.info, "The format of %s is %s"),
-        )
 
     def _whole_text(self, token_ids: list[int]) -> str:
         return self.tokenizer.decode(token_ids, skip_special_tokens=False)
@@ -423,6 +416,8 @@ class Front:
             logprobs = None
             if events.logprobs is not None and num_logprobs is not None:
                 logprobs = take_row(events.logprobs, index, num_logprobs)
+            if state.request.pool and events.vectors is not None and token >= 0:
+                state.vector, token = events.vectors[index], -1
             return state.push(token, end, logprobs, num_cached_tokens=num_cached)
         except Exception as error:
             logger.exception("the answer to request %s failed", state.request.request_id)

@@ -83,7 +83,7 @@ def read_guesses(
         )
     # It is asked about every place that the target has.
     shape = replace(draft.decoder, max_positions=decoder.max_positions)
-    return Guesses(shape, partial(_load_model, replace_struct(draft, decoder=shape)))
+    return Guesses(shape, partial(_load_model, replace_struct(draft, shape=shape)))
 
 
 def _load_model(config: ModelConfig, target: DecoderModel, ops: Ops) -> HeadMaker:

@@ -14,9 +14,17 @@ from .core import EngineCore
 from .errors import EngineError, ParamsError
 from .front import Front
 from .grammar.grammars import Grammars
-from .params import BeamSearchParams, SamplingParams
+from .params import BeamSearchParams, Params, PoolingParams, SamplingParams
+from .pooling import (
+    PoolingRequestOutput,
+    ScoringOutput,
+    ScoringRequestOutput,
+    compare,
+    pooled,
+)
 from .request import BeamSearchOutput, BeamSearchSequence, RequestOutput
 from .sched.scheduler import Scheduler
+from .text.pooled import TextPair
 from .text.prepare import Prepared, Prompt
 from .text.tokenizer import Tokenizer
 
@@ -115,7 +123,7 @@ class LLM:
     def _prepare(
         self,
         prompts: Sequence[Prompt],
-        params: Sequence[SamplingParams | BeamSearchParams | None],
+        params: Sequence[Params | None],
         priorities: Sequence[int],
         cache_salt: str | None,
     ) -> list[Prepared]:
@@ -135,6 +143,78 @@ class LLM:
             self._abandon()
             raise
         return [state.output() for state in states]
+
+    def encode(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        pooling_params: PoolingParams | Sequence[PoolingParams] | None = None,
+        *,
+        use_tqdm: bool = True,
+    ) -> list[PoolingRequestOutput]:
+        """Return the vector of every prompt: embeddings, or a classifier's scores.
+
+        A prompt is a text, token ids or a TextPair. Raises as generate does, and EngineError where
+        one fails.
+        """
+        items = _as_prompts(prompts)
+        params = _one_each(pooling_params or PoolingParams(), len(items), "pooling_params")
+        prepared = self._prepare(items, params, [0] * len(items), None)
+        outputs = self._answer(prepared, use_tqdm=use_tqdm)
+        for output in outputs:
+            if output.vector is None:
+                raise EngineError(f"The vector of {output.request_id} failed: {output.error}")
+        config = self._front.pooling
+        return [pooled(output, one, config) for output, one in zip(outputs, params, strict=True)]
+
+    def embed(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        pooling_params: PoolingParams | Sequence[PoolingParams] | None = None,
+        *,
+        use_tqdm: bool = True,
+    ) -> list[PoolingRequestOutput]:
+        """Return the embedding of every prompt, as `outputs.embedding`. See encode."""
+        if self._front.pooling.labels is not None:
+            raise ParamsError("The model classifies and does not embed: use classify.", "model")
+        return self.encode(prompts, pooling_params, use_tqdm=use_tqdm)
+
+    def classify(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        pooling_params: PoolingParams | Sequence[PoolingParams] | None = None,
+        *,
+        use_tqdm: bool = True,
+    ) -> list[PoolingRequestOutput]:
+        """Return a score for each label, for every prompt, as `outputs.probs`. See encode."""
+        if self._front.pooling.labels is None:
+            raise ParamsError("The model embeds and does not classify: use embed.", "model")
+        return self.encode(prompts, pooling_params, use_tqdm=use_tqdm)
+
+    def score(
+        self,
+        data_1: str | Sequence[str],
+        data_2: str | Sequence[str],
+        pooling_params: PoolingParams | None = None,
+        *,
+        use_tqdm: bool = True,
+    ) -> list[ScoringRequestOutput]:
+        """Score pairs of texts, one with many or as many with as many, as `outputs.score`.
+
+        By a model that reads both, else by the cosine of their embeddings.
+        """
+        firsts = [data_1] if isinstance(data_1, str) else list(data_1)
+        seconds = [data_2] if isinstance(data_2, str) else list(data_2)
+        comparison = compare(firsts, seconds, self._front.pooling)
+        outputs = self.encode(comparison.prompts, pooling_params, use_tqdm=use_tqdm)
+        scores = comparison.scores([output.outputs.data for output in outputs])
+        return [
+            ScoringRequestOutput(
+                request_id=outputs[second].request_id,
+                outputs=ScoringOutput(score),
+                prompt_token_ids=outputs[second].prompt_token_ids,
+            )
+            for score, (_, second) in zip(scores, comparison.pairs, strict=True)
+        ]
 
     def chat(
         self,
@@ -227,7 +307,7 @@ class LLM:
 
 def _as_prompts(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
     """Tell one prompt (a text, token ids, a dict) from a list of them."""
-    if isinstance(prompts, str | dict):
+    if isinstance(prompts, str | dict | TextPair):
         return [prompts]
     items = list(prompts)
     if items and isinstance(items[0], int):

@@ -231,6 +231,36 @@ class BeamSearchParams(Struct, frozen=True, kw_only=True):
         return 2 * self.beam_width
 
 
+class PoolingParams(Struct, frozen=True, kw_only=True):
+    """What a request may ask of its vector. Names are vLLM's.
+
+    Raises ParamsError that names the field, on construction.
+    """
+
+    dimensions: int | None = None
+    """Of an embedding: the first so many numbers. None: all."""
+    normalize: bool | None = None
+    """Whether an embedding has the length of one; None: as the model says."""
+    use_activation: bool | None = None
+    """Whether a classifier's numbers become scores; None: as the model says, which mostly does."""
+    truncate_prompt_tokens: int | None = None
+    """A longer text loses its end; -1: beyond what the model takes. None: it is refused."""
+
+    def __post_init__(self) -> None:
+        if self.dimensions is not None:
+            _integer(self, "dimensions", 1, 2**31 - 1)
+        for name in ("normalize", "use_activation"):
+            _kind(self, name, bool | None)
+        if self.truncate_prompt_tokens is not None:
+            _integer(self, "truncate_prompt_tokens", -1, 2**31 - 1)
+            if not self.truncate_prompt_tokens:
+                raise _wrong(self, "truncate_prompt_tokens", "-1 or a number from 1")
+
+
+Params = SamplingParams | BeamSearchParams | PoolingParams
+"""What a request is for."""
+
+
 def takes_prompt(processor: LogitsProcessor) -> bool:
     """Tell whether a logits processor has the prompt's tokens as its first argument."""
     return len(inspect.signature(processor).parameters) == 3

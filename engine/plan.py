@@ -37,6 +37,8 @@ class Admitted(Struct, frozen=True):
     thinking: ThinkingBudget | None = None
     num_candidates: int = 0
     """So many of the likeliest tokens are told at least."""
+    pool: bool = False
+    """Its vector is told with what it draws first."""
 
 
 class Scored(Struct, frozen=True):
@@ -170,3 +172,6 @@ class StepResult(Struct, frozen=True):
     """For each of the plan's `scored`, a row for each token."""
     guesses: IntArray | None = None
     """What the device guessed, where the plan left that to it, row after row."""
+    vectors: NDArray[np.float32] | None = None
+    """[samples, width] where a row wants its vector. A model that only makes vectors draws token
+    0."""

@@ -17,6 +17,7 @@ import numpy as np
 from msgspec.structs import replace
 from numpy.typing import NDArray
 
+from ..reference.decoder import DecoderWeights
 from ..reference.ops import Ops
 from .build import LoadedRunner, load_runner, make_limits, make_scheduler, resolve_model
 from .config import EngineConfig
@@ -241,7 +242,9 @@ def load_traced(config: EngineConfig) -> tuple[LoadedRunner, TracedOps]:
     """Load a runner whose operations are watched."""
     loaded = load(config, traced)
     tracer = cast(TracedOps, loaded.runner.ops)
-    tracer.name_weights(loaded.runner.model.weights)
+    weights = loaded.runner.model.weights
+    assert isinstance(weights, DecoderWeights), "logs are of models that generate"
+    tracer.name_weights(weights)
     return loaded, tracer
 
 

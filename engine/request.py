@@ -13,7 +13,12 @@ from numpy.typing import NDArray
 
 from .params import SamplingParams
 
+BACKGROUND = 2**31 - 1
+"""Priority of what is done when nobody else waits, whatever the policy."""
+
 IntArray = NDArray[np.int32]
+VectorRows = NDArray[np.float32]
+"""[rows, width] what a model makes of sequences."""
 FinishReason = Literal["stop", "length", "repetition", "abort", "error"]
 
 
@@ -50,7 +55,8 @@ class Request(Struct, frozen=True, kw_only=True):
     eos_token_ids: tuple[int, ...] = ()
     """End the sequence unless params.ignore_eos."""
     priority: int = 0
-    """Lower runs earlier (vLLM's meaning); equal ones first come, first served."""
+    """Lower runs earlier (vLLM's meaning); equal ones first come, first served. From
+    BACKGROUND on it counts under every policy."""
     arrival_s: float = 0.0
     cache_salt: str | None = None
     """Prefix-cache hits happen only between equal salts."""
@@ -58,6 +64,8 @@ class Request(Struct, frozen=True, kw_only=True):
     """Whose request it is: tenants wait in turn."""
     num_candidates: int = 0
     """So many of the likeliest tokens are told with each, also where params.logprobs is less."""
+    pool: bool = False
+    """Wants the vector of its prompt, and no token."""
     keep: bool = False
     """When its length has ended it, what it computed stays for forks until it is aborted."""
 
@@ -110,6 +118,8 @@ class TokenEvents(Struct, frozen=True):
     """Rows as request_ids; None where no sequence of the step asked."""
     prompts: tuple[PromptLogprobs, ...] = ()
     """Of prompts that the step computed, where the request asked; told before its tokens are."""
+    vectors: VectorRows | None = None
+    """Rows as request_ids; None where no sequence of the step asked."""
 
 
 class TimelineEvent(Struct, frozen=True, omit_defaults=True):
@@ -199,3 +209,5 @@ class RequestOutput(Struct, frozen=True, kw_only=True):
     error: str | None = None
     timeline: Timeline | None = None
     """Of a finished request."""
+    vector: NDArray[np.float32] | None = None
+    """[width] of a finished request that wants it, as the model gives it."""

@@ -163,13 +163,17 @@ def plan_digest(plan: StepPlan) -> int:
 
 
 def logprobs_digest(result: StepResult) -> int:
-    """Digest every bit of a step's log probabilities, of prompts too; 0 where there are none."""
+    """Digest every bit of a step's log probabilities, of prompts too, and of its vectors; 0 where
+    there are none."""
     rows = () if result.logprobs is None else (result.logprobs,)
     digest = xxh3_64()
+    if result.vectors is not None:
+        digest.update(np.ascontiguousarray(result.vectors).tobytes())
     for one in (*rows, *result.prompt_logprobs):
         for array in (one.sampled, one.ranks, one.top_ids, one.top):
             digest.update(np.ascontiguousarray(array).tobytes())
-    return digest.intdigest() | 1 if rows or result.prompt_logprobs else 0
+    told = rows or result.prompt_logprobs or result.vectors is not None
+    return digest.intdigest() | 1 if told else 0
 
 
 def _encode(value: Any) -> Any:

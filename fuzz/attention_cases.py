@@ -27,6 +27,8 @@ LATTICE_SCALE = 1.0 / LOG2_E
 block_sizes = st.sampled_from([16, 1, 2, 8, 24, 32, 48, 64, 128])
 head_dims = st.sampled_from([16, 32, 48, 64, 80, 112, 128, 256])
 softcaps = st.sampled_from([0.0, 0.0, 5.0, 30.0])
+ways = st.sampled_from([True, True, False])
+"""Whether a call is causal."""
 key_counts = st.sampled_from([1, 15, 16, 17, 63, 64, 65, 127, 128, 129, 192]) | st.integers(1, 200)
 
 
@@ -65,6 +67,8 @@ class AttentionCase(NamedTuple):
     """What lies in memory that no row holds. NaN sends whoever meets it on a careful path."""
     softcap: float = 0.0
     has_sinks: bool = False
+    causal: bool = True
+    """If not, there is no window."""
 
     @property
     def options(self) -> dict[str, Any]:
@@ -75,6 +79,7 @@ class AttentionCase(NamedTuple):
             "window": self.window,
             "softcap": self.softcap,
             "sinks": sinks,
+            "causal": self.causal,
         }
 
     def make_sinks(self) -> Tensor:
@@ -109,7 +114,7 @@ class AttentionCase(NamedTuple):
 
 def attention_cases(flavour: st.SearchStrategy[Any] = flavours) -> Any:
     """Strategy of AttentionCase."""
-    return st.builds(
+    cases = st.builds(
         AttentionCase,
         seed=seeds,
         flavour=flavour,
@@ -126,7 +131,14 @@ def attention_cases(flavour: st.SearchStrategy[Any] = flavours) -> Any:
         stale=st.sampled_from([math.nan, 2.0]),
         softcap=softcaps,
         has_sinks=st.booleans(),
+        causal=ways,
     )
+    return cases.map(allowed)
+
+
+def allowed(case: AttentionCase) -> AttentionCase:
+    """Return the case without what a call that is not causal does not take."""
+    return case if case.causal else case._replace(window=0)
 
 
 def make_lattice(case: AttentionCase) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
@@ -237,14 +249,19 @@ def attend_in_parts(
     block_size: int,
     device: str = "cpu",
 ) -> Tensor:
-    """Attention of a case in batches other than its own: of (row, first query, end query)."""
+    """Attention of a case in batches other than its own: of (row, first query, end query).
+
+    Later keys are not there yet, unless they are seen.
+    """
     q, kv = case.make_queries(), case.make_kv()
     starts = [sum(row.num_queries for row in case.rows[:i]) for i in range(len(case.rows))]
     out = torch.full_like(q, 77.0)
     for batch in batches:
         rows, part_kv, tokens = [], [], []
         for i, start, end in batch:
-            num_keys = case.rows[i].num_keys - case.rows[i].num_queries + end
+            num_keys = case.rows[i].num_keys
+            if case.causal:
+                num_keys += end - case.rows[i].num_queries
             rows.append(Sequence(end - start, num_keys))
             part_kv.append((kv[i][0][:num_keys], kv[i][1][:num_keys]))
             tokens.append(torch.arange(starts[i] + start, starts[i] + end))
@@ -275,7 +292,7 @@ def exact_attention(
             scores = scores * (case.scale * LOG2_E)
         position = torch.arange(row.num_keys - row.num_queries, row.num_keys)[:, None]
         index = torch.arange(row.num_keys)
-        hidden = index > position
+        hidden = index > (position if case.causal else row.num_keys)
         if case.window:
             hidden |= index <= position - case.window
         scores = scores.masked_fill(hidden, -math.inf)

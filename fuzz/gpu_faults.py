@@ -79,6 +79,13 @@ ATTENTION = [
     ("sinks are not in powers of two", "return sinks * _LOG2_E, tl", "return sinks, tl"),
     ("the first program of a row", "+ middle <= program:", "+ middle < program:"),
     ("the last chunk has all queries", "(query < count) & (r", "(r"),
+    ("no later key of a chunk is seen", "if IS_CAUSAL:", "if True:"),
+    (
+        "keys end with a program's queries",
+        "end = kv_len\n",
+        "end = kv_len - count + tl.minimum(first_query + QUERIES, count)\n",
+    ),
+    ("the last of all keys is not seen", "tl.int32) + (kv_len - 1)", "tl.int32) + (kv_len - 2)"),
 ]
 LINEAR = [
     ("a column past the end of K", "k < width - first", "k <= width - first"),
@@ -108,6 +115,29 @@ ROWS = [
     ("norm.py", "eps is forgotten", "tl.sqrt_rn(mean + eps)", "tl.sqrt_rn(mean)"),
     ("norm.py", "the mean is of the padded width", "width.to(tl.float32)", "BLOCK * 1.0"),
     ("norm.py", "x is thought to be dense", "row * stride_x", "row * width"),
+    ("norm.py", "the mean is not taken away", "inside, x - mean, 0.0", "inside, x, 0.0"),
+    (
+        "norm.py",
+        "what is not there has a mean",
+        "inside, x - mean, 0.0",
+        "inside | (x == 0), x - mean, 0.0",
+    ),
+    (
+        "norm.py",
+        "a sum is not rounded",
+        "x = total.to(out_ptr.dtype.element_ty).to(tl.float32)",
+        "x = total",
+    ),
+    ("norm.py", "the bias is forgotten", "* weight) + bias", "* weight)"),
+    ("norm.py", "the variance has no eps", "tl.sqrt_rn(variance + eps)", "tl.sqrt_rn(variance)"),
+    ("activation.py", "a tail is not mirrored", "tl.where(x < 0.0, q, 1.0 - q)", "1.0 - q"),
+    ("activation.py", "a step of the tail is not fused", "fma(p, t, _T3)", "(p * t + _T3)"),
+    (
+        "activation.py",
+        "wide GELUs end early",
+        "columns < width\n    x = ",
+        "columns < min(width, 2000)\n    x = ",
+    ),
     ("activation.py", "the exponent is not clamped", "t > 126.0, 126.0", "t > 127.0, 127.0"),
     (
         "activation.py",

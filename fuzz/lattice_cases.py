@@ -14,7 +14,15 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from ..reference.ops import StepRows
-from .attention_cases import LATTICE_SCALE, AttentionCase, QKVCase, Sequence, softcaps
+from .attention_cases import (
+    LATTICE_SCALE,
+    AttentionCase,
+    QKVCase,
+    Sequence,
+    allowed,
+    softcaps,
+    ways,
+)
 from .kernel_cases import dtypes, make_floats, seeds
 
 ON_GPU = 20
@@ -47,7 +55,7 @@ def gpu_sequences(draw: st.DrawFn) -> Sequence:
 
 def gpu_attention_cases(scale: float = LATTICE_SCALE, max_rows: int = 3) -> Any:
     """Strategy of AttentionCase with plain numbers; by default for `make_lattice`."""
-    return st.builds(
+    cases = st.builds(
         AttentionCase,
         seed=seeds,
         flavour=st.just("normal"),
@@ -63,7 +71,9 @@ def gpu_attention_cases(scale: float = LATTICE_SCALE, max_rows: int = 3) -> Any:
         stale=st.sampled_from([float("nan"), 2.0]),
         softcap=st.just(0.0) if scale == LATTICE_SCALE else softcaps,
         has_sinks=st.booleans(),
+        causal=ways,
     )
+    return cases.map(allowed)
 
 
 class LinearCase(NamedTuple):
@@ -114,7 +124,7 @@ linear_cases = st.builds(
 
 
 class NormCase(NamedTuple):
-    """One RMS norm whose root is a power of two."""
+    """One norm whose root is a power of two."""
 
     seed: int
     dtype: torch.dtype
@@ -142,9 +152,15 @@ class NormCase(NamedTuple):
             x = torch.where(kept < width // 4, 0.0, x)
         return (x * 2.0**self.power).to(self.dtype)
 
-    def make_weight(self) -> Tensor:
+    def make_shifted(self) -> Tensor:
+        """Make [rows, width]: variance + eps = 4^power, and means that are no rounded number."""
+        half = self.make(self.width // 2).float()
+        shifts = integers(self.seed + 3, (self.rows, 1), torch.float32, 5) * 2.0**self.power
+        return (torch.cat((half, -half), 1) + shifts).to(self.dtype)
+
+    def make_weight(self, salt: int = 1) -> Tensor:
         """Make [width]."""
-        return integers(self.seed + 1, (self.width,), self.dtype)
+        return integers(self.seed + salt, (self.width,), self.dtype)
 
 
 norm_cases = st.builds(

@@ -1,4 +1,4 @@
-"""Paged causal attention: the definition, in plain PyTorch.
+"""Paged attention, causal or not: the definition, in plain PyTorch.
 
 Online softmax (Milakov and Gimelshein 2018, arXiv:1805.02867) over tiles of KV_TILE keys at
 absolute positions 0..63, 64..127, ... A query is one row of arithmetic and never meets another:
@@ -49,6 +49,7 @@ class _Kind(NamedTuple):
     window: int
     softcap: float
     sinks: Tensor | None
+    causal: bool
 
 
 class _Queries(NamedTuple):
@@ -71,10 +72,13 @@ def paged_attention(
     window: int = 0,
     softcap: float = 0.0,
     sinks: Tensor | None = None,
+    causal: bool = True,
 ) -> Tensor:
     """See Ops.paged_attention; the order of arithmetic is in the module's docstring."""
+    assert causal or not window, window
     out = torch.empty_like(q)
-    kind = _Kind(cache.sums if q.dtype == torch.bfloat16 else None, scale, window, softcap, sinks)
+    sums = cache.sums if q.dtype == torch.bfloat16 else None
+    kind = _Kind(sums, scale, window, softcap, sinks, causal)
     starts = batch.query_starts.long()
     counts = starts.diff()
     for count in sorted(set(counts.tolist()) - {0}):
@@ -92,6 +96,8 @@ def _attend(q: Tensor, cache: KVCache, queries: _Queries, kind: _Kind, out: Tens
     num_keys = -(-int(queries.kv_lens.max()) // KV_TILE) * KV_TILE
     key_index = torch.arange(num_keys)
     last = queries.kv_lens[:, None] - count + torch.arange(count)
+    if not kind.causal:
+        last = (queries.kv_lens[:, None] - 1).expand(-1, count)
     see = key_index <= last[..., None]
     if kind.window:
         see &= key_index > last[..., None] - kind.window

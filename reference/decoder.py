@@ -65,6 +65,11 @@ class DecoderConfig:
         return 1.0 / math.sqrt(self.head_dim)
 
     @property
+    def num_kv_layers(self) -> int:
+        """Layers that keep keys and values."""
+        return self.num_layers
+
+    @property
     def q_size(self) -> int:
         """Width of all query heads."""
         return self.num_heads * self.head_dim
@@ -98,7 +103,8 @@ class DecoderWeights:
     embedding: Tensor
     layers: tuple[LayerWeights, ...]
     final_norm: Tensor
-    head: PackedLinear
+    head: PackedLinear | None
+    """None: it draws no tokens."""
 
 
 TABLE_ROWS = 64
@@ -134,6 +140,7 @@ class Hidden(NamedTuple):
 
 def logits(config: DecoderConfig, weights: DecoderWeights, tokens: Tensor) -> Tensor:
     """Return the logits after every token of a sequence: tokens [n] int32 -> [n, vocab] dtype."""
+    assert weights.head is not None, "a model without a head"
     return linear(hidden(config, weights, tokens).last, weights.head)
 
 
@@ -159,11 +166,11 @@ def layer_output(
     """Compute a layer over a whole sequence: hidden [n, in of qkv] and residual [n, hidden], what
     the layer's output is added to."""
     num_tokens = len(hidden)
-    batch = _whole(num_tokens)
+    batch = whole(num_tokens)
     cos_sin = rotary_table(config.inverse_frequencies, num_tokens)
     cache = new_kv_cache(
         1,
-        _block_size(num_tokens),
+        block_size_of(num_tokens),
         config.num_kv_heads,
         config.head_dim,
         config.dtype,
@@ -177,11 +184,12 @@ def layer_output(
     return residual + linear(hidden, layer.down)
 
 
-def _block_size(num_tokens: int) -> int:
+def block_size_of(num_tokens: int) -> int:
+    """Return the size of the one block that holds so many tokens."""
     return -(-num_tokens // KV_TILE) * KV_TILE
 
 
-def _whole(num_tokens: int) -> Batch:
+def whole(num_tokens: int) -> Batch:
     """One row that starts at position 0, in one block."""
     return Batch(
         positions=torch.arange(num_tokens, dtype=torch.int32),

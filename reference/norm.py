@@ -1,4 +1,5 @@
-"""RMS normalization (Zhang and Sennrich 2019, arXiv:1910.07467), with and without a residual."""
+"""RMS normalization (Zhang and Sennrich 2019, arXiv:1910.07467) and layer normalization (Ba et al.
+2016, arXiv:1607.06450), with and without a residual."""
 
 from __future__ import annotations
 
@@ -9,16 +10,21 @@ LANES = 16
 
 
 def sum_squares(x: Tensor) -> Tensor:
-    """Return the 16-lane sum of x*x over the last axis of float32 x: [..., width] -> [..., 1].
+    """Return the 16-lane sum of x*x over the last axis of float32 x: [..., width] -> [..., 1]."""
+    return sum_lanes(x * x)
+
+
+def sum_lanes(x: Tensor) -> Tensor:
+    """Return the 16-lane sum over the last axis of float32 x: [..., width] -> [..., 1].
 
     Lane j adds elements j, j+16, j+32, .. in order, then lanes fold by halves. width % 16 == 0.
     """
     width = x.shape[-1]
     assert x.dtype == torch.float32 and width % LANES == 0, (x.dtype, width)
-    squares = (x * x).reshape(*x.shape[:-1], width // LANES, LANES)
-    lanes = torch.zeros_like(squares[..., 0, :])
+    parts = x.reshape(*x.shape[:-1], width // LANES, LANES)
+    lanes = torch.zeros_like(parts[..., 0, :])
     for step in range(width // LANES):
-        lanes = lanes + squares[..., step, :]
+        lanes = lanes + parts[..., step, :]
     for half in (8, 4, 2, 1):
         lanes = lanes[..., :half] + lanes[..., half : 2 * half]
     return lanes
@@ -53,3 +59,18 @@ def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> Ten
     """See Ops.add_rms_norm."""
     residual.copy_((residual.float() + x.float()).to(residual.dtype))
     return rms_norm(residual, weight, eps)
+
+
+def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+    """See Ops.layer_norm."""
+    wide = x.float()
+    width = torch.tensor(float(x.shape[-1]))
+    centred = wide - sum_lanes(wide) / width
+    variance = sum_squares(centred) / width
+    r = torch.tensor(1.0) / _sqrt(variance + torch.tensor(eps, dtype=torch.float32))
+    return (((centred * r) * weight.float()) + bias.float()).to(x.dtype)
+
+
+def add_layer_norm(x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+    """See Ops.add_layer_norm."""
+    return layer_norm((residual.float() + x.float()).to(x.dtype), weight, bias, eps)

@@ -263,6 +263,19 @@ class Ops(Protocol):
     def add_rms_norm(self, x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> Tensor:
         """Add x into residual in place (rounded to dtype), return rms_norm of the rounded sum."""
 
+    def layer_norm(self, x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+        """Return (x - mean) / sqrt(variance + eps) * weight + bias over the last axis: [tokens,
+        hidden] dtype.
+
+        mean = 16-lane sum of x / width; d = x - mean; s = 16-lane sum of d*d; r = 1 / sqrt(s /
+        width + eps); y = ((d * r) * weight) + bias; one rounding.
+        """
+
+    def add_layer_norm(
+        self, x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor, eps: float
+    ) -> Tensor:
+        """Return layer_norm of x + residual, rounded to dtype; both stay as they are."""
+
     def qkv_post(
         self,
         qkv: Tensor,
@@ -291,10 +304,12 @@ class Ops(Protocol):
         window: int = 0,
         softcap: float = 0.0,
         sinks: Tensor | None = None,
+        causal: bool = True,
     ) -> Tensor:
-        """Causal attention of q [tokens, heads, head_dim] over the cache -> the same shape, dtype.
+        """Attention of q [tokens, heads, head_dim] over the cache -> the same shape, dtype.
 
-        A query at position p sees keys max(0, p - window + 1) .. p (window 0: all). Query head h
+        A query at position p sees keys max(0, p - window + 1) .. p (window 0: all); where it is not
+        causal, which allows no window, all kv_lens keys of its row. Query head h
         reads kv head h // (heads / kv_heads). softcap: scores become softcap * tanh(score /
         softcap) (Gemma 2); 0: they stay. sinks: [heads] float32, the score of one more key of each
         head, always seen, whose value is zero (gpt-oss). The normative order is written in
@@ -306,6 +321,10 @@ class Ops(Protocol):
 
         silu(x) = x / (1 + exp2(-x * log2(e))), exp2 argument clamped to [-126, 126].
         """
+
+    def gelu(self, x: Tensor) -> Tensor:
+        """Return x times the normal distribution function of x (Hendrycks and Gimpel 2016,
+        arXiv:1606.08415), by `reference.activation`: [tokens, width] dtype."""
 
     def edit_logits(self, logits: Tensor, edits: EditRows) -> Tensor:
         """Widen logits [rows, vocab] dtype or float32 -> float32, some of the rows edited.

@@ -2,27 +2,37 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from aiohttp import web
 
 from ..answer import answer
+from ..caller import Caller, caller_of
 from ..conversation import ask
 from ..decode import read_body
 from ..reply import ChatChoices, Reply
 from ..schema import ChatBody
-from ..state import STATE
+
+if TYPE_CHECKING:
+    from ...engine.text.prepare import Prepared
 
 
 async def chat_completions(request: web.Request) -> web.StreamResponse:
     """Answer a conversation."""
-    state = request.app[STATE]
+    caller = caller_of(request)
     body = await read_body(request, ChatBody)
-    engine = state.engine
-    asked = await ask(request, body, "chatcmpl-")
+    return await answer(request, *await prepare_chat(caller, body), stream=bool(body.stream))
+
+
+async def prepare_chat(caller: Caller, body: ChatBody) -> tuple[list[Prepared], Reply]:
+    """Let a request in, and prepare what is generated and who words it."""
+    engine = caller.state.engine
+    asked = await ask(caller, body, "chatcmpl-")
     options = body.stream_options
     reply = Reply(
         response_id=asked.response_id,
         model=engine.model_name,
-        created=int(state.clock()),
+        created=int(caller.state.clock()),
         n=body.n or 1,
         ranked=bool(body.use_beam_search),
         choices=ChatChoices(
@@ -39,4 +49,4 @@ async def chat_completions(request: web.Request) -> web.StreamResponse:
         include_usage=bool(options and options.include_usage),
         running_usage=bool(options and options.continuous_usage_stats),
     )
-    return await answer(request, [asked.prepared], reply, stream=bool(body.stream))
+    return [asked.prepared], reply

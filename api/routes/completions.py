@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from aiohttp import web
 
 from ...engine.params import BeamSearchParams, SamplingParams, num_kept
-from ..answer import admit, answer, check_accepting
+from ..answer import admit, answer, check_accepting, priority_of
 from ..auth import cache_salt, tenant_of
+from ..caller import Caller, caller_of
 from ..convert import (
     TokenPrompt,
     check_length,
@@ -20,23 +23,32 @@ from ..convert import (
 from ..decode import read_body
 from ..reply import CompletionChoices, Reply
 from ..schema import CompletionBody
-from ..state import STATE, ServerState
+from ..state import ServerState
+
+if TYPE_CHECKING:
+    from ...engine.text.prepare import Prepared
 
 
 async def completions(request: web.Request) -> web.StreamResponse:
     """Continue texts or tokens."""
-    state = request.app[STATE]
+    caller = caller_of(request)
     body = await read_body(request, CompletionBody)
-    engine = state.engine
+    return await answer(request, *await prepare_texts(caller, body), stream=bool(body.stream))
+
+
+async def prepare_texts(caller: Caller, body: CompletionBody) -> tuple[list[Prepared], Reply]:
+    """Let a request in, and prepare what is generated and who words it."""
+    state, engine = caller.state, caller.state.engine
     check_accepting(state)
     check_model(body.model, engine.model_name)
     params = completion_params(body)
     given = split_prompts(body.prompt, params.n, state.limits.max_answers)
-    admit(request, len(given) * params.n)
+    priority = priority_of(caller, body.priority)
+    admit(caller, len(given) * params.n)
     prompts = await _token_prompts(state, body, given, params)
     response_id = f"cmpl-{body.request_id or state.new_id()}"
-    salt = cache_salt(request, body.cache_salt, isolate=state.isolate_keys)
-    tenant = tenant_of(request, body.user, by_key=state.has_keys)
+    salt = cache_salt(caller, body.cache_salt)
+    tenant = tenant_of(caller, body.user)
     prepared = [
         await prepare(
             engine,
@@ -44,6 +56,7 @@ async def completions(request: web.Request) -> web.StreamResponse:
             params,
             body,
             request_id=f"{response_id}-{index}",
+            priority=priority,
             cache_salt=salt,
             tenant=tenant,
         )
@@ -73,7 +86,7 @@ async def completions(request: web.Request) -> web.StreamResponse:
         include_usage=bool(options and options.include_usage),
         running_usage=bool(options and options.continuous_usage_stats),
     )
-    return await answer(request, prepared, reply, stream=bool(body.stream))
+    return prepared, reply
 
 
 async def _token_prompts(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from aiohttp import web
 
 from ..answer import answer
+from ..caller import caller_of
 from ..conversation import ALL, ask, token_prompt
 from ..convert import check_model, renamed
 from ..decode import read_body
@@ -19,11 +20,12 @@ from ..state import STATE
 
 async def create_message(request: web.Request) -> web.StreamResponse:
     """Answer a conversation."""
-    state = request.app[STATE]
+    caller = caller_of(request)
+    state = caller.state
     body = await read_body(request, MessagesBody)
     with renamed(NAMES):
         thinks = state.engine.parsers.reasoning is not None
-        asked = await ask(request, messages_chat(body, thinks=thinks), "msg_")
+        asked = await ask(caller, messages_chat(body, thinks=thinks), "msg_")
     answered = AnswerItems(asked.parsed, OutputItems(state.new_id))
     reply = MessagesReply(asked.response_id, state.engine.model_name, answered)
     return await answer(request, [asked.prepared], reply, stream=bool(body.stream))

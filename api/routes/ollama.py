@@ -6,24 +6,33 @@ A conversation goes the way of /v1/chat/completions.
 from __future__ import annotations
 
 from aiohttp import web
+from msgspec import Struct
 
-from ..answer import admit, answer, check_accepting
+from ...engine.params import PoolingParams
+from ..answer import admit, answer, check_accepting, priority_of, respond_whole
 from ..auth import cache_salt, tenant_of
+from ..caller import Caller, caller_of
 from ..conversation import Asked, ask
 from ..convert import chat_params, check_length, check_model, encode, prepare, renamed
 from ..decode import read_body
-from ..errors import SERVER, ApiError
+from ..errors import ApiError
 from ..ollama_convert import GENERATE_NAMES, LATEST, NAMES, chat_body, generate_body
 from ..ollama_reply import OllamaReply, told_time
 from ..ollama_schema import (
     OllamaBody,
     OllamaChatBody,
+    OllamaEmbedBody,
+    OllamaEmbedding,
+    OllamaEmbeddings,
+    OllamaEmbedOneBody,
     OllamaGenerateBody,
     OllamaModel,
     OllamaModels,
     OllamaShowBody,
     OllamaShown,
 )
+from ..pooled import Told, Wanted, check_pooled, prepare_vectors
+from ..pooled_schema import PooledBody
 from ..reply import ChatChoices
 from ..route import json_response
 from ..schema import ChatBody
@@ -43,7 +52,7 @@ async def chat(request: web.Request) -> web.StreamResponse:
     if not body.messages:
         return json_response(_reply(request, body, "").loaded())
     with renamed(NAMES):
-        asked = await ask(request, asked_body, "chat-", NO_LIMIT)
+        asked = await ask(caller_of(request), asked_body, "chat-", NO_LIMIT)
     return await _answer(request, body, asked_body, asked)
 
 
@@ -55,29 +64,29 @@ async def generate(request: web.Request) -> web.StreamResponse:
         return json_response(_reply(request, body, "").loaded())
     with renamed(GENERATE_NAMES):
         if body.raw:
-            asked = await _raw(request, body.prompt, asked_body)
+            asked = await _raw(caller_of(request), body.prompt, asked_body)
         else:
-            asked = await ask(request, asked_body, GENERATE, NO_LIMIT)
+            asked = await ask(caller_of(request), asked_body, GENERATE, NO_LIMIT)
     return await _answer(request, body, asked_body, asked)
 
 
-async def _raw(request: web.Request, text: str, body: ChatBody) -> Asked:
+async def _raw(caller: Caller, text: str, body: ChatBody) -> Asked:
     """Let a text in that no template changes, and prepare it."""
-    state = request.app[STATE]
-    engine = state.engine
+    engine = caller.state.engine
     params = chat_params(body)
-    admit(request, 1)
+    admit(caller, 1)
     prompt = await encode(engine, text, add_special_tokens=True)
     check_length(("prompt", len(prompt.token_ids)), NO_LIMIT, engine.max_model_len)
-    response_id = f"{GENERATE}{state.new_id()}"
+    response_id = f"{GENERATE}{caller.state.new_id()}"
     prepared = await prepare(
         engine,
         prompt,
         params,
         body,
         request_id=response_id,
-        cache_salt=cache_salt(request, None, isolate=state.isolate_keys),
-        tenant=tenant_of(request, None, by_key=state.has_keys),
+        priority=priority_of(caller, None),
+        cache_salt=cache_salt(caller, None),
+        tenant=tenant_of(caller),
     )
     return Asked(response_id, prepared, None)
 
@@ -133,6 +142,7 @@ async def show(request: web.Request) -> web.Response:
         raise ApiError("model is missing: it must be given.", param="model")
     _check_name(name, engine)
     parsers = engine.parsers
+    does = "completion" if engine.pooling.beside else "embedding"
     found = {"tools": parsers.tools, "thinking": parsers.reasoning}
     return json_response(
         OllamaShown(
@@ -144,16 +154,50 @@ async def show(request: web.Request) -> web.Response:
                 "general.basename": engine.model_name,
                 f"{ARCHITECTURE}.context_length": engine.max_model_len,
             },
-            capabilities=["completion", *(one for one, there in found.items() if there)],
+            capabilities=[does, *(one for one, there in found.items() if there)],
         )
     )
 
 
-async def embed(request: web.Request) -> web.Response:
-    """Refuse: no model here makes embeddings."""
-    raise ApiError(
-        "There are no embeddings here yet: the model that is served generates text, by "
-        "/api/generate and /api/chat.",
-        status=501,
-        kind=SERVER,
-    )
+async def embed(request: web.Request) -> web.StreamResponse:
+    """Embed texts."""
+    caller = caller_of(request)
+    body = await read_body(request, OllamaEmbedBody)
+    started_s = caller.state.timer()
+    texts = [body.input] if isinstance(body.input, str) else body.input
+    cuts = body.truncate is not False
+    if not texts:
+        # Asks for the model to be loaded, which it is.
+        return json_response(
+            OllamaEmbeddings(model=body.model, embeddings=[], total_duration=0, prompt_eval_count=0)
+        )
+
+    def word(told: Told) -> Struct:
+        return OllamaEmbeddings(
+            model=body.model,
+            embeddings=[one.tolist() for one in told.vectors],
+            total_duration=int((caller.state.timer() - started_s) * 1e9),
+            prompt_eval_count=told.usage.prompt_tokens,
+        )
+
+    params = PoolingParams(dimensions=body.dimensions, truncate_prompt_tokens=-1 if cuts else None)
+    return await _embed(request, body.model, Wanted("embed-", "input", texts, params, word))
+
+
+async def embed_one(request: web.Request) -> web.StreamResponse:
+    """Embed a text; its vector has the length that the model gives it."""
+    body = await read_body(request, OllamaEmbedOneBody)
+
+    def word(told: Told) -> Struct:
+        return OllamaEmbedding(told.vectors[0].tolist())
+
+    params = PoolingParams(truncate_prompt_tokens=-1, normalize=False)
+    wanted = Wanted("embed-", "prompt", [body.prompt], params, word)
+    return await _embed(request, body.model, wanted)
+
+
+async def _embed(request: web.Request, model: str, wanted: Wanted) -> web.StreamResponse:
+    caller = caller_of(request)
+    check_pooled(caller, None, classifies=False)
+    _check_name(model, caller.state.engine)
+    return await respond_whole(request, *await prepare_vectors(caller, PooledBody(), wanted))

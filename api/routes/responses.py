@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from aiohttp import web
 
 from ..answer import answer
 from ..auth import tenant_of
+from ..caller import Caller, caller_of
 from ..conversation import Asked, ask
 from ..convert import renamed
 from ..decode import read_body, shorten, show
@@ -26,6 +29,9 @@ from ..responses_schema import (
 from ..route import Query, json_response, query_value
 from ..state import STATE, ServerState
 
+if TYPE_CHECKING:
+    from ...engine.text.prepare import Prepared
+
 STREAM = Query(
     name="stream", allowed=("false",), summary="a response that was kept is not streamed"
 )
@@ -39,12 +45,19 @@ MOST_ITEMS = 100
 
 async def create_response(request: web.Request) -> web.StreamResponse:
     """Answer items, and those of the response that is named."""
-    state = request.app[STATE]
+    caller = caller_of(request)
     body = await read_body(request, ResponsesBody)
-    owner = _owner(request)
+    return await answer(request, *await prepare_response(caller, body), stream=bool(body.stream))
+
+
+async def prepare_response(
+    caller: Caller, body: ResponsesBody
+) -> tuple[list[Prepared], ResponseReply]:
+    """Let a request in, and prepare what is generated and who words it."""
+    state, owner = caller.state, tenant_of(caller)
     items = [*_earlier(state, owner, body), *read_items(body.input, state.new_id)]
     with renamed(NAMES):
-        asked = await ask(request, chat_body(body, items), "resp_")
+        asked = await ask(caller, chat_body(body, items), "resp_")
     tokenizer = state.engine.tokenizer
 
     def keep(response: ResponseObject) -> None:
@@ -58,7 +71,7 @@ async def create_response(request: web.Request) -> web.StreamResponse:
         num_tokens=lambda text: len(tokenizer.encode(text, add_special_tokens=False)),
         keep=keep,
     )
-    return await answer(request, [asked.prepared], reply, stream=bool(body.stream))
+    return [asked.prepared], reply
 
 
 async def show_response(request: web.Request) -> web.Response:
@@ -121,7 +134,7 @@ def _limit(request: web.Request) -> int:
 
 def _owner(request: web.Request) -> str:
     """Name who may see a response: whoever has the key that asked for it."""
-    return tenant_of(request, None, by_key=request.app[STATE].has_keys)
+    return tenant_of(caller_of(request))
 
 
 def _kept(request: web.Request) -> Stored:

@@ -2,15 +2,33 @@
 
 from __future__ import annotations
 
+from aiohttp.typedefs import Handler
+
 from ..messages_schema import CountBody, MessageEvent, MessageObject, MessagesBody, TokenCount
 from ..ollama_schema import (
     OllamaChatAnswer,
     OllamaChatBody,
+    OllamaEmbedBody,
+    OllamaEmbedding,
+    OllamaEmbeddings,
+    OllamaEmbedOneBody,
     OllamaGenerateAnswer,
     OllamaGenerateBody,
     OllamaModels,
     OllamaShowBody,
     OllamaShown,
+)
+from ..pooled_schema import (
+    ClassifyBody,
+    ClassifyResponse,
+    EmbeddingBody,
+    EmbeddingResponse,
+    PoolingBody,
+    PoolingResponse,
+    RerankBody,
+    RerankResponse,
+    ScoreBody,
+    ScoreResponse,
 )
 from ..responses_schema import (
     Deleted,
@@ -42,6 +60,7 @@ from . import (
     models,
     ollama,
     page,
+    pooled,
     responses,
     tokenize,
     version,
@@ -49,6 +68,18 @@ from . import (
 
 GENERATES = (404, 429, 503)
 """No such model, a full queue, a server that stops or sleeps."""
+
+SCORES = ("Score pairs of texts", ScoreBody, ScoreResponse)
+RANKS = ("Order documents by a query", RerankBody, RerankResponse)
+CLASSES = ("Classify texts", ClassifyBody, ClassifyResponse)
+VECTORS: tuple[tuple[str, Handler, str, type, type], ...] = (
+    ("/v1/embeddings", pooled.embeddings, "Embed texts", EmbeddingBody, EmbeddingResponse),
+    ("/pooling", pooled.pooling, "The model's vectors of texts", PoolingBody, PoolingResponse),
+    *((path, pooled.classify, *CLASSES) for path in ("/classify", "/v1/classify")),
+    *((path, pooled.score, *SCORES) for path in ("/v1/score", "/score")),
+    *((path, pooled.rerank, *RANKS) for path in ("/v1/rerank", "/v2/rerank", "/rerank")),
+)
+"""Path, handler, summary, types of body and response."""
 
 ROUTES: tuple[Route, ...] = (
     Route(
@@ -196,8 +227,20 @@ ROUTES: tuple[Route, ...] = (
         method="POST",
         path="/api/embed",
         handler=ollama.embed,
-        summary="Refused: there are no embeddings yet",
-        errors=(501,),
+        summary="Embed texts",
+        body=OllamaEmbedBody,
+        response=OllamaEmbeddings,
+        errors=GENERATES,
+        tag="ollama",
+    ),
+    Route(
+        method="POST",
+        path="/api/embeddings",
+        handler=ollama.embed_one,
+        summary="Embed a text, the older way",
+        body=OllamaEmbedOneBody,
+        response=OllamaEmbedding,
+        errors=GENERATES,
         tag="ollama",
     ),
     Route(
@@ -216,6 +259,19 @@ ROUTES: tuple[Route, ...] = (
         response=ModelCard,
         errors=(404,),
         tag="models",
+    ),
+    *(
+        Route(
+            method="POST",
+            path=path,
+            handler=handler,
+            summary=summary,
+            body=body,
+            response=response,
+            errors=GENERATES,
+            tag="vectors",
+        )
+        for path, handler, summary, body, response in VECTORS
     ),
     Route(
         method="POST",

@@ -165,6 +165,28 @@ def add_rms_norm(ops: Ops, device: Device, shape: Shape) -> tuple[Tensor, ...]:
     return ops.add_rms_norm(x.to(shape.dtype).to(device), residual, weight, 0.0), residual
 
 
+def _balanced(seed: int, width: int) -> Tensor:
+    """Rows of as many 1 as -1, float32, each moved by an integer: that is the row's mean."""
+    half = _signs(seed, TOKENS, width // 2)
+    return torch.cat((half, -half), 1) + _integers(seed + 1, 3, TOKENS, 1)
+
+
+def layer_norm(ops: Ops, device: Device, shape: Shape) -> tuple[Tensor, ...]:
+    """Entries of 2 or -2 beside the mean with eps 12: the root is 4."""
+    x = 2 * _balanced(32, 160).to(shape.dtype).to(device)
+    weight, bias = (_integers(seed, 6, 160).to(shape.dtype).to(device) for seed in (34, 35))
+    return (ops.layer_norm(x, weight, bias, 12.0),)
+
+
+def add_layer_norm(ops: Ops, device: Device, shape: Shape) -> tuple[Tensor, ...]:
+    """Sums of 2 or -2 beside the mean; what is added stays as it is."""
+    x = _integers(36, 5, TOKENS, 160)
+    residual = (2 * _balanced(37, 160) - x).to(shape.dtype).to(device)
+    weight, bias = (_integers(seed, 6, 160).to(shape.dtype).to(device) for seed in (39, 40))
+    x = x.to(shape.dtype).to(device)
+    return ops.add_layer_norm(x, residual, weight, bias, 0.0), x, residual
+
+
 def _batch_of_places(places: Tensor, device: Device) -> Batch:
     """A batch for qkv_post, which reads positions and places only."""
     none = torch.zeros(0, dtype=torch.int32, device=device)
@@ -198,7 +220,7 @@ def qkv_post(*, normed: bool) -> Run:
     return run
 
 
-def attention(rows: list[tuple[int, int]], window: int = 0) -> Run:
+def attention(rows: list[tuple[int, int]], window: int = 0, *, causal: bool = True) -> Run:
     """Rows of (queries, keys), of scores that are small integers as powers of two."""
 
     def run(ops: Ops, device: Device, shape: Shape) -> tuple[Tensor, ...]:
@@ -216,7 +238,8 @@ def attention(rows: list[tuple[int, int]], window: int = 0) -> Run:
         at = torch.rand(q.shape, generator=_generator(22)).argsort(-1)[..., :3]
         q = q.scatter(-1, at, _signs(23, *at.shape)).to(shape.dtype).to(device)
         batch = _batch(rows, tables, device)
-        return (ops.paged_attention(q, cache, batch, scale=1.0 / LOG2_E, window=window),)
+        options: dict[str, Any] = {"scale": 1.0 / LOG2_E, "window": window, "causal": causal}
+        return (ops.paged_attention(q, cache, batch, **options),)
 
     return run
 
@@ -289,6 +312,13 @@ def silu_mul(ops: Ops, device: Device, shape: Shape) -> tuple[Tensor, ...]:
     x = torch.randn((TOKENS, 2 * 96), generator=_generator(24)) * 5
     x[0, :4] = torch.tensor([-300.0, 300.0, -0.0, 88.0])
     return (ops.silu_mul(x.to(shape.dtype).to(device)),)
+
+
+def gelu(ops: Ops, device: Device, shape: Shape) -> tuple[Tensor, ...]:
+    """Any numbers, great ones too."""
+    x = torch.randn((TOKENS, 96), generator=_generator(41)) * 3
+    x[0, :4] = torch.tensor([-300.0, 300.0, -0.0, -13.0])
+    return (ops.gelu(x.to(shape.dtype).to(device)),)
 
 
 def _rows(device: Device) -> SamplingRows:
@@ -371,8 +401,16 @@ SHORT = (
     Case("edit_logits", "all edits", edit_logits),
 )
 """A fraction of a second, compiling apart."""
+ENCODER = (
+    Case("layer_norm", "9 rows", layer_norm),
+    Case("add_layer_norm", "9 rows", add_layer_norm),
+    Case("paged_attention", "both ways", attention([(20, 20), (150, 150), (1, 1)], causal=False)),
+    Case("gelu", "9 rows", gelu),
+)
+"""What no decoder computes."""
 FULL = (
     *SHORT,
+    *ENCODER,
     Case("copy_blocks", "a chain", copy_blocks),
     Case("linear", "17 rows, bias", linear(17, 1, biased=True)),
     Case("linear", "33 rows, 2 segments", linear(33, 2, biased=True)),

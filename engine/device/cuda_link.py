@@ -104,16 +104,18 @@ class CudaLink:
         logprobs: Logprobs | None,
         scores: Scores = (),
         guesses: Tensor | None = None,
+        vectors: Tensor | None = None,
     ) -> Landing:
         """See Link."""
         home = self._fetch(tokens)
         rows = None if logprobs is None else self.fetch(logprobs)
         told = None if guesses is None else self._fetch(guesses).numpy()
+        states = None if vectors is None else self._fetch(vectors).numpy()
         event = torch.cuda.Event()  # type: ignore[no-untyped-call]  # torch's
         event.record(self._stream)
         held, self._held = self._held, []
         memory = (self._pool, held)
-        result = StepResult(step, home.numpy(), guesses=told)
+        result = StepResult(step, home.numpy(), guesses=told, vectors=states)
         return CudaLanding(result, rows, event, memory, scores)
 
     def settle(self) -> None:
@@ -165,10 +167,10 @@ class CudaLanding:
         # Copies, so that a result that is kept keeps no pinned memory.
         logprobs = None if self._logprobs is None else joined([self._logprobs])
         prompts = tuple(map(joined, self._scores))
-        guesses = None if self._result.guesses is None else self._result.guesses.copy()
-        result = StepResult(
-            self._result.step, tokens, logprobs, prompt_logprobs=prompts, guesses=guesses
-        )
+        step, guesses, vectors = self._result.step, self._result.guesses, self._result.vectors
+        guesses = None if guesses is None else guesses.copy()
+        vectors = None if vectors is None else vectors.copy()
+        result = StepResult(step, tokens, logprobs, (), prompts, guesses, vectors)
         pool, held = self._memory
         for pinned in held:
             pool.give_back(pinned)

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 
 from ...reference.ops import Ops
-from ..models.base import DecoderModel
+from ..models.encoder import Model
 from ..opset import most_split_rows
 from . import warm_up
 from .inputs import largest_buckets, make_buckets
@@ -84,7 +84,7 @@ class GpuBudget(NamedTuple):
 
 
 def measure(
-    model: DecoderModel, ops: Ops, sizes: StepSizes, *, utilization: float, with_graphs: bool
+    model: Model, ops: Ops, sizes: StepSizes, *, utilization: float, with_graphs: bool
 ) -> GpuBudget:
     """Run the largest steps on the model's GPU, which compiles their kernels, and add up.
 
@@ -100,7 +100,7 @@ def measure(
         max_num_seqs=sizes.max_num_seqs,
         max_model_len=sizes.max_model_len,
     )
-    tables = runner.table_bytes + 2 * model.config.num_layers * ROUNDING_BYTES
+    tables = runner.table_bytes + 2 * model.config.num_kv_layers * ROUNDING_BYTES
     bounds = (sizes.max_num_seqs, sizes.max_num_batched_tokens, sizes.max_model_len)
     split = most_split_rows(ops, model.config.num_kv_heads)
     vocab = model.config.vocab_size

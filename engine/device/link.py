@@ -68,9 +68,10 @@ class Link(Protocol):
         logprobs: Logprobs | None,
         scores: Scores = (),
         guesses: Tensor | None = None,
+        vectors: Tensor | None = None,
     ) -> Landing:
-        """Queue the way back of tokens [samples] int32 and of guesses [n] int32: the end of every
-        launch."""
+        """Queue the way back of tokens [samples] int32, of guesses [n] int32 and of vectors
+        [samples, width] float32: the end of every launch."""
 
     def settle(self) -> None:
         """Wait until the device has done all that was queued, on any stream."""
@@ -107,12 +108,15 @@ class HostLink:
         logprobs: Logprobs | None,
         scores: Scores = (),
         guesses: Tensor | None = None,
+        vectors: Tensor | None = None,
     ) -> Landing:
         """See Link: it is there."""
         rows = None if logprobs is None else to_rows(logprobs)
         prompts = tuple(map(joined, scores))
         told = None if guesses is None else guesses.numpy()
-        return Landed(StepResult(step, tokens.numpy(), rows, prompt_logprobs=prompts, guesses=told))
+        states = None if vectors is None else vectors.numpy()
+        result = StepResult(step, tokens.numpy(), rows, (), prompts, told, states)
+        return Landed(result)
 
     def settle(self) -> None:
         """See Link."""

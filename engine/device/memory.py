@@ -9,14 +9,15 @@ import os
 from pathlib import Path
 
 from ...reference.decoder import DecoderConfig
+from ...reference.encoder import EncoderConfig
 
 MAX_DEFAULT_BYTES = 4 * 2**30
 
 
-def bytes_per_block(block_size: int, *configs: DecoderConfig) -> int:
+def bytes_per_block(block_size: int, *configs: DecoderConfig | EncoderConfig) -> int:
     """Bytes of one block's keys and values in all layers of all the models."""
     return block_size * sum(
-        config.num_layers * 2 * config.num_kv_heads * config.head_dim * config.dtype.itemsize
+        config.num_kv_layers * 2 * config.num_kv_heads * config.head_dim * config.dtype.itemsize
         for config in configs
     )
 

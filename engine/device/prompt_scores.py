@@ -14,7 +14,7 @@ import numpy as np
 from torch import Tensor
 
 from ...reference.ops import Ops
-from ..models.base import DecoderModel
+from ..models.encoder import Model
 from ..plan import StepPlan
 from .link import Link, Scores
 
@@ -30,7 +30,7 @@ def scored_rows(vocab_size: int) -> int:
 class Scorer(NamedTuple):
     """What computes the scores."""
 
-    model: DecoderModel
+    model: Model
     ops: Ops
     link: Link
 

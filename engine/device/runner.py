@@ -22,7 +22,9 @@ from torch import Tensor
 from ...reference.decoder import Hidden
 from ...reference.ops import Batch, Ops, SamplingRows, StepRows
 from ..grammar.grammars import Grammars
-from ..models.base import DecoderModel, Tail
+from ..models.base import Tail
+from ..models.encoder import Model
+from ..models.pooler import Pooler
 from ..opset import most_split_rows
 from ..params import SamplingParams
 from ..plan import Admitted, RowFault, StepPlan, StepResult
@@ -58,7 +60,7 @@ class ModelRunner:
 
     def __init__(
         self,
-        model: DecoderModel,
+        model: Model,
         ops: Ops,
         *,
         num_blocks: int,
@@ -70,7 +72,9 @@ class ModelRunner:
     ) -> None:
         """Block ids are below num_blocks, slots below max_num_seqs. link: None for the device's."""
         config = model.config
-        assert max_model_len <= config.max_positions, (max_model_len, config.max_positions)
+        # A vector has the place of a token that nobody computes.
+        most = config.max_positions + (model.pooler is not None)
+        assert max_model_len <= most, (max_model_len, most)
         self.model = model
         self.ops = ops
         self._options: dict[str, Any] = {
@@ -160,11 +164,14 @@ class ModelRunner:
                 plan = plan.told(guesses.cpu().numpy())
             step = self._inputs.pack(plan, self._sampling)
             scores: Scores = ()
-            if plan.scored:
+            if self.model.pooler is not None:
+                drawn = self._compute_vectors(plan, step, self.model.pooler)
+            elif plan.scored:
                 drawn, scores = self._compute_scored(plan, step)
             else:
                 drawn = self._compute(step)
-            landing = self._link.land(plan.step, *drawn, scores, guesses)
+            tokens, logprobs, vectors = drawn
+            landing = self._link.land(plan.step, tokens, logprobs, scores, guesses, vectors)
             if step.extras.masked is not None:
                 self._sampling.grammars.launched(step.extras.masked, landing, self._void)
             if self._faults or self._void:
@@ -259,6 +266,21 @@ class ModelRunner:
         self._observe(step, forward)
         return drawn, scores
 
+    def _compute_vectors(self, plan: StepPlan, step: PackedStep, pooler: Pooler) -> Drawn:
+        """Compute a step of a model that draws no tokens."""
+        whole = pooler.needs_all or self.model.sees_ahead
+        forward, size = self._forward(step, whole=whole), step.num_samples
+        if not size:
+            return Drawn(self._nothing, None)
+        pooled = forward.sampled[:size].float()
+        if pooler.needs_all:
+            ends = plan.num_tokens.cumsum()
+            spans = np.stack((ends - plan.num_tokens, ends), 1)[plan.samples]
+            pooled = pooler.pool(forward.hidden.last, spans.tolist())
+        vectors = pooler.vectors(pooled, self.ops, self.model.config.dtype)
+        tokens = torch.where(vectors.isfinite().all(1), 0, -1).int()
+        return Drawn(tokens, None, vectors)
+
     def _begin_masks(self, step: PackedStep) -> Future[Masks] | None:
         masked = step.extras.masked
         return None if masked is None else self._sampling.grammars.begin(masked)
@@ -276,6 +298,8 @@ class ModelRunner:
             self._editor(step.extras, None if masks is None else masks.result()),
         )
         self._store(tensors.sample_slots[:size], tensors.sample_positions[:size], drawn.tokens)
+        if step.extras.pools:
+            drawn = drawn._replace(vectors=hidden[:size].to(torch.float32, copy=True))
         return drawn
 
     def _run(self, kind: str, step: PackedStep, compute: Callable[[], Tensor]) -> Tensor:

@@ -39,6 +39,8 @@ class Drawn(NamedTuple):
     """[rows] int32, -1 where the logits were not finite."""
     logprobs: Logprobs | None
     """None where no row asked; nothing in those that did not ask."""
+    vectors: Tensor | None = None
+    """[rows, width] float32; None where no row wants its own."""
 
 
 def draw(

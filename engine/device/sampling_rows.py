@@ -23,8 +23,8 @@ NUM_PARAMETERS = 5
 """Words of a row: temperature, top_k, top_p, min_p (floats by their bits) and the index."""
 _NUM_COLUMNS = 8
 """Words of a slot: the first four of a row, num_prompt_tokens, min_tokens, num_logprobs, what else
-it has: HAS_EDITS and HAS_GRAMMAR."""
-HAS_EDITS, HAS_GRAMMAR = 1, 2
+it has: HAS_EDITS, HAS_GRAMMAR and POOLS."""
+HAS_EDITS, HAS_GRAMMAR, POOLS = 1, 2, 4
 PADDING = np.array([0.0, 0.0, 1.0, 0.0, 0.0], dtype=np.float32).view(np.int32)[:, None]
 """[NUM_PARAMETERS, 1] a row that is drawn greedily. A zero has no bits, of whatever type."""
 
@@ -39,6 +39,8 @@ class StepExtras(NamedTuple):
     masked: MaskedRows | None = None
     told: NDArray[np.int64] | None = None
     """[m] rows that asked for log probabilities; None where all or none did."""
+    pools: bool = False
+    """Whether a row wants its vector."""
 
 
 PLAIN = StepExtras(None, NO_LOGPROBS)
@@ -80,7 +82,7 @@ class SamplingTable:
         num_logprobs = NO_LOGPROBS if params.logprobs is None else params.logprobs
         self._num_logprobs[slot] = max(num_logprobs, admitted.num_candidates or NO_LOGPROBS)
         edits, grammar = self.edits.admit(admitted), self.grammars.admit(admitted)
-        self._features[slot] = HAS_EDITS * edits | HAS_GRAMMAR * grammar
+        self._features[slot] = HAS_EDITS * edits | HAS_GRAMMAR * grammar | POOLS * admitted.pool
         self._stop_token_ids[slot] = tuple(
             token for token in admitted.stop_token_ids if token < self._vocab_size
         )
@@ -110,7 +112,9 @@ class SamplingTable:
         seeds[:size] = self._seeds[slots]
         early: NDArray[Any] = indices < words[5]
         flags = edits = masked = None
+        pools = False
         if words[7].any():
+            pools = bool((words[7] & POOLS).any())
             flags = words[7] & HAS_EDITS
             rows = np.flatnonzero(words[7] & HAS_GRAMMAR)
             if len(rows):
@@ -128,7 +132,7 @@ class SamplingTable:
             edits = self.edits.of_step(slots, positions, flags)
         asked = np.flatnonzero(words[6] != NO_LOGPROBS)
         told = None if len(asked) in (0, size) else asked
-        return StepExtras(forbidden, int(words[6].max()), edits, masked, told)
+        return StepExtras(forbidden, int(words[6].max()), edits, masked, told, pools)
 
     def _forbid(self, slots: IntArray, early: NDArray[np.int64]) -> Forbidden | None:
         """Collect the stop tokens of the rows in early."""

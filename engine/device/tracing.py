@@ -21,7 +21,8 @@ from ...reference.ops import Ops
 WATCHED = frozenset(
     {
         *("embed", "rms_norm", "add_rms_norm", "linear", "gated_linear", "qkv_post"),
-        *("paged_attention", "silu_mul", "sample", "logprobs"),
+        *("layer_norm", "add_layer_norm", "paged_attention", "silu_mul", "gelu", "sample"),
+        *("logprobs",),
     }
 )
 

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ...reference.decoder import DecoderConfig, DecoderWeights, Hidden, rotary_table
 from ...reference.ops import Batch, KVCache, Ops, PackedLinear
+from .pooler import Pooler
 
 
 class Tail(NamedTuple):
@@ -41,7 +42,18 @@ class _Layer(NamedTuple):
 class DecoderModel:
     """A model that computes steps over paged memory."""
 
-    def __init__(self, config: DecoderConfig, weights: DecoderWeights, ops: Ops) -> None:
+    sees_ahead = False
+    """Whether a token's states depend on later tokens."""
+
+    def __init__(
+        self,
+        config: DecoderConfig,
+        weights: DecoderWeights,
+        ops: Ops,
+        pooler: Pooler | None = None,
+    ) -> None:
+        """pooler: what makes vectors of its states; None: it draws tokens."""
+        self.pooler = pooler
         self.config = config
         self.weights = weights
         self.ops = ops
@@ -123,4 +135,6 @@ class DecoderModel:
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Return logits [samples, vocab] dtype of what `hidden` returned."""
-        return self.ops.linear(hidden, self.weights.head)
+        head = self.weights.head
+        assert head is not None, "a model without a head"
+        return self.ops.linear(hidden, head)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ...reference.heads import HeadConfig, HeadWeights
-from ...reference.ops import Ops
+from ...reference.ops import Ops, PackedLinear
 from ..errors import CheckpointError, ConfigError
 from .base import DecoderModel
 from .family import FamilyTraits, TensorNames, decoder_config
@@ -208,9 +208,14 @@ class HeadBuilder:
             state_norm=complete(self._state_norm),
             layer=layer_weights(self._layer),
             final_norm=complete(self._final_norm),
-            head=shared.head if head is None else packed(head),
+            head=_given(shared.head) if head is None else packed(head),
             targets=targets,
         )
+
+
+def _given(head: PackedLinear | None) -> PackedLinear:
+    assert head is not None, "a target without a head"
+    return head
 
 
 def _layout(found: FoundHead, stored: Mapping[str, Stored]) -> HeadLayout:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Container, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -41,6 +41,19 @@ class Stored(NamedTuple):
     file: Path
     shape: tuple[int, ...]
     dtype: str
+    name: str
+    """In the file."""
+
+
+class Taker(Protocol):
+    """A model under construction."""
+
+    @property
+    def parts(self) -> dict[str, Part]:
+        """Every tensor that it needs, by name."""
+
+    def place(self, name: str, tensor: Tensor) -> None:
+        """Take one of them."""
 
 
 def load_model(
@@ -75,17 +88,17 @@ def load_weights(
     device = torch.device(device)
     builder = WeightBuilder(config.decoder, names, ops, device)
     if load_format == "dummy":
-        return _fill(builder, seed, device, config.decoder.dtype)
+        fill(builder, seed, device, config.dtype)
+        return builder.build()
     stored = scan(config.path)
     stored = {name: one for name, one in stored.items() if not _guesses(name, config)}
     known = (f"{names.head}.weight",) if config.decoder.tie_word_embeddings else ()
     check_tensors(builder.parts, stored, known, config.path)
-    return _read(builder, stored, sys.stderr.isatty() if progress is None else progress)
+    read_all(builder, stored, progress)
+    return builder.build()
 
 
-def _fill(
-    builder: WeightBuilder, seed: int, device: torch.device, dtype: torch.dtype
-) -> DecoderWeights:
+def fill(taker: Taker, seed: int, device: torch.device, dtype: torch.dtype) -> None:
     """Place norms of one, biases of zero, and normal matrices whose products keep their size.
 
     On the CPU in float32 before they are rounded, elsewhere in the model's dtype: that needs half
@@ -93,14 +106,13 @@ def _fill(
     """
     generator = torch.Generator(device).manual_seed(seed)
     dtype = torch.float32 if device.type == "cpu" else dtype
-    for name, part in builder.parts.items():
+    for name, part in taker.parts.items():
         tensor = torch.empty(part.shape, dtype=dtype, device=device)
         if len(part.shape) == 1:
             tensor.fill_(0.0 if name.endswith(".bias") else 1.0)
         else:
             tensor.normal_(0.0, part.shape[1] ** -0.5, generator=generator)
-        builder.place(name, tensor)
-    return builder.build()
+        taker.place(name, tensor)
 
 
 def _guesses(name: str, config: ModelConfig) -> bool:
@@ -112,16 +124,16 @@ def _guesses(name: str, config: ModelConfig) -> bool:
     return number.isdecimal() and int(number) >= config.decoder.num_layers and config.has_mtp
 
 
-def _read(builder: WeightBuilder, stored: Mapping[str, Stored], progress: bool) -> DecoderWeights:
+def read_all(taker: Taker, stored: Mapping[str, Stored], progress: bool | None = None) -> None:
+    """Place all tensors, file by file. progress: as load_weights has it."""
     from tqdm import tqdm
 
-    with tqdm(
-        total=len(builder.parts), desc="Loading weights", unit="tensor", disable=not progress
-    ) as bar:
-        for name in sorted(builder.parts, key=lambda name: (str(stored[name].file), name)):
-            builder.place(name, read_tensor(stored[name].file, name))
+    hidden = not (sys.stderr.isatty() if progress is None else progress)
+    total = len(taker.parts)
+    with tqdm(total=total, desc="Loading weights", unit="tensor", disable=hidden) as bar:
+        for name in sorted(taker.parts, key=lambda name: (str(stored[name].file), name)):
+            taker.place(name, read_tensor(stored[name].file, stored[name].name))
             bar.update()
-    return builder.build()
 
 
 def read_tensor(file: Path, name: str) -> Tensor:
@@ -141,7 +153,7 @@ def check_tensors(
     for name in parts:
         if name not in stored:
             raise CheckpointError(f"{path}: tensor {name} is missing.")
-    for name, (file, shape, dtype) in stored.items():
+    for name, (file, shape, dtype, _) in stored.items():
         if name not in parts:
             if name in known or name.endswith(TOLERATED_SUFFIX):
                 continue
@@ -199,7 +211,7 @@ def _header(file: Path) -> dict[str, Stored]:
         with safe_open(file, framework="pt", device="cpu") as handle:
             slices = {name: handle.get_slice(name) for name in handle.keys()}  # noqa: SIM118
             return {
-                name: Stored(file, tuple(part.get_shape()), part.get_dtype())
+                name: Stored(file, tuple(part.get_shape()), part.get_dtype(), name)
                 for name, part in slices.items()
             }
     except (OSError, SafetensorError) as error:

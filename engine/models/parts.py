@@ -84,10 +84,10 @@ class Parts:
         )
         weight.tensor = None
 
-    def tensor(self, module: str, shape: tuple[int, ...]) -> Staging:
-        """Expect a module's weight as it is."""
+    def tensor(self, module: str, shape: tuple[int, ...], name: str = "weight") -> Staging:
+        """Expect a module's weight, or what else it has, as it is."""
         staging = Staging(shape, pending=1)
-        self._expect(Part(f"{module}.weight", shape, staging, 0, None))
+        self._expect(Part(f"{module}.{name}", shape, staging, 0, None))
         return staging
 
     def matrix(

@@ -1,4 +1,8 @@
-"""Which architectures exist, and the one way from a checkpoint's folder to its ModelConfig."""
+"""Which architectures exist, and the one way from a checkpoint's folder to its ModelConfig.
+
+A decoder's family stands for all architectures of its stem: Qwen3ForCausalLM draws tokens,
+Qwen3Model and Qwen3ForSequenceClassification give vectors.
+"""
 
 from __future__ import annotations
 
@@ -7,19 +11,33 @@ from typing import Any, get_args
 
 import torch
 from msgspec import Struct
+from msgspec.structs import replace
 
 from ...reference.decoder import DecoderConfig
+from ...reference.encoder import EncoderConfig
 from ...reference.sums import Sums
-from ..config import DTypeName
+from ..config import DTypeName, PoolerConfig, RunnerKind
 from ..errors import ConfigError
-from . import llama, mimo, mistral, qwen2, qwen3
+from ..vectors import Kind, PoolingConfig, Stage
+from . import bert, llama, mimo, mistral, qwen2, qwen3
+from .bert import encoder_config
 from .family import Family, decoder_config
+from .pooling import (
+    MODULES,
+    apply_wish,
+    classifier_config,
+    embedding_config,
+    read_labels,
+)
 from .values import ConfigValues, read_json
 
 FAMILIES = {
     family.architecture: family
     for family in (llama.FAMILY, mimo.FAMILY, mistral.FAMILY, qwen2.FAMILY, qwen3.FAMILY)
 }
+ENCODERS = {family.architecture: family for family in bert.FAMILIES}
+DRAWS, CLASSIFIES, PLAIN = "ForCausalLM", "ForSequenceClassification", "Model"
+"""Ends of architectures' names."""
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -29,7 +47,7 @@ class ModelConfig(Struct, frozen=True, kw_only=True):
 
     path: Path
     architecture: str
-    decoder: DecoderConfig
+    shape: DecoderConfig | EncoderConfig
     dtype: torch.dtype
     """The engine's: weights in another float type are cast to it."""
     vocab_size: int
@@ -38,52 +56,130 @@ class ModelConfig(Struct, frozen=True, kw_only=True):
     eos_token_ids: tuple[int, ...]
     has_mtp: bool = False
     """Whether layers that guess may stand behind the model's own."""
+    pooling: PoolingConfig
 
     @property
     def family(self) -> Family:
-        """The declaration of its architecture."""
-        return FAMILIES[self.architecture]
+        """The declaration of a decoder's architecture."""
+        return FAMILIES[_stem(self.architecture) + DRAWS]
+
+    @property
+    def decoder(self) -> DecoderConfig:
+        """The shape of a decoder."""
+        assert isinstance(self.shape, DecoderConfig), self.architecture
+        return self.shape
+
+    @property
+    def generates(self) -> bool:
+        """Whether it draws tokens."""
+        return self.pooling.beside
+
+    @property
+    def takes_whole_prompts(self) -> bool:
+        """Whether a prompt must be computed in one step: no part of it says enough alone."""
+        return isinstance(self.shape, EncoderConfig) or self.pooling.kind != "last"
 
 
 def read_model_config(
-    path: Path, dtype: DTypeName = "auto", linear_segments: int = 1, sums: Sums = "pairs"
+    path: Path,
+    dtype: DTypeName = "auto",
+    linear_segments: int = 1,
+    sums: Sums = "pairs",
+    *,
+    runner: RunnerKind = "auto",
+    pooler: PoolerConfig | None = None,
 ) -> ModelConfig:
     """Read config.json and generation_config.json of a checkpoint's folder.
 
-    Raises CheckpointError where a file is missing or broken, ConfigError where a value is not
-    supported.
+    runner, pooler: see EngineConfig. Raises CheckpointError where a file is missing or broken,
+    ConfigError where a value is not supported.
     """
     file = path / "config.json"
     values = ConfigValues(read_json(file), str(file))
     architecture = _architecture(values)
-    family = FAMILIES[architecture]
-    traits = family.traits(values)
-    decoder = decoder_config(values, traits, _dtype(values, dtype), linear_segments, sums)
-    for width in (decoder.q_size, decoder.intermediate_size):
-        if width % (16 * linear_segments):
-            raise ConfigError(
-                f"linear_segments is {linear_segments}: it must cut the width {width} into "
-                "multiples of 16."
-            )
+    found = _dtype(values, dtype)
+    encoder = ENCODERS.get(architecture)
+    shape: DecoderConfig | EncoderConfig
+    if encoder is not None:
+        shape = encoder_config(values, encoder, found, linear_segments, sums)
+    else:
+        family = FAMILIES[_stem(architecture) + DRAWS]
+        shape = decoder_config(values, family.traits(values), found, linear_segments, sums)
+    if _generates(path, architecture, runner):
+        pooling = apply_wish(PoolingConfig(beside=True, width=shape.hidden_size), pooler)
+        if pooling.kind != "last":
+            raise ConfigError("pooler_config: a model that generates pools LAST, and nothing else.")
+    else:
+        pooling = _pooling(path, values, architecture, shape, pooler)
+    longest = shape.max_positions
     return ModelConfig(
         path=path,
         architecture=architecture,
-        decoder=decoder,
-        dtype=decoder.dtype,
-        vocab_size=decoder.vocab_size,
-        max_model_len=decoder.max_positions,
+        shape=shape,
+        dtype=found,
+        vocab_size=shape.vocab_size,
+        max_model_len=min(longest, pooling.max_tokens or longest),
         eos_token_ids=_eos_token_ids(path, values),
         has_mtp=bool(values.integer("num_nextn_predict_layers", 0, low=0)),
+        pooling=pooling,
     )
+
+
+def _stem(architecture: str) -> str:
+    """Return the name of a decoder's family; of all else the name as it is."""
+    for end in (DRAWS, CLASSIFIES, PLAIN):
+        if architecture.endswith(end):
+            return architecture.removesuffix(end)
+    return architecture
 
 
 def _architecture(values: ConfigValues) -> str:
     named = values.get("architectures")
     if isinstance(named, list):
         for name in named:
-            if isinstance(name, str) and name in FAMILIES:
+            if isinstance(name, str) and (name in ENCODERS or _stem(name) + DRAWS in FAMILIES):
                 return name
-    raise values.wrong("architectures", f"one of {', '.join(sorted(FAMILIES))}")
+    known = ", ".join(sorted((*FAMILIES, *ENCODERS)))
+    raise values.wrong(
+        "architectures",
+        f"one of {known}, or of a decoder's with {CLASSIFIES} or {PLAIN} at its end",
+    )
+
+
+def _generates(path: Path, architecture: str, runner: RunnerKind) -> bool:
+    """Find out what a checkpoint is for."""
+    can = architecture.endswith(DRAWS)
+    if runner == "generate" and not can:
+        raise ConfigError(
+            f"runner is 'generate' and {path} is a {architecture}, which draws no tokens: it must "
+            "be 'auto' or 'pooling'."
+        )
+    if runner == "auto":
+        return can and not (path / MODULES).exists()
+    return runner == "generate"
+
+
+def _pooling(
+    path: Path,
+    values: ConfigValues,
+    architecture: str,
+    shape: DecoderConfig | EncoderConfig,
+    wish: PoolerConfig | None,
+) -> PoolingConfig:
+    """Read how a model that does not generate makes its vectors."""
+    encoder, hidden = ENCODERS.get(architecture), shape.hidden_size
+    if not architecture.endswith(CLASSIFIES):
+        kind: Kind = "last" if encoder is None else "cls"
+        config = embedding_config(path, values, hidden, wish, kind)
+    elif encoder is None:
+        stage = Stage("score", (len(read_labels(values)), hidden), False, "identity")
+        config = classifier_config(values, "last", (stage,), wish)
+    else:
+        assert encoder.stages is not None, architecture
+        config = classifier_config(values, "cls", encoder.stages(values, encoder.prefix), wish)
+    if isinstance(shape, EncoderConfig):
+        config = replace(config, num_types=shape.num_types)
+    return config
 
 
 def _dtype(values: ConfigValues, wish: DTypeName) -> torch.dtype:

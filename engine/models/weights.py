@@ -35,11 +35,15 @@ class WeightBuilder:
         names: TensorNames,
         ops: Ops,
         device: torch.device | str = "cpu",
+        *,
+        with_head: bool = True,
+        parts: Parts | None = None,
     ) -> None:
-        """device: where the weights are made and stay."""
+        """device: where the weights are made and stay. with_head: it draws tokens. parts: takes
+        the tensors, these among them."""
         self._config = config
         self._ops = ops
-        self._parts = Parts(ops, config.dtype, config.sums, device)
+        self._parts = parts or Parts(ops, config.dtype, config.sums, device)
         hidden = config.hidden_size
         self._embedding = self._parts.tensor(names.embedding, (config.vocab_size, hidden))
         self._layers = tuple(
@@ -47,8 +51,9 @@ class WeightBuilder:
             for index in range(config.num_layers)
         )
         self._final_norm = self._parts.tensor(names.final_norm, (hidden,))
+        self._with_head = with_head
         self._head: Matrix | None = None
-        if not config.tie_word_embeddings:
+        if with_head and not config.tie_word_embeddings:
             self._head = self._parts.matrix(
                 (names.head,), (config.vocab_size,), hidden, biased=False
             )
@@ -64,11 +69,11 @@ class WeightBuilder:
 
     def build(self) -> DecoderWeights:
         """Return the weights; every part must have been placed."""
-        embedding = complete(self._embedding)
-        if self._head is None:
-            head = self._ops.pack_linear(embedding, None, sums=self._config.sums)
-        else:
+        embedding, head = complete(self._embedding), None
+        if self._head is not None:
             head = packed(self._head)
+        elif self._with_head:
+            head = self._ops.pack_linear(embedding, None, sums=self._config.sums)
         return DecoderWeights(
             embedding=embedding,
             layers=tuple(layer_weights(layer) for layer in self._layers),

@@ -50,6 +50,7 @@ class PlanDiff:
                 request.grammar,
                 request.thinking,
                 request.num_candidates,
+                request.pool,
             )
         )
         self._blocks.append((np.full(len(blocks), slot), np.arange(len(blocks)), blocks))

@@ -112,6 +112,10 @@ class FairQueue:
             priority, arrival, _ = queue[place].rank
             heapreplace(heap, (priority, counter, arrival, index, place))
 
+    def num_from(self, priority: int) -> int:
+        """Count those of this priority and of less urgent ones."""
+        return sum(queue.num_from(priority) for queue in self._waiting.values())
+
     def enter(self, sequence: Sequence) -> None:
         """Put a new sequence at its place, and open its tenant's account if there is none."""
         sequence.account = self._open(sequence.request.tenant)

@@ -21,6 +21,8 @@ class SchedulerLimits(Struct, frozen=True):
     block_size: int
     num_blocks: int
     enable_prefix_caching: bool = True
+    whole_prompts: bool = False
+    """A prompt is computed in one step; max_num_batched_tokens hold the longest."""
     policy: Literal["fcfs", "priority"] = "fcfs"
     overlap: int = 1
     """Steps in flight: 1 or 2."""

@@ -243,7 +243,10 @@ def _admit(state: State, limits: SchedulerLimits, grant: Grant, supply: Supply) 
             woken = _woken(hit, references)
         if missing + len(woken) > room:
             break
-        count = min(budget, len(sequence.token_ids) - hit.num_tokens)
+        missing_tokens = len(sequence.token_ids) - hit.num_tokens
+        if limits.whole_prompts and missing_tokens > budget:
+            break
+        count = min(budget, missing_tokens)
         end = hit.num_tokens + count
         admissions.append(Admission(sequence, hit, count, -(-end // size) - len(hit.blocks)))
         available -= missing + len(woken)

@@ -37,6 +37,10 @@ class RankedQueue:
         """Iterate over the first `count` sequences."""
         return islice(self._sequences, count)
 
+    def num_from(self, priority: int) -> int:
+        """Count those of this priority and of less urgent ones."""
+        return len(self._sequences) - bisect_left(self._sequences, (priority,), key=_rank)
+
     def add(self, sequence: Sequence) -> None:
         """Put a sequence at its place."""
         insort(self._sequences, sequence, key=_rank)

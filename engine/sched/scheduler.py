@@ -22,7 +22,7 @@ from ..errors import ParamsError
 from ..kv.block_pool import IdArray
 from ..kv.hashing import KEY_BYTES
 from ..plan import RowFault, StepPlan, StepResult
-from ..request import Finished, IntArray, LogprobRows, Request, TokenEvents
+from ..request import BACKGROUND, Finished, IntArray, LogprobRows, Request, TokenEvents
 from ..spec.drafter import Drafter
 from .checks import check_state
 from .diff import PlanDiff
@@ -105,6 +105,11 @@ class Scheduler:
     def num_waiting(self) -> int:
         """Sequences in the queue, new or preempted."""
         return len(self._state.waiting)
+
+    @property
+    def num_background(self) -> int:
+        """Those of them that wait behind everybody else."""
+        return self._state.waiting.num_from(BACKGROUND)
 
     @property
     def num_free_blocks(self) -> int:
@@ -225,6 +230,7 @@ class Scheduler:
         self._state.in_flight.popleft()
         self._unpin(flight.pins)
         slots, token_ids, logprobs = flight.slots, result.token_ids, result.logprobs
+        vectors = result.vectors
         places, lengths = flight.places, flight.lengths
         request_ids, num_cached = flight.request_ids, flight.num_cached
         assert len(slots) == len(token_ids), (len(slots), len(token_ids))
@@ -241,6 +247,7 @@ class Scheduler:
             places, lengths = places[kept], lengths[kept]
             request_ids = [request_ids[row] for row in kept.tolist()]
             logprobs = _rows_of(logprobs, kept)
+            vectors = None if vectors is None else vectors[kept]
         table.tokens[slots, places] = token_ids
         table.known[slots] = lengths
         if plan.drafts is not None:
@@ -251,7 +258,7 @@ class Scheduler:
             finished = self._finish(rows, slots, lengths, result.faults)
         if self._draining:
             self._release_drained()
-        return TokenEvents(request_ids, token_ids, num_cached, finished, logprobs, prompts)
+        return TokenEvents(request_ids, token_ids, num_cached, finished, logprobs, prompts, vectors)
 
     def fail(self, message: str) -> TokenEvents:
         """Recover after a step died: end what was in flight with "error", distrust all KV."""

@@ -7,9 +7,10 @@ from typing import NamedTuple
 
 import numpy as np
 
+from ..config import Policy
 from ..errors import ParamsError
 from ..kv.block_pool import IdArray
-from ..request import IntArray, Request
+from ..request import BACKGROUND, IntArray, Request
 from .limits import SchedulerLimits
 
 
@@ -110,9 +111,14 @@ def make_sequence(
     eos = () if params.ignore_eos else request.eos_token_ids
     return Sequence(
         request=request,
-        rank=(request.priority if limits.policy == "priority" else 0, arrival, arrival),
+        rank=(_urgency(request.priority, limits.policy), arrival, arrival),
         root=root,
         max_len=max_len,
         token_ids=np.ascontiguousarray(request.prompt_token_ids, dtype=np.int32),
         stop_ids=(*eos, *(params.stop_token_ids or ())),
     )
+
+
+def _urgency(priority: int, policy: Policy) -> int:
+    """Clients choose theirs where the policy lets them; the background is behind everybody."""
+    return priority if policy == "priority" or priority >= BACKGROUND else 0

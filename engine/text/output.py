@@ -19,6 +19,7 @@ from ..request import (
     Request,
     RequestOutput,
     Timeline,
+    VectorRows,
 )
 from .detokenizer import IncrementalDetokenizer, start_detokenizer
 from .stop import StopMatcher
@@ -72,6 +73,7 @@ class OutputState:
         "request",
         "stop_reason",
         "timeline",
+        "vector",
     )
 
     def __init__(
@@ -89,6 +91,8 @@ class OutputState:
         self.stop_reason: int | str | None = None
         self.error: str | None = None
         self.timeline: Timeline | None = None
+        self.vector: VectorRows | None = None
+        """[width] of a request that pools."""
         self.num_cached_tokens = 0
         self._tokenizer = tokenizer
         self._prompt_text = prompt_text
@@ -203,6 +207,7 @@ class OutputState:
             num_cached_tokens=self.num_cached_tokens,
             error=self.error,
             timeline=self.timeline if self.finish_reason is not None else None,
+            vector=self.vector,
         )
 
     def _shows(self, finished: Finished | None) -> bool:

@@ -15,16 +15,22 @@ from msgspec.structs import replace
 from ..errors import ParamsError
 from ..grammar.grammars import Compiled, Grammars
 from ..grammar.source import grammar_source
-from ..params import BeamSearchParams, SamplingParams, num_kept
+from ..params import (
+    BeamSearchParams,
+    Params,
+    PoolingParams,
+    RequestOutputKind,
+    SamplingParams,
+    num_kept,
+)
 from ..request import GrammarUse, IntArray, Request, ThinkingBudget
 from .chat import ChatTemplate
+from .ids import as_ids, check_unicode, wrong
+from .pooled import CHARS_PER_TOKEN, PooledIds, PooledPrompts, TextPair
 from .reasoning import Markers
 from .tokenizer import Tokenizer
 
 P = TypeVar("P", SamplingParams, BeamSearchParams)
-CHARS_PER_TOKEN = 64
-"""A text longer than this per token of the model length is tried by its beginning first."""
-
 SEED_BITS = 53
 """Drawn seeds are below 2**53: JSON readers that know only doubles keep them exact."""
 
@@ -36,7 +42,17 @@ class PromptDict(TypedDict, total=False):
     prompt_token_ids: Sequence[int]
 
 
-Prompt = str | Sequence[int] | PromptDict
+Prompt = str | Sequence[int] | PromptDict | TextPair
+"""A pair of texts is for vectors alone."""
+ONE_VECTOR = SamplingParams(
+    max_tokens=1,
+    temperature=0.0,
+    seed=0,
+    ignore_eos=True,
+    detokenize=False,
+    output_kind=RequestOutputKind.FINAL_ONLY,
+)
+"""How a request for a vector is computed: nothing of its prompt is forgotten by a token."""
 
 
 class Prepared(NamedTuple):
@@ -59,35 +75,45 @@ class FoundGrammar(NamedTuple):
     compiled: Compiled
 
 
+class ModelFacts(NamedTuple):
+    """What prompts depend on."""
+
+    vocab_size: int
+    max_model_len: int
+    """Tokens of prompt and answer together."""
+    eos_token_ids: Sequence[int]
+
+
 class RequestBuilder:
     """Builds requests for one model. `seed` decides all seeds that it draws."""
 
     def __init__(
         self,
         tokenizer: Tokenizer | None,
+        facts: ModelFacts,
         *,
-        vocab_size: int,
-        max_model_len: int,
-        eos_token_ids: Sequence[int],
         seed: int,
         max_logprobs: int,
         grammars: Grammars | None = None,
         markers: Markers | None = None,
+        pooled: PooledPrompts | None = None,
     ) -> None:
-        """markers: of thoughts, where the engine has some."""
+        """markers: of thoughts, where the engine has some. pooled: takes prompts for vectors."""
+        vocab_size = facts.vocab_size
+        self._pooled = pooled
         self._tokenizer = tokenizer
         self._vocab_size = vocab_size
         self._max_logprobs = vocab_size if max_logprobs < 0 else max_logprobs
-        self._max_model_len = max_model_len
-        self._eos_token_ids = tuple(eos_token_ids)
+        self._max_model_len = facts.max_model_len
+        self._eos_token_ids = tuple(facts.eos_token_ids)
         self._grammars = Grammars() if grammars is None else grammars
         self._markers = markers
         self._generator = np.random.Generator(np.random.PCG64(seed))
 
     def build(
         self,
-        prompt: Prompt,
-        params: SamplingParams | BeamSearchParams | None,
+        prompt: Prompt | PooledIds,
+        params: Params | None,
         request_id: str,
         *,
         priority: int = 0,
@@ -97,7 +123,12 @@ class RequestBuilder:
         grammar: FoundGrammar | None = None,
     ) -> Prepared:
         """Check and tokenize. Raises ParamsError that names the field."""
-        beams, num_candidates = None, 0
+        beams, num_candidates, pools = None, 0, isinstance(params, PoolingParams)
+        if isinstance(params, PoolingParams):
+            assert self._pooled is not None, prompt
+            prompt, params = self._pooled.read(prompt, params), ONE_VECTOR
+        elif self._pooled is not None and self._pooled.alone:
+            raise ParamsError("This model does not generate: it makes vectors alone.", "model")
         if isinstance(params, BeamSearchParams):
             beams = self._with_logprobs(params)
             params = first_step(beams)
@@ -109,8 +140,11 @@ class RequestBuilder:
         if grammar is None and params.structured_outputs is not None:
             grammar = self.find_grammar(params)
         if not isinstance(tenant, str):
-            raise _wrong("tenant", tenant, "a text")
-        token_ids, text = self._read(prompt, num_kept(beams or params, self._max_model_len))
+            raise wrong("tenant", tenant, "a text")
+        if isinstance(prompt, PooledIds):
+            token_ids, text = prompt
+        else:
+            token_ids, text = self._read(prompt, num_kept(beams or params, self._max_model_len))
         if params.seed is None:
             seed = int(self._generator.integers(1 << SEED_BITS))
         else:
@@ -130,6 +164,7 @@ class RequestBuilder:
             tenant=tenant,
             num_candidates=num_candidates,
             keep=beams is not None,
+            pool=pools,
         )
         compiled = None if grammar is None else grammar.compiled
         return Prepared(request, text, grammar=compiled, beams=beams)
@@ -148,25 +183,25 @@ class RequestBuilder:
         self, params: SamplingParams, request_id: str, priority: int, cache_salt: str | None
     ) -> None:
         if not isinstance(params, SamplingParams):
-            raise _wrong("params", params, "SamplingParams")
+            raise wrong("params", params, "SamplingParams")
         if not isinstance(request_id, str) or not request_id:
-            raise _wrong("request_id", request_id, "a text that is not empty")
+            raise wrong("request_id", request_id, "a text that is not empty")
         int32 = isinstance(priority, int) and not isinstance(priority, bool)
         if not int32 or not -(2**31) <= priority < 2**31:
-            raise _wrong("priority", priority, f"an integer from {-(2**31)} to {2**31 - 1}")
+            raise wrong("priority", priority, f"an integer from {-(2**31)} to {2**31 - 1}")
         if cache_salt is not None and (not isinstance(cache_salt, str) or not cache_salt):
-            raise _wrong("cache_salt", cache_salt, "a text that is not empty")
+            raise wrong("cache_salt", cache_salt, "a text that is not empty")
         for token_id in params.stop_token_ids or ():
             if token_id >= self._vocab_size:
-                raise _wrong("stop_token_ids", token_id, f"from 0 to {self._vocab_size - 1}")
+                raise wrong("stop_token_ids", token_id, f"from 0 to {self._vocab_size - 1}")
         for name in ("logit_bias", "allowed_token_ids"):
             for token_id in getattr(params, name) or ():
                 if token_id >= self._vocab_size:
-                    raise _wrong(name, token_id, f"of tokens from 0 to {self._vocab_size - 1}")
+                    raise wrong(name, token_id, f"of tokens from 0 to {self._vocab_size - 1}")
         for name in ("stop", "bad_words"):
             if getattr(params, name) and self._tokenizer is None:
                 given = getattr(params, name)
-                raise _wrong(name, given, "empty: there is no tokenizer to find it")
+                raise wrong(name, given, "empty: there is no tokenizer to find it")
 
     def _with_logprobs(self, params: P) -> P:
         """Check the numbers of log probabilities; none is above the vocabulary afterwards."""
@@ -197,7 +232,7 @@ class RequestBuilder:
                 for space in ("", " ")
             )
             if not bare:
-                raise _wrong("bad_words", text, "a text with at least one token")
+                raise wrong("bad_words", text, "a text with at least one token")
             words.append(bare)
             if len(spaced) == len(bare) and spaced[0] != bare[0]:
                 words.append(spaced)
@@ -209,12 +244,12 @@ class RequestBuilder:
             return None
         if markers is None:
             allowed = "left out: this engine has no reasoning_config"
-            raise _wrong("thinking_token_budget", budget, allowed)
+            raise wrong("thinking_token_budget", budget, allowed)
         stops = {*self._eos_token_ids, *(params.stop_token_ids or ())}
         if params.min_tokens and stops & set(markers.end):
             # A token that must be drawn, and must not.
             allowed = "left out with min_tokens: the end of a thought has a stop token"
-            raise _wrong("thinking_token_budget", budget, allowed)
+            raise wrong("thinking_token_budget", budget, allowed)
         return ThinkingBudget(budget, markers.start, markers.end)
 
     def _read(self, prompt: Any, last: int | None) -> tuple[IntArray, str | None]:
@@ -225,12 +260,12 @@ class RequestBuilder:
             case {"prompt_token_ids": ids, **others} if others.keys() <= {"prompt"}:
                 text = others.get("prompt")
                 if text is not None and not isinstance(text, str):
-                    raise _wrong("prompt", text, "a text beside prompt_token_ids")
+                    raise wrong("prompt", text, "a text beside prompt_token_ids")
                 return self._take(ids, last), text
             case {"prompt": str(text), **others} if not others:
                 return self._encode(text, last), text
             case Mapping():
-                raise _wrong(
+                raise wrong(
                     "prompt", prompt, "an object with prompt (text) or prompt_token_ids, no more"
                 )
             case _:
@@ -239,12 +274,8 @@ class RequestBuilder:
     def _encode(self, text: str, last: int | None) -> IntArray:
         tokenizer = self._tokenizer
         if tokenizer is None:
-            raise _wrong("prompt", text, "a list of token ids: there is no tokenizer")
-        try:
-            text.encode()
-        except UnicodeEncodeError as error:
-            given = text[error.start : error.start + 1]
-            raise _wrong("prompt", given, "Unicode text without lone surrogates") from None
+            raise wrong("prompt", text, "a list of token ids: there is no tokenizer")
+        check_unicode(text)
         beginning = self._max_model_len * CHARS_PER_TOKEN
         if len(text) > beginning and last is None:
             # Refuses megabytes of text without tokenizing all of them.
@@ -256,24 +287,7 @@ class RequestBuilder:
 
     def _take(self, ids: Any, last: int | None) -> IntArray:
         """Check token ids and return them as an array."""
-        if isinstance(ids, np.ndarray):
-            if ids.ndim != 1 or ids.dtype.kind not in "iu":
-                raise _wrong("prompt", ids, "a text or a list of token ids")
-            array = ids
-        else:
-            if isinstance(ids, str | bytes) or not isinstance(ids, Sequence):
-                raise _wrong("prompt", ids, "a text or a list of token ids")
-            kinds = set(map(type, ids)) - {int}
-            if any(not issubclass(kind, np.integer) for kind in kinds):
-                i, given = next((i, g) for i, g in enumerate(ids) if type(g) in kinds)
-                raise _wrong(f"prompt[{i}]", given, "a token id, an integer")
-            array = np.array(ids, dtype=object if _huge(ids) else np.int64)
-        if not len(array):
-            raise _wrong("prompt", ids, "at least one token")
-        outside = (array < 0) | (array >= self._vocab_size)
-        if outside.any():
-            i = int(outside.argmax())
-            raise _wrong(f"prompt[{i}]", int(array[i]), f"a token id, 0 to {self._vocab_size - 1}")
+        array = as_ids(ids, self._vocab_size)
         if last is not None:
             array = array[-last:]
         if len(array) > self._max_model_len - 1:
@@ -313,15 +327,3 @@ def chat_prompt(
     """
     text = template.render(messages, **options)
     return {"prompt": text, "prompt_token_ids": tokenizer.encode(text, add_special_tokens=False)}
-
-
-def _huge(ids: Sequence[int]) -> bool:
-    """Tell whether an id does not fit an int64."""
-    return len(ids) > 0 and not -(2**63) <= min(ids) <= max(ids) < 2**63
-
-
-def _wrong(field: str, given: Any, allowed: str) -> ParamsError:
-    shown = repr(given)
-    if len(shown) > 80:
-        shown = shown[:77] + "..."
-    return ParamsError(f"{field} is {shown}: it must be {allowed}.", field.partition("[")[0])

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import logging
+from functools import partial
 from typing import NamedTuple
 
 from ..config import EngineConfig, ReasoningConfig
 from ..errors import ConfigError
-from ..parsing.choose import Parsers
+from ..parsing.choose import Parsers, choose_parsers
 from .tokenizer import Tokenizer
+
+logger = logging.getLogger("quire")
 
 MAX_MARKER = 128
 
@@ -17,6 +21,19 @@ class Markers(NamedTuple):
 
     start: tuple[int, ...]
     end: tuple[int, ...]
+
+
+def parsers_of(config: EngineConfig, tokenizer: Tokenizer | None) -> Parsers:
+    """Find out how the model calls tools and how it thinks."""
+    if tokenizer is None:
+        return Parsers()
+    return choose_parsers(
+        config.tool_call_parser,
+        config.reasoning_parser,
+        templates=tokenizer.chat_templates.values(),
+        special_tokens=[tokenizer.token_text(one) for one in sorted(tokenizer.special_ids)],
+        tell=partial(logger.info, "The format of %s is %s"),
+    )
 
 
 def markers_of(

@@ -48,6 +48,14 @@ class SlowTokenizer:
     ) -> list[list[int]]:
         return [self.encode(text, add_special_tokens=add_special_tokens) for text in texts]
 
+    def encode_pair(
+        self, first: str, second: str | None = None, most: int | None = None
+    ) -> tuple[list[int], int]:
+        limits = {} if most is None else {"truncation": True, "max_length": most}
+        whole = self._backend(first, second, return_token_type_ids=True, **limits)
+        types: list[int] = whole["token_type_ids"]
+        return whole["input_ids"], types.index(1) if 1 in types else len(types)
+
     def decode(
         self,
         ids: Sequence[int],

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 from ..errors import CheckpointError
 from .files import TokenizerConfig
+from .ids import cut
 from .pieces import BytePieces
 
 CANDIDATES = ("tiktoken.model", "tokenizer.model")
@@ -157,6 +158,18 @@ class TiktokenTokenizer:
         self, texts: Sequence[str], *, add_special_tokens: bool = True
     ) -> list[list[int]]:
         return [self.encode(text, add_special_tokens=add_special_tokens) for text in texts]
+
+    def encode_pair(
+        self, first: str, second: str | None = None, most: int | None = None
+    ) -> tuple[list[int], int]:
+        texts = (first,) if second is None else (first, second)
+        parts = [self.encode(text, add_special_tokens=False) for text in texts]
+        if most is not None:
+            room = max(0, most - len(self._before) - len(self._after))
+            lengths = cut([len(part) for part in parts], room)
+            parts = [part[:length] for part, length in zip(parts, lengths, strict=True)]
+        ids = [*self._before, *(token for part in parts for token in part), *self._after]
+        return ids, len(self._before) + len(parts[0])
 
     def decode(
         self,

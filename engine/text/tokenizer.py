@@ -14,6 +14,7 @@ from typing import Any, Protocol
 
 from ..errors import CheckpointError
 from .files import TokenizerConfig, read_tokenizer_config
+from .ids import cut
 from .pieces import Pieces, choose_pieces
 from .tiktoken_tokenizer import TiktokenTokenizer, find_tiktoken_file, load_tiktoken
 
@@ -65,6 +66,15 @@ class Tokenizer(Protocol):
         self, texts: Sequence[str], *, add_special_tokens: bool = True
     ) -> list[list[int]]:
         """Encode many texts, in parallel where the library can."""
+
+    def encode_pair(
+        self, first: str, second: str | None = None, most: int | None = None
+    ) -> tuple[list[int], int]:
+        """Return the ids of one text or of two, with special tokens, and how many of them belong to
+        the first.
+
+        most: tokens in all, at least as many as the special ones; the longer text loses its end.
+        """
 
     def decode(
         self,
@@ -149,6 +159,21 @@ class JsonTokenizer:
             list(texts), add_special_tokens=add_special_tokens
         )
         return [entry.ids for entry in encoded]
+
+    def encode_pair(
+        self, first: str, second: str | None = None, most: int | None = None
+    ) -> tuple[list[int], int]:
+        texts = (first,) if second is None else (first, second)
+        parts = [self._backend.encode(text, add_special_tokens=False) for text in texts]
+        if most is not None:
+            room = max(0, most - self._backend.num_special_tokens_to_add(second is not None))
+            for part, length in zip(
+                parts, cut([len(part.ids) for part in parts], room), strict=True
+            ):
+                part.truncate(length)
+        whole = self._backend.post_process(*parts)
+        types: list[int] = whole.type_ids
+        return whole.ids, types.index(1) if 1 in types else len(types)
 
     def decode(
         self,

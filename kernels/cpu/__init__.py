@@ -4,24 +4,27 @@ Twin of `reference`: the same file names, function names and signatures, and the
 input (payloads of NaN aside). Importing it compiles the kernels, or loads them from numba's cache.
 """
 
-from .activation import silu_mul
+from .activation import gelu, silu_mul
 from .attention import paged_attention
 from .edits import edit_logits
 from .embedding import embed
 from .kv import copy_blocks, new_kv_cache, read_kv
 from .linear import gated_linear, linear, pack_linear, unpack_linear
 from .logprobs import logprobs
-from .norm import add_rms_norm, rms_norm
+from .norm import add_layer_norm, add_rms_norm, layer_norm, rms_norm
 from .prepare import prepare, store_tokens
 from .rope import qkv_post
 from .sampling import sample
 
 __all__ = [
+    "add_layer_norm",
     "add_rms_norm",
     "copy_blocks",
     "edit_logits",
     "embed",
     "gated_linear",
+    "gelu",
+    "layer_norm",
     "linear",
     "logprobs",
     "new_kv_cache",

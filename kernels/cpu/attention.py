@@ -38,16 +38,17 @@ from .units import (
     Unit,
     first_key,
     groups_of,
+    last_key,
     make_scratch,
     rows_of_head,
 )
 
 
 @inlined
-def _visible(position: int, tile_start: int, window: int) -> tuple[int, int]:
+def _visible(last: int, tile_start: int, window: int) -> tuple[int, int]:
     """Range of keys of a tile that a query sees, from the tile's start; empty if end <= start."""
-    start = max(0, position - window + 1 - tile_start) if window > 0 else 0
-    return start, min(KV_TILE, position + 1 - tile_start)
+    start = max(0, last - window + 1 - tile_start) if window > 0 else 0
+    return start, min(KV_TILE, last + 1 - tile_start)
 
 
 @inlined
@@ -98,7 +99,7 @@ def _advance(call: Call, scratch: Scratch, unit: Unit, head: int, next_start: in
     """Step scratch.parts to the keys that were next; then come those of head + 1, same tile, or the
     unit's first head of the tile that starts at next_start."""
     first_part = first_key(call, unit) // PART
-    last_part = (unit.position + unit.num_tokens - 1) // PART
+    last_part = (unit.end - 1) // PART
     block_parts = call.block_size // PART
     part_bytes = PART * call.head_dim * call.element_bytes
     table = int32s(unit.table, call.max_blocks)
@@ -131,7 +132,7 @@ def _gather(call: Call, scratch: Scratch, unit: Unit, head: int, tile_start: int
         words[i] = 0
     table = int32s(unit.table, call.max_blocks)
     start = max(first_key(call, unit), tile_start)
-    for key in range(start, min(tile_start + KV_TILE, unit.position + unit.num_tokens)):
+    for key in range(start, min(tile_start + KV_TILE, unit.end)):
         block = key // call.block_size
         place = key + (table[block] - block) * call.block_size
         part = (place // PART) * call.kv_heads + unit.head + head
@@ -175,8 +176,8 @@ def _mask_rows(call: Call, unit: Unit, masks: int, rows: tuple[int, int, int]) -
     for i in range(MAX_ROWS):
         mask = np.uint64(0)
         if first + i < end_row:
-            position = unit.position + (first + i) // group
-            start, end = _visible(position, tile_start, call.window)
+            last = last_key(call, unit, (first + i) // group)
+            start, end = _visible(last, tile_start, call.window)
             all_start, all_end = max(all_start, start), min(all_end, end)
             if start < end:
                 mask = (ones >> np.uint64(KV_TILE - end)) & (ones << np.uint64(start))
@@ -292,9 +293,9 @@ def _attend_unit(
     num_rows = unit.num_tokens * (call.heads // call.kv_heads)
     first_start = first_key(call, unit) // KV_TILE * KV_TILE
     gathered = call.block_size % PART != 0 or unit.careful != 0
-    if not gathered and unit.position >= 0:  # padding has no key, and no line in the table
+    if not gathered and unit.end > 0:  # padding has no key, and no line in the table
         _advance(call, scratch, unit, unit.heads, first_start)
-    for tile_start in range(first_start, unit.position + unit.num_tokens, KV_TILE):
+    for tile_start in range(first_start, unit.end, KV_TILE):
         for head in range(unit.heads):
             if gathered:
                 _gather(call, scratch, unit, head, tile_start)
@@ -326,9 +327,11 @@ def _unit_at(call: Call, row: int, items: tuple[int, int, int]) -> Unit:
     if count == length:
         room = QUERY_ROWS // (groups_of(count * group) * MAX_ROWS)
         heads = max(1, min(room, call.kv_heads - head, (end - item) // length))
-    position = int32s(call.kv_lens, row + 1)[row] - length + offset
+    kv_len = int32s(call.kv_lens, row + 1)[row]
+    position = kv_len - length + offset
+    num_seen = position + count if call.is_causal else kv_len
     table = call.tables + int32s(call.slots, row + 1)[row] * call.max_blocks * 4
-    return Unit(head, heads, row_start + offset, count, position, table, careful)
+    return Unit(head, heads, row_start + offset, count, position, num_seen, table, careful)
 
 
 def _attend(
@@ -366,6 +369,16 @@ def _kernel(tag: str) -> Any:
     return compiled(signature)(_attend)
 
 
+class Options(NamedTuple):
+    """What is asked of Ops.paged_attention."""
+
+    scale: float
+    window: int = 0
+    softcap: float = 0.0
+    sinks: Tensor | None = None
+    causal: bool = True
+
+
 def paged_attention(
     q: Tensor,
     cache: KVCache,
@@ -375,15 +388,23 @@ def paged_attention(
     window: int = 0,
     softcap: float = 0.0,
     sinks: Tensor | None = None,
-    tag: str | None = None,
+    causal: bool = True,
 ) -> Tensor:
-    """Twin of reference.attention.paged_attention. tag: of kernels.cpu.emit, None for the best."""
+    """Twin of reference.attention.paged_attention."""
+    tag = "float32" if q.dtype == torch.float32 else best_tag(cache.sums)
+    return attend_by(tag, q, cache, batch, Options(scale, window, softcap, sinks, causal))
+
+
+def attend_by(tag: str, q: Tensor, cache: KVCache, batch: Batch, options: Options) -> Tensor:
+    """Do what paged_attention does by a tag of kernels.cpu.emit."""
+    scale, window, softcap, sinks, causal = options
     tokens, heads, head_dim = q.shape
     keys, values, tables = cache.keys, cache.values, batch.block_tables
     kv_heads = keys.shape[1]
     assert q.is_contiguous() and tables.is_contiguous(), (q.stride(), tables.stride())
     assert q.dtype == keys.dtype and heads % kv_heads == 0, (q.dtype, keys.dtype, heads, kv_heads)
     assert head_dim == values.shape[3] and window >= 0, (head_dim, values.shape, window)
+    assert causal or not window, window
     for array in (batch.query_starts, batch.kv_lens, batch.slots, tables):
         assert array.dtype == torch.int32, array.dtype
     if sinks is not None:
@@ -406,13 +427,12 @@ def paged_attention(
         kv_heads,
         head_dim,
         window,
+        int(causal),
         int(softcap > 0),
         0 if sinks is None else sinks.data_ptr(),
         q.element_size(),
         _palette().data_ptr(),
     )
-    if tag is None:
-        tag = "float32" if q.dtype == torch.float32 else best_tag(cache.sums)
     kernel = _kernel(tag)
     factors = (scale * LOG2_E, 0.0)
     if softcap:

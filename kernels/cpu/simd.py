@@ -167,11 +167,11 @@ def lowest_bit(_context: Any, word: Any) -> Any:
     return types.int64(types.uint64), codegen
 
 
-@intrinsic
-def sum_squares(_context: Any, address: Any, width: Any) -> Any:
-    """Return the 16-lane sum of x*x of float32[width] at an address; width is a multiple of 16.
+def _sum(term: Callable[[Any, Any], Any]) -> Any:
+    """Make the 16-lane sum of a term, made by (builder, x), of float32[width] at an address.
 
-    The order of reference.ops: lane j adds elements j, j+16, .., then lanes fold by halves.
+    width is a multiple of 16. The order of reference.ops: lane j adds elements j, j+16, .., then
+    lanes fold by halves.
     """
 
     def codegen(_context: Any, builder: Any, _signature: Any, args: Any) -> Any:
@@ -182,7 +182,7 @@ def sum_squares(_context: Any, address: Any, width: Any) -> Any:
             offset = builder.mul(loop.index, ir.Constant(_I64, 4 * LANES))
             place = builder.inttoptr(builder.add(address, offset), _FLOATS.as_pointer())
             x = builder.load(place, align=4)
-            builder.store(builder.fadd(builder.load(total), builder.fmul(x, x)), total)
+            builder.store(builder.fadd(builder.load(total), term(builder, x)), total)
         lanes = builder.load(total)
         for half in (8, 4, 2, 1):
             order = ir.Constant(
@@ -191,7 +191,14 @@ def sum_squares(_context: Any, address: Any, width: Any) -> Any:
             lanes = builder.fadd(lanes, builder.shuffle_vector(lanes, lanes, order))
         return builder.extract_element(lanes, ir.Constant(_I32, 0))
 
-    return types.float32(types.intp, types.intp), codegen
+    def typed(_context: Any, address: Any, width: Any) -> Any:
+        return types.float32(types.intp, types.intp), codegen
+
+    return intrinsic(typed)
+
+
+sum_lanes = _sum(lambda _, x: x)
+sum_squares = _sum(lambda builder, x: builder.fmul(x, x))
 
 
 @inlined

@@ -40,6 +40,7 @@ class Call(NamedTuple):
     kv_heads: int
     head_dim: int
     window: int
+    is_causal: int
     is_capped: int
     sinks: int
     """Address of [heads] float32; 0: none."""
@@ -83,6 +84,8 @@ class Unit(NamedTuple):
     num_tokens: int
     position: int
     """Of the first token."""
+    end: int
+    """Keys before this one are seen by some of the tokens, later ones by none."""
     table: int
     """Address of the sequence's blocks."""
     careful: int
@@ -97,6 +100,12 @@ def groups_of(rows: int) -> int:
 def first_key(call: Call, unit: Unit) -> int:
     """Return the first key that any row sees."""
     return max(0, unit.position - call.window + 1) if call.window > 0 else 0
+
+
+@inlined
+def last_key(call: Call, unit: Unit, token: int) -> int:
+    """Return the last key that a token of the unit sees."""
+    return unit.position + token if call.is_causal else unit.end - 1
 
 
 @inlined

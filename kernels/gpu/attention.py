@@ -1,4 +1,4 @@
-"""Paged causal attention on the GPU. Twin of `reference.attention`, with an order of its own.
+"""Paged attention on the GPU, causal or not. Twin of `reference.attention`, in an order of its own.
 
 Keys are cut at absolute positions into segments. A segment is a softmax of its own (m, l, acc:
 greatest score, sum of p, sum of p * v, all float32), and segments are merged from left to right.
@@ -113,13 +113,15 @@ def paged_attention(
     window: int = 0,
     softcap: float = 0.0,
     sinks: Tensor | None = None,
+    causal: bool = True,
 ) -> Tensor:
     """See Ops.paged_attention."""
     assert q.is_contiguous(), q.stride()
+    assert causal or not window, window
     out = torch.empty_like(q)
     kind = _kind_of(q, cache, scale, window, softcap, sinks)
     if len(q) > len(batch.kv_lens):
-        _prefill(q, out, cache, batch, kind)
+        _prefill(q, out, cache, batch, kind, causal=causal)
     _decode(q, out, cache, batch, kind)
     return out
 
@@ -154,7 +156,9 @@ def _kind_of(
     return _Kind(constants, q if sinks is None else sinks, (factor, softcap * LOG2_E, window))
 
 
-def _prefill(q: Tensor, out: Tensor, cache: KVCache, batch: Batch, kind: _Kind) -> None:
+def _prefill(
+    q: Tensor, out: Tensor, cache: KVCache, batch: Batch, kind: _Kind, *, causal: bool
+) -> None:
     """Compute the sequences that have more than one query."""
     _, heads, head_dim = q.shape
     kv_heads, rows = cache.keys.shape[1], len(batch.kv_lens)
@@ -166,6 +170,7 @@ def _prefill(q: Tensor, out: Tensor, cache: KVCache, batch: Batch, kind: _Kind) 
         *(q, out, cache.keys, cache.values, kind.sinks),
         *(batch.query_starts, batch.kv_lens, batch.slots, batch.block_tables),
         *(rows, batch.block_tables.shape[1], heads, *kind.numbers),
+        IS_CAUSAL=causal,
         QUERIES=size.rows // group,
         ROWS=size.rows,
         warps=size.warps,
@@ -175,7 +180,7 @@ def _prefill(q: Tensor, out: Tensor, cache: KVCache, batch: Batch, kind: _Kind) 
 
 
 def _decode(q: Tensor, out: Tensor, cache: KVCache, batch: Batch, kind: _Kind) -> None:
-    """Compute the sequences that have one query."""
+    """Compute the sequences that have one query, which is the last: it sees all, causal or not."""
     _, heads, head_dim = q.shape
     _, kv_heads, block_size, _ = cache.keys.shape
     rows, max_blocks = len(batch.kv_lens), batch.block_tables.shape[1]
@@ -233,7 +238,7 @@ def _attend_many(
     GROUP: tl.constexpr, QUERIES: tl.constexpr, ROWS: tl.constexpr, HEAD_DIM: tl.constexpr,
     WIDTH: tl.constexpr, BLOCK_SIZE: tl.constexpr, SEGMENT: tl.constexpr,
     IS_WINDOWED: tl.constexpr, IS_CAPPED: tl.constexpr, HAS_SINKS: tl.constexpr,
-    OVERLAPPED: tl.constexpr,
+    IS_CAUSAL: tl.constexpr, OVERLAPPED: tl.constexpr,
 ):  # fmt: skip
     """QUERIES tokens of one sequence with all heads of one kv head; the latest tokens first."""
     program = tl.num_programs(0) - 1 - tl.program_id(0)
@@ -250,8 +255,12 @@ def _attend_many(
         live = (query < count) & (r < QUERIES * GROUP)
         head_row = (start + query).to(tl.int64) * heads + kv_head * GROUP + r % GROUP
         q = _load_queries(q_ptr, head_row, live, HEAD_DIM, WIDTH)
-        position = (kv_len - count + query)[:, None]
-        end = kv_len - count + tl.minimum(first_query + QUERIES, count)
+        if IS_CAUSAL:
+            position = (kv_len - count + query)[:, None]
+            end = kv_len - count + tl.minimum(first_query + QUERIES, count)
+        else:
+            position = tl.full([ROWS, 1], 0, tl.int32) + (kv_len - 1)
+            end = kv_len
         lowest = 0
         if IS_WINDOWED:
             lowest = tl.maximum(kv_len - count + first_query - window + 1, 0)

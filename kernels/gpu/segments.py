@@ -99,7 +99,7 @@ def weigh_keys(
 ):  # fmt: skip
     """Return (m, p) of the keys first .. first + SEGMENT that lie in lowest .. end.
 
-    position: [rows, 1] of the queries.
+    position: [rows, 1], the last key that each query sees.
     """
     key = first + tl.arange(0, SEGMENT)
     held = key < end

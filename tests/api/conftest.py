@@ -25,6 +25,7 @@ from quire.engine.parsing.choose import Parsers
 from quire.engine.request import CompletionOutput, Request, RequestOutput
 from quire.engine.text.prepare import Prepared
 from quire.engine.timeline import Timelines
+from quire.engine.vectors import PoolingConfig
 
 T = TypeVar("T")
 
@@ -208,6 +209,7 @@ class FakeEngine:
     model_name: str = "fake"
     tokenizer: FakeTokenizer = field(default_factory=FakeTokenizer)
     parsers: Parsers = field(default_factory=Parsers)
+    pooling: PoolingConfig = field(default_factory=lambda: PoolingConfig(beside=True, width=4))
     auto_tools: bool = True
     metrics: EngineMetrics = field(default_factory=lambda: EngineMetrics("fake"))
     timelines: Timelines = field(default_factory=lambda: Timelines(lambda: 0.0))

@@ -16,6 +16,7 @@ from quire.api.admission import MAX_RETRY_S, Admission, Ticket
 from quire.api.errors import ApiError
 from quire.api.limits import Limits
 from quire.api.server import Server, ServerOptions, bind
+from quire.engine.request import BACKGROUND
 
 MOST = 6
 
@@ -59,6 +60,12 @@ class AdmissionMachine(RuleBasedStateMachine):
         ticket.hand_over(num)
         self.line.num_waiting += num
         self.here[ticket] -= num
+
+    @rule(num=st.integers(0, 2))
+    def pass_by(self, num: int) -> None:
+        ticket = self.admission.pass_by()
+        ticket.hand_over(num)
+        ticket.release()
 
     @precondition(lambda self: self.here)
     @rule(data=st.data())
@@ -161,6 +168,30 @@ async def test_answers_that_fork_later_wait_too(engine: AsyncEngine) -> None:
         pass
     assert seen == [3]
     assert engine.num_waiting == 0
+
+
+async def test_the_background_takes_no_place(engine: AsyncEngine) -> None:
+    """What waits behind everybody is not what others wait for, its later answers included."""
+    params = SamplingParams(n=3, max_tokens=4, temperature=1, ignore_eos=True)
+    seen: list[int] = []
+    stream = engine.generate(
+        [7, 8, 9],
+        params,
+        priority=BACKGROUND,
+        on_added=lambda: seen.append(engine.num_waiting),
+    )
+    async for _ in stream:
+        pass
+    assert seen == [0]
+
+
+async def test_no_client_passes_the_queue_by_its_priority(serve_fake: Any) -> None:
+    fake = await serve_fake()
+    for place, body in (("completions", {"prompt": "a"}), ("chat/completions", {"messages": []})):
+        given = {**body, "priority": BACKGROUND}
+        async with fake.session.post(f"{fake.url}/v1/{place}", json=given) as response:
+            assert response.status == 400
+            assert (await response.json())["error"]["param"] == "priority"
 
 
 async def test_the_real_queue_never_holds_more(model_folder: Any) -> None:

@@ -369,7 +369,7 @@ async def test_content_type_must_be_json(live: Any, kind: str) -> None:
     [
         ("GET", "/", 404),
         ("GET", "/v1/nothing", 404),
-        ("POST", "/v1/embeddings", 404),
+        ("POST", "/v1/audio/speech", 404),
         ("GET", COMPLETIONS, 405),
         ("DELETE", CHAT, 405),
         ("POST", "/v1/models", 405),

@@ -301,7 +301,8 @@ REFUSED: dict[str, tuple[Callable[[Any], Any], int, str]] = {
     "schema": (lambda c: c.chat("demo", MESSAGES, format={"type": "cat"}), 400, "format"),
     "think": (lambda c: c.chat("demo", MESSAGES, think=True), 400, "does not support thinking"),
     "raw system": (lambda c: c.generate("demo", "a", raw=True, system="b"), 400, "system"),
-    "embeddings": (lambda c: c.embed("demo", "a"), 501, "no embeddings"),
+    "dimensions": (lambda c: c.embed("demo", "a", dimensions=0), 400, "dimensions is 0"),
+    "model that embeds": (lambda c: c.embed("other", "a"), 404, "other"),
 }
 
 

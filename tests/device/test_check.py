@@ -9,7 +9,7 @@ import pytest
 import torch
 from quire import reference
 from quire.engine.device.check import SHAPES, demand_sound, run_checks
-from quire.engine.device.check_cases import FULL, SHORT, Case, Shape
+from quire.engine.device.check_cases import ENCODER, FULL, SHORT, Case, Shape
 from quire.engine.errors import EngineError
 from quire.engine.opset import choose_ops, choose_sums
 from quire.kernels import cpu
@@ -29,6 +29,13 @@ def faulty(name: str, fault: Any) -> Any:
     return SimpleNamespace(**(ops | {name: broken}))
 
 
+def change_last(result: torch.Tensor) -> torch.Tensor:
+    """Make the last element another."""
+    result = result.clone()
+    result.view(-1)[-1] += 1
+    return result
+
+
 def test_every_operation_is_checked() -> None:
     given = {"new_kv_cache", "read_kv", "pack_linear", "unpack_linear"}
     assert {case.op for case in FULL} == set(reference.__all__) - given
@@ -43,13 +50,24 @@ def test_the_kernels_of_this_machine_pass(shape: Shape) -> None:
 
 @pytest.mark.parametrize("name", sorted({case.op for case in SHORT} - {"prepare", "store_tokens"}))
 def test_a_wrong_element_is_named(name: str) -> None:
-    def fault(result: torch.Tensor) -> torch.Tensor:
-        result = result.clone()
-        result.view(-1)[-1] += 1
-        return result
-
     with pytest.raises(EngineError, match=rf"^{name} \(.*is wrong on cpu.* is .*, expected "):
-        demand_sound(faulty(name, fault), CPU, SHAPE)
+        demand_sound(faulty(name, change_last), CPU, SHAPE)
+
+
+@pytest.mark.parametrize("name", sorted({case.op for case in ENCODER}))
+def test_a_wrong_element_of_an_encoder_is_found(name: str) -> None:
+    verdicts = list(run_checks(faulty(name, change_last), CPU, (SHAPE,), ENCODER))
+    assert {v.case.op for v in verdicts if v.fault} == {name}
+
+
+def test_attention_that_does_not_see_both_ways_is_found() -> None:
+    def attention(*args: Any, causal: bool = True, **options: Any) -> torch.Tensor:
+        return cpu.paged_attention(*args, **options)
+
+    ops: Any = SimpleNamespace(**{key: getattr(cpu, key) for key in cpu.__all__})
+    ops.paged_attention = attention
+    verdicts = list(run_checks(ops, CPU, (SHAPE,), FULL))
+    assert [v.case.situation for v in verdicts if v.fault] == ["both ways"]
 
 
 def test_one_flipped_sign_of_a_zero_is_found() -> None:

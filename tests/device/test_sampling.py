@@ -144,7 +144,7 @@ def test_forbidden_tokens_are_not_drawn_but_counted_in_logprobs() -> None:
     logits = torch.arange(VOCAB_SIZE).repeat(3, 1) / 8
     logits[:, 7] = 9.0
     wanted = logits.double().log_softmax(-1)[0]
-    tokens, rows = draw_from(table, logits.clone(), ints(0, 2, 1))
+    tokens, rows, _ = draw_from(table, logits.clone(), ints(0, 2, 1))
     assert tokens.tolist() == [31, 7, 7]
     assert rows is not None
     assert rows.ranks.tolist() == [2, 0, 1]
@@ -152,7 +152,7 @@ def test_forbidden_tokens_are_not_drawn_but_counted_in_logprobs() -> None:
     assert math.isclose(rows.sampled[0], wanted[31], abs_tol=1e-5)
     admit(table, 0, temperature=0.0, min_tokens=1, stops=(7,))
     admit(table, 1, temperature=0.0, stops=(7,))
-    tokens, rows = draw_from(table, logits[:2].clone(), ints(0, 1))
+    tokens, rows, _ = draw_from(table, logits[:2].clone(), ints(0, 1))
     assert (tokens.tolist(), rows) == ([31, 7], None)
 
 
@@ -162,7 +162,7 @@ def test_a_row_that_is_not_finite_keeps_the_others() -> None:
     admit(table, 1, temperature=0.0, logprobs=1)
     logits = torch.arange(VOCAB_SIZE).repeat(2, 1) / 8
     logits[0, 3] = torch.nan
-    tokens, rows = draw_from(table, logits, ints(0, 1))
+    tokens, rows, _ = draw_from(table, logits, ints(0, 1))
     assert tokens.tolist() == [-1, 31]
     assert rows is not None
     assert rows.top_ids[1].tolist() == [31]

@@ -125,6 +125,7 @@ def attention(
     window: int = 0,
     softcap: float = 0.0,
     has_sinks: bool = False,
+    causal: bool = True,
 ) -> None:
     """Attend with 2 kv heads; a sequence has up to 2048 keys."""
     rows, tokens = len(queries), sum(queries)
@@ -139,7 +140,13 @@ def attention(
     cache = gpu.new_kv_cache(4, block_size, 2, head_dim, dtype)
     q = torch.zeros((tokens, 2 * group, head_dim), dtype=dtype)
     sinks = torch.zeros(2 * group) if has_sinks else None
-    gpu.paged_attention(q, cache, batch, scale=0.1, window=window, softcap=softcap, sinks=sinks)
+    options: dict[str, Any] = {
+        "window": window,
+        "softcap": softcap,
+        "sinks": sinks,
+        "causal": causal,
+    }
+    gpu.paged_attention(q, cache, batch, scale=0.1, **options)
 
 
 def linears(
@@ -160,11 +167,14 @@ def linears(
 
 
 def rows_of(hidden: int, dtype: torch.dtype = BFLOAT16) -> None:
-    """Normalize, gate, embed."""
+    """Normalize, activate, embed."""
     x, weight = torch.zeros((4, hidden), dtype=dtype), torch.zeros(hidden, dtype=dtype)
     gpu.rms_norm(x, weight, 1e-6)
     gpu.add_rms_norm(x, x.clone(), weight, 1e-6)
+    gpu.layer_norm(x, weight, weight, 1e-6)
+    gpu.add_layer_norm(x, x, weight, weight, 1e-6)
     gpu.silu_mul(x)
+    gpu.gelu(x)
     gpu.embed(torch.zeros(4, dtype=torch.int32), x)
 
 
@@ -202,6 +212,7 @@ PARTS: dict[str, dict[str, Callable[[], None]]] = {
         "128": lambda: attention([100, 1]),
         "many rows": lambda: attention([1] * 40),
         "64": lambda: attention([100, 1], head_dim=64, group=3),
+        "both ways": lambda: attention([100, 1], head_dim=64, group=1, causal=False),
         "window": lambda: attention([100, 1], group=8, window=1024),
         "80": lambda: attention([100, 1], head_dim=80, group=1),
         "cap, sinks": lambda: attention([100, 1], softcap=30.0, has_sinks=True),

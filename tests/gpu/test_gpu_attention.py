@@ -60,6 +60,8 @@ MIXED = make_case([(1, 1290), (40, 330), (1, 1), (70, 70)])
 WINDOW = make_case([(1, 1290), (40, 630)], torch.float32, window=300, block_size=24)
 MANY_ROWS = make_case([(1, 300), (1, 64), (1, 5), (1, 257), (1, 520), (1, 65), (1, 100), (1, 9)])
 WIDE_GROUP = make_case([(9, 300), (1, 600)], group=20)
+BOTH_WAYS = make_case([(1, 1), (10, 10), (140, 140), (1, 700), (3, 300)], group=1)
+BOTH_WAYS = BOTH_WAYS._replace(causal=False)
 
 
 @examples(60)
@@ -68,6 +70,8 @@ WIDE_GROUP = make_case([(9, 300), (1, 600)], group=20)
 @example(WINDOW)
 @example(MANY_ROWS)
 @example(WIDE_GROUP)
+@example(BOTH_WAYS)
+@example(BOTH_WAYS._replace(dtype=torch.float32, group=3, has_sinks=True))
 @example(MIXED._replace(has_sinks=True))
 @example(MANY_ROWS._replace(has_sinks=True, dtype=torch.float32))
 def test_lattice_is_exact(device: str, case: AttentionCase) -> None:
@@ -81,6 +85,7 @@ def test_lattice_is_exact(device: str, case: AttentionCase) -> None:
 @given(gpu_attention_cases(scale=0.125, max_rows=2))
 @example(MIXED._replace(scale=0.125, dtype=torch.float32))
 @example(MIXED._replace(scale=0.125))
+@example(BOTH_WAYS._replace(scale=0.125))
 @example(MIXED._replace(scale=1.0, softcap=5.0, has_sinks=True))
 @example(MIXED._replace(scale=8.0, softcap=5.0, dtype=torch.float32))
 def test_general_inputs_are_near_float64(device: str, case: AttentionCase) -> None:
@@ -131,6 +136,29 @@ def test_decode_token_by_token_has_the_bits_of_a_prefill(
     alone = [batch[:1], batch[1:]]
     parts = attend_in_parts(gpu, case, alone, block_size=32, device=device)
     assert_same_bits(parts[some], whole[some])
+
+
+@pytest.mark.parametrize("rows", [(150, 150), (20, 700)])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_query_that_sees_all_has_its_bits_alone_and_among_others(
+    device: str, dtype: torch.dtype, rows: tuple[int, int]
+) -> None:
+    """Programs of many queries, of one, and of some of one's segments."""
+    case = make_case([rows], dtype, scale=0.125, group=1)._replace(causal=False)
+    whole = attend(gpu, case, device=device)
+    some = sorted({0, 1, 19, 127, 128, rows[0] - 1} & set(range(rows[0])))
+    batch = [(0, query, query + 1) for query in some]
+    parts = attend_in_parts(gpu, case, [batch[:1], batch[1:]], block_size=32, device=device)
+    assert_same_bits(parts[some], whole[some])
+    last = case._replace(causal=True)
+    assert_same_bits(attend(gpu, last, device=device)[-1], whole[-1])
+
+
+def test_what_lies_beyond_a_sequence_never_reaches_it(device: str) -> None:
+    case = make_case([(70, 70), (1, 5), (130, 130)], scale=0.125)._replace(causal=False)
+    for stale in (math.nan, math.inf, 1e30):
+        stained = attend(gpu, case._replace(stale=stale), device=device)
+        assert_same_bits(stained, attend(gpu, case._replace(stale=0.0), device=device))
 
 
 def test_memory_is_attended_to_again_and_again(device: str) -> None:

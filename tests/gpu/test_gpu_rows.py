@@ -1,4 +1,4 @@
-"""What works on rows on the GPU: norms, gated SiLU, embedding."""
+"""What works on rows on the GPU: norms, gated SiLU, GELU, embedding."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from quire.fuzz.kernel_cases import (
 from quire.fuzz.lattice_cases import NormCase, examples, integers, move, norm_cases
 from quire.kernels import gpu
 from torch import Tensor
+from torch.nn.functional import layer_norm
 
 BFLOAT16 = torch.bfloat16
 
@@ -40,6 +41,65 @@ def test_add_rms_norm_is_exact_on_the_lattice(device: str, case: NormCase) -> No
         result = gpu.add_rms_norm(move(x, device), ours, weight.to(device), case.eps).cpu()
     assert_same_bits(result, reference.add_rms_norm(x, residual, weight, case.eps))
     assert_same_bits(ours.cpu(), residual)
+
+
+@examples(30)
+@given(norm_cases)
+def test_layer_norm_is_exact_on_the_lattice(device: str, case: NormCase) -> None:
+    x, weight, bias = case.make_shifted(), case.make_weight(), case.make_weight(2)
+    with poisoned_memory():
+        weights = weight.to(device), bias.to(device)
+        result = gpu.layer_norm(x.to(device), *weights, case.eps).cpu()
+    assert_same_bits(result, reference.layer_norm(x, weight, bias, case.eps))
+
+
+@examples(20)
+@given(norm_cases)
+def test_add_layer_norm_is_exact_on_the_lattice(device: str, case: NormCase) -> None:
+    x = integers(case.seed + 2, (case.rows, case.width), case.dtype)
+    residual = (case.make_shifted().float() - x.float()).to(case.dtype)
+    weight, bias = case.make_weight(), case.make_weight(4)
+    ours = x.to(device), residual.to(device)
+    with poisoned_memory():
+        result = gpu.add_layer_norm(*ours, weight.to(device), bias.to(device), case.eps).cpu()
+    assert_same_bits(result, reference.add_layer_norm(x, residual, weight, bias, case.eps))
+    for now, before in zip(ours, (x, residual), strict=True):
+        assert_same_bits(now.cpu(), before)
+
+
+@pytest.mark.parametrize("width", [16, 1040, 4096])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_layer_norms_are_near_float64(device: str, dtype: torch.dtype, width: int) -> None:
+    x, weight, bias = (make_floats(seed, (5, width), "normal", dtype) * 3 for seed in (1, 2, 3))
+    x, weight, bias = x + 2, weight[0].clone(), bias[0].clone()
+    wide = x.double()
+    exact = layer_norm(wide, (width,), weight.double(), bias.double(), 1e-12)
+    size = (exact - bias.double()).abs() + bias.double().abs()
+    bound = (1e-6 if dtype == torch.float32 else 2.0**-8) * (size + weight.double().abs())
+    weights = weight.to(device), bias.to(device), 1e-12
+    plain = gpu.layer_norm(x.to(device), *weights).cpu()
+    assert ((plain - exact).abs() <= bound).all()
+    nothing = torch.zeros_like(x).to(device)
+    assert_same_bits(gpu.add_layer_norm(x.to(device), nothing, *weights).cpu(), plain)
+    assert_same_bits(gpu.add_layer_norm(nothing, x.to(device), *weights).cpu(), plain)
+
+
+@pytest.mark.parametrize("width", [80, 1024])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_layer_norm_of_a_row_ignores_its_neighbours(
+    device: str, dtype: torch.dtype, width: int
+) -> None:
+    x, weight, bias = (make_floats(i, (40, width), "normal", dtype).to(device) for i in (1, 2, 3))
+    weights = weight[0].clone(), bias[0].clone(), 1e-12
+    whole = gpu.layer_norm(x, *weights).cpu()
+    order = torch.randperm(40, generator=torch.Generator().manual_seed(1))
+    assert_same_bits(gpu.layer_norm(x[order.to(device)], *weights).cpu(), whole[order])
+    wide = torch.full((3, width + 48), torch.nan, dtype=dtype, device=device)
+    wide[:, 16 : 16 + width] = x[:3]
+    part, nothing = wide[:, 16 : 16 + width], torch.zeros_like(x[:3])
+    assert_same_bits(gpu.layer_norm(part, *weights).cpu(), whole[:3])
+    assert_same_bits(gpu.add_layer_norm(part, nothing, *weights).cpu(), whole[:3])
+    assert_same_bits(gpu.add_layer_norm(nothing, part, *weights).cpu(), whole[:3])
 
 
 @pytest.mark.parametrize("width", [16, 1040, 4096])
@@ -106,6 +166,28 @@ def test_silu_mul_agrees_on_every_bfloat16(device: str, shift: int) -> None:
     assert_same_bits(gpu.silu_mul(move(gate_up, device)).cpu(), reference.silu_mul(gate_up))
 
 
+@examples(50)
+@given(matrix_cases)
+@example(MatrixCase(1, "normal", BFLOAT16, 2, 2064, True))
+@example(MatrixCase(1, "bits", torch.float32, 3, 1040, False))
+def test_gelu_has_the_reference_s_bits_on_every_input(device: str, case: MatrixCase) -> None:
+    x = case.make()
+    with poisoned_memory():
+        result = gpu.gelu(move(x, device)).cpu()
+    assert_same_bits(result, reference.gelu(x))
+
+
+def test_gelu_agrees_on_many_plain_numbers(device: str) -> None:
+    """A step that is fused or not shows in few of them."""
+    x = make_floats(1, (6, 10240), "normal") * 2
+    assert_same_bits(gpu.gelu(x.to(device)).cpu(), reference.gelu(x))
+
+
+def test_gelu_agrees_on_every_bfloat16(device: str) -> None:
+    x = torch.arange(65536).to(torch.int32).to(torch.int16).view(BFLOAT16)[None]
+    assert_same_bits(gpu.gelu(move(x, device)).cpu(), reference.gelu(x))
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("hidden", [16, 1040])
 def test_embed_gathers_rows(device: str, dtype: torch.dtype, hidden: int) -> None:
@@ -122,3 +204,6 @@ def test_no_rows_give_no_rows(device: str) -> None:
     assert gpu.rms_norm(x, weight, 1e-6).shape == (0, 64)
     assert gpu.add_rms_norm(x, x.clone(), weight, 1e-6).shape == (0, 64)
     assert gpu.silu_mul(x).shape == (0, 32)
+    assert gpu.layer_norm(x, weight, weight, 1e-6).shape == (0, 64)
+    assert gpu.add_layer_norm(x, x, weight, weight, 1e-6).shape == (0, 64)
+    assert gpu.gelu(x).shape == (0, 64)

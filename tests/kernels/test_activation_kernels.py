@@ -1,8 +1,10 @@
-"""exp2, log and gated SiLU: twins bit by bit, accuracy against float64, rows and threads."""
+"""exp2, log, gated SiLU and GELU: twins bit by bit, accuracy against float64, rows and threads."""
 
 from __future__ import annotations
 
 import hashlib
+import math
+from types import ModuleType
 
 import pytest
 import torch
@@ -54,6 +56,61 @@ def test_silu_mul_of_a_row_ignores_its_neighbours_and_threads(dtype: torch.dtype
 def test_silu_mul_reads_transposed_memory() -> None:
     gate_up = torch.randn(64, 7).t()
     assert_same_bits(cpu.silu_mul(gate_up), reference.silu_mul(gate_up))
+
+
+@settings(max_examples=150)
+@given(matrix_cases)
+def test_gelu_twins_agree_on_every_input(case: MatrixCase) -> None:
+    x = case.make()
+    with poisoned_memory():
+        assert_same_bits(cpu.gelu(x), reference.gelu(x))
+
+
+@pytest.mark.parametrize("width", [1, 3072, 65536])
+def test_gelu_twins_agree_on_every_bfloat16(width: int) -> None:
+    """In the vectors of a row and in what is left at its end."""
+    x = torch.arange(65536).to(torch.int32).to(torch.int16).view(torch.bfloat16)
+    x = torch.cat((x, x[: -65536 % width])).view(-1, width)
+    assert_same_bits(cpu.gelu(x), reference.gelu(x))
+
+
+def test_gelu_twins_agree_on_many_plain_numbers() -> None:
+    """Whether a step is fused shows in few of them, mostly where the tail is great."""
+    x = torch.cat([torch.randn(200_000) * scale for scale in (0.1, 1.0, 4.0)])[None]
+    assert_same_bits(cpu.gelu(x), reference.gelu(x))
+
+
+@pytest.mark.parametrize("ops", [reference, cpu])
+def test_gelu_is_near_float64_and_torch(ops: ModuleType) -> None:
+    x = torch.cat((torch.linspace(-13, 13, 400_001), torch.randn(100_000) * 1e-3))[None]
+    wide = x.double()
+    exact = wide * 0.5 * torch.special.erfc(-wide / math.sqrt(2))
+    assert ((ops.gelu(x) - exact).abs() <= 4e-7 * (1 + exact.abs())).all()
+    assert torch.allclose(ops.gelu(x), torch.nn.functional.gelu(x), atol=1e-6)
+    half = x.bfloat16()
+    wide = half.double()
+    exact = wide * 0.5 * torch.special.erfc(-wide / math.sqrt(2))
+    assert ((ops.gelu(half) - exact).abs() <= 2**-8 * exact.abs() + 1e-6).all()
+
+
+@pytest.mark.parametrize("ops", [reference, cpu])
+def test_gelu_at_the_ends(ops: ModuleType) -> None:
+    x = torch.tensor([[math.inf, 1e30, 20.0, 0.0, -0.0, -40.0, -math.inf, math.nan]])
+    given = ops.gelu(x)[0]
+    assert torch.equal(given[:3], x[0, :3])
+    assert given[3:6].abs().max() < 1e-30 and given[3].signbit() != given[4].signbit()
+    assert given[6:].isnan().all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_gelu_of_a_row_ignores_its_neighbours_and_threads(dtype: torch.dtype) -> None:
+    x = (torch.randn(301, 3072) * 3).to(dtype)
+    whole = cpu.gelu(x)
+    torch.set_num_threads(2)
+    assert_same_bits(cpu.gelu(x), whole)
+    for row in (0, 150, 300):
+        assert_same_bits(cpu.gelu(x[row : row + 1]), whole[row : row + 1])
+    assert_same_bits(cpu.gelu(x.t()), whole.t())
 
 
 def test_exp2_is_accurate_and_exact_at_integers() -> None:

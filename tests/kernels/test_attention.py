@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
-from types import ModuleType
+from functools import partial
+from types import ModuleType, SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -15,6 +17,7 @@ from quire.fuzz.attention_cases import (
     AttentionCase,
     Sequence,
     attend,
+    attend_in_parts,
     attend_to,
     attention_cases,
     block_sizes,
@@ -26,7 +29,10 @@ from quire.fuzz.attention_cases import (
 from quire.fuzz.kernel_cases import assert_same_bits, poisoned_memory, usable_tag
 from quire.kernels import cpu
 from quire.kernels.cpu import emit, launch
+from quire.kernels.cpu.attention import Options, attend_by
+from quire.reference.ops import Batch
 from quire.reference.sums import Sums
+from torch.nn.functional import scaled_dot_product_attention
 
 BFLOAT16_TAGS = [(sums, tag) for sums, tags in emit.TAGS.items() for tag in tags]
 
@@ -60,37 +66,17 @@ def split_rows(case: AttentionCase, cuts: list[int]) -> list[list[tuple[int, int
     return [[x for x in batch if x[1] < x[2]] for batch in (second, first)]
 
 
-def attend_in_parts(
-    ops: ModuleType, case: AttentionCase, cuts: list[int], size: int
-) -> torch.Tensor:
-    """Attention of a case in batches other than its own, in blocks of another size."""
-    q, kv = case.make_queries(), case.make_kv()
-    starts = [sum(r.num_queries for r in case.rows[:i]) for i in range(len(case.rows))]
-    out = torch.full_like(q, 77.0)
-    for batch in split_rows(case, cuts):
-        if not batch:
-            continue
-        rows = []
-        for i, start, end in batch:
-            row = case.rows[i]
-            rows.append(Sequence(end - start, row.num_keys - row.num_queries + end))
-        part = case._replace(rows=tuple(rows))
-        parts = [slice(starts[i] + start, starts[i] + end) for i, start, end in batch]
-        part_kv = [
-            (kv[i][0][: row.num_keys], kv[i][1][: row.num_keys])
-            for (i, _, _), row in zip(batch, rows, strict=True)
-        ]
-        result = attend_to(ops, part, (torch.cat([q[p] for p in parts]), part_kv), block_size=size)
-        place = 0
-        for p in parts:
-            out[p] = result[place : place + p.stop - p.start]
-            place += p.stop - p.start
-    return out
-
-
 @settings(max_examples=80)
 @given(attention_cases())
 def test_twins_agree_on_every_input(case: AttentionCase) -> None:
+    with poisoned_memory():
+        assert_same_bits(attend(cpu, case), attend(reference, case))
+
+
+@settings(max_examples=60)
+@given(attention_cases())
+def test_twins_agree_where_every_query_sees_all(case: AttentionCase) -> None:
+    case = case._replace(causal=False, window=0)
     with poisoned_memory():
         assert_same_bits(attend(cpu, case), attend(reference, case))
 
@@ -102,7 +88,13 @@ def test_all_instructions_give_the_same_bits(
 ) -> None:
     sums, tag = sums_and_tag
     case = case._replace(dtype=torch.bfloat16, sums=sums)
-    assert_same_bits(attend(cpu, case, tag=usable_tag(sums, tag)), attend(reference, case))
+    by = partial(attend_by, usable_tag(sums, tag))
+
+    def attention(q: torch.Tensor, cache: Any, batch: Batch, **options: Any) -> torch.Tensor:
+        return by(q, cache, batch, Options(**options))
+
+    ops: Any = SimpleNamespace(new_kv_cache=cpu.new_kv_cache, paged_attention=attention)
+    assert_same_bits(attend(ops, case), attend(reference, case))
 
 
 @pytest.mark.parametrize("sums", emit.TAGS)
@@ -149,7 +141,9 @@ def test_rows_keep_their_bits_in_any_batch_chunk_and_block_size(ops: ModuleType)
     @given(attention_cases(), st.lists(st.integers(0, 200), min_size=4, max_size=4), block_sizes)
     def check(case: AttentionCase, cuts: list[int], size: int) -> None:
         cuts = cuts[: len(case.rows)]
-        assert_same_bits(attend(ops, case), attend_in_parts(ops, case, cuts, size))
+        batches = [batch for batch in split_rows(case, cuts) if batch]
+        parts = attend_in_parts(ops, case, batches, block_size=size)
+        assert_same_bits(attend(ops, case), parts)
 
     check()
 
@@ -181,6 +175,53 @@ def test_later_tokens_never_reach_earlier_ones(
     spoiled = attend_to(ops, case, (q, kv))
     assert_same_bits(spoiled[:47], clean[:47])
     assert spoiled[47:].isnan().all()
+
+
+@pytest.mark.parametrize("ops", [reference, cpu])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_later_tokens_reach_earlier_ones_where_nothing_is_causal(
+    ops: ModuleType, dtype: torch.dtype
+) -> None:
+    case = make_case([(70, 70), (9, 100)], dtype)._replace(causal=False)
+    q, kv = case.make_queries(), case.make_kv()
+    clean = attend_to(ops, case, (q, kv))
+    kv[0][1][69] += 3
+    changed = attend_to(ops, case, (q, kv))
+    assert (changed[:70] != clean[:70]).any(-1).all()
+    assert_same_bits(changed[70:], clean[70:])
+    for tensor in kv[0]:
+        tensor[69] = math.nan
+    spoiled = attend_to(ops, case, (q, kv))
+    assert spoiled[:70].isnan().all()
+    assert_same_bits(spoiled[70:], clean[70:])
+
+
+@pytest.mark.parametrize("ops", [reference, cpu])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("size", [1, 16, 24, 128])
+def test_attention_of_whole_sequences_is_that_of_torch(
+    ops: ModuleType, dtype: torch.dtype, size: int
+) -> None:
+    case = make_case([(10, 10), (130, 130), (1, 1), (64, 64)], dtype)
+    case = case._replace(causal=False, head_dim=64, block_size=size)
+    q, kv = case.make_queries(), case.make_kv()
+    out = attend_to(ops, case, (q, kv)).float()
+    start = 0
+    for row, (k, v) in zip(case.rows, kv, strict=True):
+        rows = slice(start, start := start + row.num_queries)
+        query, key, value = (x.float().transpose(0, 1) for x in (q[rows], k, v))
+        expected = scaled_dot_product_attention(
+            query, key, value, scale=case.scale, enable_gqa=True
+        )
+        near = 1e-5 if dtype == torch.float32 else 0.02
+        assert torch.allclose(out[rows], expected.transpose(0, 1), atol=near, rtol=near)
+
+
+@pytest.mark.parametrize("ops", [reference, cpu])
+def test_attention_both_ways_has_no_window(ops: ModuleType) -> None:
+    case = make_case([(3, 20)], window=5)._replace(causal=False)
+    with pytest.raises(AssertionError):
+        attend(ops, case)
 
 
 @pytest.mark.parametrize("ops", [reference, cpu])
@@ -225,9 +266,11 @@ def test_negative_zero_never_appears(ops: ModuleType) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("group", [3, 48, 64])
-def test_twins_agree_on_plain_numbers(dtype: torch.dtype, group: int) -> None:
+@pytest.mark.parametrize("group", [1, 3, 48, 64])
+@pytest.mark.parametrize("causal", [True, False])
+def test_twins_agree_on_plain_numbers(dtype: torch.dtype, group: int, causal: bool) -> None:
     """Whatever the strategy draws: sums that round, several tiles, more than QUERY_ROWS rows."""
     rows = (Sequence(70, 70), Sequence(1, 200), Sequence(3, 130))
     case = AttentionCase(1, "normal", dtype, rows, 2, group, 64, 16, 0, 0.125, 0)
+    case = case._replace(causal=causal)
     assert_same_bits(attend(cpu, case), attend(reference, case))

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from quire.engine.errors import ParamsError
 from quire.engine.params import SamplingParams
+from quire.engine.request import BACKGROUND
 from quire.fuzz.oracles import Rig
 from quire.fuzz.strategies import make_limits, make_request
 
@@ -199,3 +200,24 @@ def test_priority_orders_the_queue_and_fcfs_ignores_it() -> None:
             rig.launch()
             order += rig.land().request_ids
         assert order == expected, policy
+
+
+@pytest.mark.parametrize("policy", ["priority", "fcfs"])
+def test_the_background_is_behind_everybody_under_every_policy(policy: str) -> None:
+    """Also for a tenant that has paid less: its turn comes when nobody else waits."""
+    rig = Rig(make_limits(max_num_seqs=1, policy=policy))
+    for seed, priority in enumerate((0, BACKGROUND, BACKGROUND, 0), 1):
+        tenant = "patient" if priority else ""
+        params = SamplingParams(max_tokens=1)
+        request = make_request(
+            str(seed), [seed], params=params, seed=seed, priority=priority, tenant=tenant
+        )
+        rig.add(request)
+    rig.launch()
+    assert (rig.scheduler.num_waiting, rig.scheduler.num_background) == (3, 2)
+    order = [*rig.land().request_ids]
+    while rig.scheduler.has_unfinished:
+        rig.launch()
+        order += rig.land().request_ids
+    assert order == ["1", "4", "2", "3"]
+    assert rig.scheduler.num_background == 0

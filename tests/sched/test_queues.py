@@ -23,6 +23,7 @@ def test_lower_priority_numbers_come_first_then_earlier_arrivals() -> None:
     queue.check()
     assert [sequence.rank[:2] for sequence in queue] == sorted(ranks)
     assert [sequence.rank[:2] for sequence in queue.first(2)] == [(-1, 9), (0, 2)]
+    assert [queue.num_from(priority) for priority in (-2, -1, 0, 1, 2)] == [5, 5, 4, 2, 0]
 
 
 def test_removal_by_identity_and_of_the_first_few() -> None:

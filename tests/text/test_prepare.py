@@ -14,7 +14,7 @@ from quire.engine.errors import ConfigError, ParamsError
 from quire.engine.params import SamplingParams
 from quire.engine.text.chat import ChatTemplate
 from quire.engine.text.files import TokenizerConfig
-from quire.engine.text.prepare import RequestBuilder, chat_prompt
+from quire.engine.text.prepare import ModelFacts, RequestBuilder, chat_prompt
 from quire.engine.text.reasoning import Markers, find_markers
 from quire.engine.text.tokenizer import JsonTokenizer
 from quire.fuzz.text_cases import make_byte_level
@@ -33,9 +33,7 @@ def make_builder(
 ) -> RequestBuilder:
     return RequestBuilder(
         tokenizer,
-        vocab_size=VOCAB,
-        max_model_len=length,
-        eos_token_ids=[1, 2],
+        ModelFacts(VOCAB, length, [1, 2]),
         seed=seed,
         max_logprobs=most,
         markers=markers,
@@ -180,8 +178,7 @@ def test_without_a_tokenizer_ids_only() -> None:
 
 
 def test_ids_of_the_tokenizer_that_the_model_has_not_are_refused() -> None:
-    options: dict[str, Any] = {"eos_token_ids": (), "seed": 0, "max_logprobs": 20}
-    builder = RequestBuilder(TOKENIZER, vocab_size=10, max_model_len=64, **options)
+    builder = RequestBuilder(TOKENIZER, ModelFacts(10, 64, ()), seed=0, max_logprobs=20)
     with pytest.raises(ParamsError, match="a token id, 0 to 9"):
         builder.build("a door", None, "r")
 

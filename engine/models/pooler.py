@@ -1,0 +1,44 @@
+"""Pooler: from a step's hidden states to the vectors of its sequences. Owns the stages' weights."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ...reference.ops import Ops, PackedLinear
+from ...reference.pooling import Kind, pool, tanh
+from ..vectors import Activation
+
+
+class PackedStage(NamedTuple):
+    """A linear layer behind the pooling."""
+
+    weight: PackedLinear
+    activation: Activation
+
+
+class Pooler(NamedTuple):
+    """How vectors are made. Each is computed alone, so that none depends on its neighbours."""
+
+    kind: Kind = "last"
+    stages: tuple[PackedStage, ...] = ()
+
+    @property
+    def needs_all(self) -> bool:
+        """Whether it takes the states of all tokens, and not just of those that sample."""
+        return self.kind != "last"
+
+    def pool(self, hidden: Tensor, spans: Sequence[tuple[int, int]]) -> Tensor:
+        """Return the pooled states [samples, width] float32 of the tokens in spans."""
+        return torch.stack([pool(hidden[start:end], self.kind) for start, end in spans])
+
+    def vectors(self, pooled: Tensor, ops: Ops, dtype: torch.dtype) -> Tensor:
+        """Send pooled states [samples, width] through the stages: [samples, out] float32."""
+        for weight, activation in self.stages:
+            pooled = ops.linear(pooled.to(dtype), weight).float()
+            if activation == "tanh":
+                pooled = tanh(pooled)
+        return pooled

@@ -1,0 +1,187 @@
+"""What a checkpoint's folder says of how its vectors are made: `PoolingConfig`.
+
+Reads sentence-transformers' modules.json and what it names, and the heads of classifiers. Owns no
+weights; every refusal is a ConfigError or a CheckpointError that names file, key and value.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from ..config import PoolerConfig
+from ..errors import CheckpointError, ConfigError
+from ..vectors import Kind, PoolingConfig, Scores, Stage
+from .values import ConfigValues, read_json
+
+MODULES = "modules.json"
+MODES: tuple[tuple[str, Kind], ...] = (
+    ("pooling_mode_cls_token", "cls"),
+    ("pooling_mode_mean_tokens", "mean"),
+    ("pooling_mode_max_tokens", "max"),
+    ("pooling_mode_mean_sqrt_len_tokens", "mean_sqrt_len"),
+    ("pooling_mode_lasttoken", "last"),
+)
+OTHER_MODES = ("pooling_mode_weightedmean_tokens",)
+NEW_MODES: dict[str, Kind] = {
+    "cls": "cls",
+    "mean": "mean",
+    "max": "max",
+    "mean_sqrt_len_tokens": "mean_sqrt_len",
+    "lasttoken": "last",
+}
+PASSING = ("Dropout",)
+"""Modules that change nothing outside training."""
+
+
+def embedding_config(
+    path: Path, values: ConfigValues, hidden: int, wish: PoolerConfig | None, kind: Kind
+) -> PoolingConfig:
+    """Read how a checkpoint embeds. kind: where it does not say; wish: what the options say."""
+    config = PoolingConfig(kind=kind, width=hidden, dimensions=_matryoshka(values))
+    if (path / MODULES).exists():
+        config = _read_modules(path, config)
+    limits = path / "sentence_bert_config.json"
+    if limits.exists():
+        found = ConfigValues(read_json(limits), str(limits))
+        if found.get("max_seq_length") is not None:
+            longest = found.integer("max_seq_length")
+            config = msgspec.structs.replace(config, max_tokens=longest)
+    return apply_wish(config, wish)
+
+
+def apply_wish(config: PoolingConfig, wish: PoolerConfig | None) -> PoolingConfig:
+    """Change what the option pooler_config says."""
+    if wish is None:
+        return config
+    changes: dict[str, Any] = {}
+    if wish.pooling_type is not None:
+        changes["kind"] = wish.pooling_type.lower()
+    if wish.normalize is not None:
+        changes["normalize"] = wish.normalize
+    return msgspec.structs.replace(config, **changes)
+
+
+def classifier_config(
+    values: ConfigValues, kind: Kind, stages: tuple[Stage, ...], wish: PoolerConfig | None
+) -> PoolingConfig:
+    """Read what a classifier's numbers mean."""
+    labels = read_labels(values)
+    config = PoolingConfig(
+        kind=kind,
+        stages=stages,
+        normalize=False,
+        width=len(labels),
+        labels=labels,
+        scores=_scores(values, len(labels)),
+    )
+    return apply_wish(config, wish)
+
+
+def read_labels(values: ConfigValues) -> tuple[str, ...]:
+    """Return the labels of a classifier, one for each of its numbers."""
+    named = values.get("id2label")
+    if named is None:
+        return tuple(f"LABEL_{i}" for i in range(values.integer("num_labels", 2)))
+    count = len(named) if isinstance(named, dict) else 0
+    labels = [named.get(str(i)) for i in range(count)] if count else []
+    if not labels or not all(isinstance(label, str) for label in labels):
+        raise values.wrong("id2label", "an object of the labels by their numbers from 0")
+    return tuple(labels)
+
+
+def _scores(values: ConfigValues, num_labels: int) -> Scores:
+    """Find what turns numbers into scores, as sentence-transformers and transformers do."""
+    own = values.section("sentence_transformers")
+    name = None if own is None else own.get("activation_fn")
+    name = name or values.get("sbert_ce_default_activation_function")
+    if name is not None:
+        found = {"Identity": "identity", "Sigmoid": "sigmoid"}.get(str(name).rpartition(".")[2])
+        if found is None:
+            raise ConfigError(
+                f"{values.source}: the activation of scores is {name!r}: it must be torch.nn's "
+                "Identity or Sigmoid."
+            )
+        return "identity" if found == "identity" else "sigmoid"
+    match values.get("problem_type"):
+        case "regression":
+            return "identity"
+        case "multi_label_classification":
+            return "sigmoid"
+    return "sigmoid" if num_labels == 1 else "softmax"
+
+
+def _matryoshka(values: ConfigValues) -> tuple[int, ...] | None:
+    given = values.get("matryoshka_dimensions")
+    if given is None:
+        return None
+    if not isinstance(given, list) or not all(type(size) is int and size > 0 for size in given):
+        raise values.wrong("matryoshka_dimensions", "a list of numbers above 0")
+    return tuple(given)
+
+
+def _read_modules(path: Path, config: PoolingConfig) -> PoolingConfig:
+    """Go through the modules behind the transformer."""
+    file = path / MODULES
+    try:
+        modules = msgspec.json.decode(file.read_bytes(), type=list[dict[str, Any]])
+    except (OSError, msgspec.DecodeError) as error:
+        raise CheckpointError(f"{file} is not a list of modules: {error}") from error
+    replace = msgspec.structs.replace
+    config = replace(config, normalize=False)
+    for module in modules[1:]:
+        name, place = str(module.get("type")).rpartition(".")[2], str(module.get("path"))
+        folder = path / place
+        if Path(place).name != place:
+            raise CheckpointError(f"{file}: the path {place!r} must be a folder beside it.")
+        match name:
+            case "Pooling":
+                config = replace(config, kind=_read_kind(folder / "config.json"))
+            case "Dense":
+                stage = _read_dense(folder, config.width)
+                config = replace(config, stages=(*config.stages, stage), width=stage.shape[0])
+            case "Normalize":
+                config = replace(config, normalize=True)
+            case _ if name not in PASSING:
+                raise ConfigError(
+                    f"{file}: a module is {module.get('type')!r}: after the transformer it must be "
+                    f"Pooling, Dense, Normalize or {' or '.join(PASSING)}."
+                )
+    return config
+
+
+def _read_kind(file: Path) -> Kind:
+    values = ConfigValues(read_json(file), str(file))
+    for key in OTHER_MODES:
+        values.demand(key, False)
+    mode = values.get("pooling_mode")
+    if mode is not None:
+        if mode not in NEW_MODES:
+            raise values.wrong("pooling_mode", f"one of {', '.join(NEW_MODES)}")
+        return NEW_MODES[mode]
+    kinds = [kind for key, kind in MODES if values.flag(key)]
+    if len(kinds) != 1:
+        raise ConfigError(
+            f"{file}: {len(kinds)} of its modes are true: exactly one of "
+            f"{', '.join(key for key, _ in MODES)} must be."
+        )
+    return kinds[0]
+
+
+def _read_dense(folder: Path, width: int) -> Stage:
+    file = folder / "config.json"
+    values = ConfigValues(read_json(file), str(file))
+    if values.integer("in_features") != width:
+        raise values.wrong("in_features", f"{width}, as wide as what comes before")
+    activation = str(values.get("activation_function") or "Tanh").rpartition(".")[2].lower()
+    if activation not in ("identity", "tanh"):
+        raise values.wrong("activation_function", "torch.nn's Identity or Tanh")
+    return Stage(
+        module="linear",
+        shape=(values.integer("out_features"), width),
+        biased=values.flag("bias", True),
+        activation="identity" if activation == "identity" else "tanh",
+        folder=folder,
+    )

@@ -1,0 +1,136 @@
+"""Prompts of requests for vectors: one text or a pair of them, checked, tokenized, cut.
+
+A token of a pair's second text has its id plus vocab_size where the model tells texts apart. Every
+fault is a ParamsError.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ..errors import ParamsError
+from ..params import PoolingParams
+from ..request import IntArray
+from ..vectors import PoolingConfig
+from .ids import as_ids, check_unicode, wrong
+from .tokenizer import Tokenizer
+
+CHARS_PER_TOKEN = 64
+"""A text longer than this for each token that it may have is tried by its beginning first."""
+
+
+class TextPair(NamedTuple):
+    """Two texts that a model compares."""
+
+    first: str
+    second: str
+
+
+class PooledIds(NamedTuple):
+    """A prompt as the engine takes it, and its text where there was one."""
+
+    token_ids: IntArray
+    """[prompt] int32"""
+    text: str | None
+
+
+class PooledPrompts:
+    """Reads prompts for one model. Immutable: any thread may call it."""
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer | None,
+        config: PoolingConfig,
+        vocab_size: int,
+        max_prompt_len: int,
+    ) -> None:
+        self._tokenizer = tokenizer
+        self._config = config
+        self._vocab_size = vocab_size
+        self._max_prompt_len = max_prompt_len
+
+    @property
+    def alone(self) -> bool:
+        """Whether the model makes vectors and nothing else."""
+        return not self._config.beside
+
+    def read(self, prompt: Any, params: PoolingParams) -> PooledIds:
+        """Return a prompt's ids. A prompt: a text, a pair, token ids, or a dict as elsewhere."""
+        self._check_dimensions(params)
+        most = params.truncate_prompt_tokens
+        if most is not None:
+            most = self._max_prompt_len if most < 0 else min(most, self._max_prompt_len)
+        match prompt:
+            case PooledIds():
+                return prompt
+            case TextPair(first, second):
+                return self._encode(first, second, most)
+            case str():
+                return self._encode(prompt, None, most)
+            case {"prompt_token_ids": ids, **others} if others.keys() <= {"prompt"}:
+                shown = others.get("prompt")
+                if shown is not None and not isinstance(shown, str):
+                    raise wrong("prompt", shown, "a text beside prompt_token_ids")
+                return self._take(ids, most)._replace(text=shown)
+            case {"prompt": str(text), **others} if not others:
+                return self._encode(text, None, most)
+            case Mapping():
+                allowed = "an object with prompt (text) or prompt_token_ids, no more"
+                raise wrong("prompt", prompt, allowed)
+        return self._take(prompt, most)
+
+    def _check_dimensions(self, params: PoolingParams) -> None:
+        config, asked = self._config, params.dimensions
+        if asked is None:
+            return
+        if config.labels is not None:
+            raise wrong("dimensions", asked, "left out: this model classifies")
+        if config.dimensions is not None and asked not in config.dimensions:
+            raise wrong("dimensions", asked, f"one of {list(config.dimensions)}")
+        if asked > config.width:
+            raise wrong("dimensions", asked, f"from 1 to {config.width}, as the model's vectors")
+
+    def _take(self, ids: Any, most: int | None) -> PooledIds:
+        array = as_ids(ids, self._vocab_size)
+        if most is not None:
+            array = array[:most]
+        if len(array) > self._max_prompt_len:
+            raise self._too_long(str(len(array)))
+        return PooledIds(np.ascontiguousarray(array, dtype=np.int32), None)
+
+    def _encode(self, first: str, second: str | None, most: int | None) -> PooledIds:
+        tokenizer = self._tokenizer
+        if tokenizer is None:
+            raise wrong("prompt", first, "a list of token ids: there is no tokenizer")
+        for text in (first, second or ""):
+            check_unicode(text)
+        first, second = self._beginning(first, most), self._beginning(second, most)
+        ids, num_first = tokenizer.encode_pair(first, second, most)
+        taken = self._take(ids, None)
+        if self._config.num_types > 1:
+            taken.token_ids[num_first:] += self._vocab_size
+        return taken._replace(text=first if second is None else None)
+
+    def _beginning(self, text: Any, most: int | None) -> Any:
+        """Cut a text that is far too long, or refuse it, without tokenizing megabytes."""
+        chars = self._max_prompt_len * CHARS_PER_TOKEN
+        if text is None or len(text) <= chars:
+            return text
+        assert self._tokenizer is not None
+        beginning = text[:chars]
+        num_tokens = len(self._tokenizer.encode(beginning))
+        if num_tokens <= self._max_prompt_len + CHARS_PER_TOKEN:
+            return text
+        if most is None:
+            raise self._too_long(f"more than {num_tokens - CHARS_PER_TOKEN}")
+        return beginning
+
+    def _too_long(self, num_tokens: str) -> ParamsError:
+        return ParamsError(
+            f"The prompt has {num_tokens} tokens: it must have at most {self._max_prompt_len}, or "
+            "truncate_prompt_tokens must be given.",
+            "prompt",
+        )
