@@ -77,7 +77,7 @@ async def test_a_viewer_is_told_each_step_once_and_the_map_when_it_changes(watch
         cells = base64.b64decode(first["cells"])
         assert cells == bytes(64)
         answer = await watched.complete()
-        maps = []
+        maps: list[str] = []
         async for event in events:
             assert "about" not in event
             steps += [step[0] for step in event["steps"]]
@@ -155,8 +155,13 @@ async def test_one_look_is_made_for_all_viewers(
 ) -> None:
     """Whatever their number and the rate of steps: at most so many in a second."""
     monkeypatch.setattr(viewers, "EVERY_S", 0.05)
-    looks, look = [], watched.engine.live.look
-    monkeypatch.setattr(type(watched.engine.live), "look", lambda _: looks.append(1) or look())
+    looks, look = list[int](), watched.engine.live.look
+
+    def counted(_: Any) -> Any:
+        looks.append(1)
+        return look()
+
+    monkeypatch.setattr(type(watched.engine.live), "look", counted)
     loop = asyncio.get_running_loop()
     start_s = loop.time()
     async with watched.watch() as one, watched.watch() as other, watched.watch() as third:

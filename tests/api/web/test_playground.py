@@ -65,12 +65,17 @@ def test_an_answer_repeated_with_its_seed_is_the_same(open_page: Open) -> None:
     assert second.locator(".text").text_content() == first.locator(".text").text_content()
 
 
+def sent_body(sent: Any) -> Any:
+    """What a request that was expected has sent."""
+    return sent.value.post_data_json
+
+
 def test_system_prompt_and_history_go_with_a_message(open_page: Open) -> None:
     page = open_page()
     ended(say(page, "Hello.", system="Be short.", max_tokens="8"))
     with page.expect_request("**/v1/chat/completions") as sent:
         ended(say(page, STORY, top_k="5", stop="fox"))
-    body = sent.value.post_data_json
+    body = sent_body(sent)
     assert [one["role"] for one in body["messages"]] == ["system", "user", "assistant", "user"]
     assert body["messages"][0]["content"] == "Be short."
     assert body["top_k"] == 5
@@ -81,7 +86,7 @@ def test_system_prompt_and_history_go_with_a_message(open_page: Open) -> None:
     expect(page.locator("#welcome")).to_be_visible()
     with page.expect_request("**/v1/chat/completions") as sent:
         ended(say(page, STORY))
-    assert len(sent.value.post_data_json["messages"]) == 2
+    assert len(sent_body(sent)["messages"]) == 2
 
 
 def test_tokens_show_how_likely_they_were_to_mouse_and_keyboard(open_page: Open, demo: Any) -> None:
@@ -136,7 +141,7 @@ def test_a_call_is_shown_and_its_result_goes_back(open_page: Open) -> None:
     with page.expect_request("**/v1/chat/completions") as sent:
         page.get_by_role("button", name="Send results").click()
     ended(page.locator(".answer").nth(1))
-    call, result = sent.value.post_data_json["messages"][-2:]
+    call, result = sent_body(sent)["messages"][-2:]
     assert result["content"] == "Sunny, 12 degrees."
     assert result["tool_call_id"] == call["tool_calls"][0]["id"]
     expect(page.locator(".answer").nth(1).locator(".text")).not_to_be_empty()
