@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from aiohttp import web
 from aiohttp.typedefs import Middleware
 
 from .access_log import AccessLog
 from .auth import ApiKeys, auth_middleware
+from .batch.archive import ARCHIVE, Archive
 from .errors import error_middleware
 from .middleware import account_middleware, allow_origins, preflight_middleware, tell_request_id
 from .openapi import DOCUMENTS, Documents
@@ -26,6 +28,7 @@ def create_app(
     allowed_origins: Sequence[str] = (),
     access_log: AccessLog | None = None,
     tracer: RequestTracer | None = None,
+    files_dir: Path | None = None,
 ) -> web.Application:
     """An application that answers for state.engine."""
     middlewares: list[Middleware] = [
@@ -38,6 +41,7 @@ def create_app(
         middlewares.append(auth_middleware(api_keys))
     app = web.Application(middlewares=middlewares, client_max_size=state.limits.max_body_bytes)
     app[STATE] = state
+    app[ARCHIVE] = Archive(state, files_dir)
     app[DOCUMENTS] = Documents(ROUTES, asks_key=bool(api_keys))
     app.on_response_prepare.append(tell_request_id)
     if allowed_origins:

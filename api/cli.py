@@ -1,4 +1,4 @@
-"""The command line: `quire serve`, `run`, `check`, `replay` and `--version`.
+"""The command line: `quire serve`, `run`, `run-batch`, `check`, `replay` and `--version`.
 
 Prints for people; everything heavy is imported inside the commands, so that --help is fast. Exit
 codes: 2 for options that make no sense, 1 for a model or a port that cannot be had, each with one
@@ -11,7 +11,6 @@ import argparse
 import asyncio
 import json
 import logging
-import math
 import signal
 import sys
 from collections.abc import Sequence
@@ -24,6 +23,7 @@ import msgspec
 from .. import __version__
 from ..engine.config import DeviceName, EngineConfig, api_key_from_environment, log_level
 from ..engine.errors import ConfigError, QuireError
+from .cli_values import read_bytes, read_count, read_object, read_port, read_seconds, read_weights
 
 if TYPE_CHECKING:
     from .state import Engine
@@ -84,6 +84,12 @@ LIMITS_HELP = {
     "max_answers": "most prompts of a request times n",
     "stream_buffer_bytes": "most bytes that wait for a client to read its response",
     "response_store_bytes": "most bytes of responses kept for requests that name them; 0: none",
+    "max_file_bytes": "most bytes of a file for batches",
+    "file_store_bytes": "most bytes of all files",
+    "max_batch_lines": "most requests of a batch",
+    "max_batches": "most batches that have not ended",
+    "max_batch_in_flight": "requests of batches that are answered at once; not given: half of "
+    "--max-num-seqs",
     "slow_reader_timeout_s": "seconds after which a client that reads nothing is cut; 0: never",
     "sse_heartbeat_s": "seconds of silence after which a stream gets a comment; 0: none",
 }
@@ -121,7 +127,7 @@ def make_parser() -> argparse.ArgumentParser:
     serve.set_defaults(command=_serve, parser=serve)
     group = serve.add_argument_group("server")
     group.add_argument("--host", default="127.0.0.1", help="address to serve on (127.0.0.1)")
-    group.add_argument("--port", type=_port, default=8000, help="0 takes a free one (8000)")
+    group.add_argument("--port", type=read_port, default=8000, help="0 takes a free one (8000)")
     group.add_argument(
         "--api-key",
         action="append",
@@ -148,10 +154,15 @@ def make_parser() -> argparse.ArgumentParser:
     )
     group.add_argument(
         "--drain-timeout",
-        type=_seconds,
+        type=read_seconds,
         default=30.0,
         metavar="SECONDS",
         help="for running requests after SIGTERM; a second signal ends it (30)",
+    )
+    group.add_argument(
+        "--files-dir",
+        metavar="DIR",
+        help="keep files and batches there, for the next server too; not given: only for this one",
     )
     group.add_argument(
         "--share-prefix-cache",
@@ -186,7 +197,7 @@ def _add_limits(parser: argparse.ArgumentParser) -> None:
         kind: Any = float if name.endswith("_s") else int
         group.add_argument(
             "--" + name.replace("_", "-"),
-            type=_bytes if name.endswith("_bytes") else kind,
+            type=read_bytes if name.endswith("_bytes") else kind,
             default=default,
             metavar="N",
             help=text if default is None else f"{text} ({default})",
@@ -202,6 +213,28 @@ def _add_other_commands(commands: argparse._SubParsersAction[argparse.ArgumentPa
     group.add_argument("--temperature", type=float, default=0.7, help="0 is greedy (0.7)")
     group.add_argument("--max-tokens", type=int, metavar="N", help="most tokens of an answer")
     _add_engine_options(run)
+
+    batch = commands.add_parser(
+        "run-batch", help="answer the requests of a file", allow_abbrev=False
+    )
+    batch.set_defaults(command=_run_batch, parser=batch)
+    group = batch.add_argument_group("batch")
+    file: dict[str, Any] = {"required": True, "metavar": "FILE"}
+    group.add_argument(
+        "-i", "--input-file", **file, help="a request a line, as OpenAI's batches; - is stdin"
+    )
+    group.add_argument("-o", "--output-file", **file, help="for their answers; - is stdout")
+    group.add_argument(
+        "--resume", action="store_true", help="go on with what an earlier run has answered"
+    )
+    group.add_argument(
+        "--max-batch-in-flight",
+        type=read_count,
+        metavar="N",
+        help="requests that are answered at once; not given: twice --max-num-seqs",
+    )
+    batch.add_argument("--model", metavar="MODEL", help="as for serve; not given: the demo")
+    _add_field_options(batch)
 
     check = commands.add_parser(
         "check", help="compare a device's operations with the reference", allow_abbrev=False
@@ -250,11 +283,11 @@ def _add_field_options(parser: argparse.ArgumentParser) -> None:
         elif get_origin(kind) is Literal:
             settings["choices"] = get_args(kind)
         elif get_origin(kind) is dict:
-            settings.update(type=_weights, metavar="JSON")
+            settings.update(type=read_weights, metavar="JSON")
         elif isinstance(kind, type) and issubclass(kind, msgspec.Struct):
-            settings.update(type=partial(_object, kind), metavar="JSON")
+            settings.update(type=partial(read_object, kind), metavar="JSON")
         else:
-            settings["type"] = _bytes if field.name.endswith("_bytes") else kind
+            settings["type"] = read_bytes if field.name.endswith("_bytes") else kind
             settings["metavar"] = "NAME" if kind is str else "N"
         group.add_argument("--" + field.name.replace("_", "-"), **settings)
 
@@ -273,45 +306,6 @@ def _engine_config(options: argparse.Namespace) -> EngineConfig:
     if "model" not in given:
         given.setdefault("served_model_name", DEMO_NAME)
     return EngineConfig(**given)
-
-
-def _port(text: str) -> int:
-    port = int(text)
-    if not 0 <= port <= 65535:
-        raise argparse.ArgumentTypeError(f"{text} is not a port: it must be from 0 to 65535")
-    return port
-
-
-def _seconds(text: str) -> float:
-    seconds = float(text)
-    if not (math.isfinite(seconds) and seconds >= 0):
-        raise argparse.ArgumentTypeError(f"{text} must be a number of seconds from 0 up")
-    return seconds
-
-
-def _bytes(text: str) -> int:
-    number = text.strip().lower().removesuffix("b").removesuffix("i")
-    power = {"k": 10, "m": 20, "g": 30, "t": 40}.get(number[-1:], 0)
-    try:
-        return int(float(number[:-1] if power else number) * 2**power)
-    except (ValueError, OverflowError):
-        message = f"{text} is not a size: write 2GiB, 512MiB or 1000000"
-        raise argparse.ArgumentTypeError(message) from None
-
-
-def _weights(text: str) -> dict[str, float]:
-    try:
-        return msgspec.json.decode(text, type=dict[str, float])
-    except msgspec.MsgspecError as error:
-        message = f'{text} is not an object of numbers, as {{"name": 2}}: {error}'
-        raise argparse.ArgumentTypeError(message) from None
-
-
-def _object(kind: type[msgspec.Struct], text: str) -> msgspec.Struct:
-    try:
-        return msgspec.json.decode(text, type=kind)
-    except msgspec.MsgspecError as error:
-        raise argparse.ArgumentTypeError(f"{text}: {error}") from None
 
 
 def _set_up_logging() -> None:
@@ -359,6 +353,7 @@ def _serve(config: EngineConfig, options: argparse.Namespace) -> int:
         allowed_origins=options.allowed_origins,
         share_prefix_cache=options.share_prefix_cache,
         drain_timeout_s=options.drain_timeout,
+        files_dir=options.files_dir,
         access_log=options.access_log,
         otlp_traces_endpoint=options.otlp_traces_endpoint,
         limits=limits,
@@ -423,6 +418,13 @@ def _run(config: EngineConfig, options: argparse.Namespace) -> int:
     except QuireError as error:
         options.parser.error(str(error))
     return chat(config, params, options.system)
+
+
+def _run_batch(config: EngineConfig, options: argparse.Namespace) -> int:
+    from .batch.offline import Job, run_batch
+
+    job = Job(options.input_file, options.output_file, options.resume, options.max_batch_in_flight)
+    return run_batch(config, job)
 
 
 def _check(config: EngineConfig, options: argparse.Namespace) -> int:

@@ -34,6 +34,16 @@ class Limits(Struct, frozen=True, kw_only=True):
     """Of one response that its client has not read: no more of it is made until it reads."""
     response_store_bytes: int = 64 * 2**20
     """Of responses kept for requests that name them: the oldest are forgotten above. 0: none."""
+    max_file_bytes: int = 200 * 2**20
+    """Of a file that a client sends: 413 above."""
+    file_store_bytes: int = 16 * 2**30
+    """Of all files together: 413 above. What batches write counts, and is always written."""
+    max_batch_lines: int = 50_000
+    """Of a batch: it fails above."""
+    max_batches: int = 1000
+    """That have not ended: 429 above."""
+    max_batch_in_flight: int | None = None
+    """Lines of batches that are answered at once. None: half of max_num_seqs."""
     slow_reader_timeout_s: float = 60.0
     """A client that takes nothing of its response for so long is cut; 0: never."""
     sse_heartbeat_s: float = 15.0
@@ -50,6 +60,11 @@ class Limits(Struct, frozen=True, kw_only=True):
             ("max_request_id_chars", 0, 4096),
             ("stream_buffer_bytes", 1024, 2**30),
             ("response_store_bytes", 0, 2**40),
+            ("max_file_bytes", 1024, 2**50),
+            ("file_store_bytes", 1024, 2**60),
+            ("max_batch_lines", 1, 2**31),
+            ("max_batches", 1, 2**31),
+            ("max_batch_in_flight", 1, 2**16),
         ):
             value = getattr(self, name)
             if value is not None and not (_is_number(value, int) and low <= value <= high):

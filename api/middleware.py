@@ -28,8 +28,7 @@ def account_middleware(access_log: AccessLog | None, tracer: RequestTracer | Non
         state, loop = request.app[STATE], asyncio.get_running_loop()
         account = Account(_request_id(request, state), loop.time())
         set_account(request, account)
-        state.num_active += 1
-        state.idle.clear()
+        state.begin()
         status = GONE
         try:
             response = await handler(request)
@@ -44,9 +43,7 @@ def account_middleware(access_log: AccessLog | None, tracer: RequestTracer | Non
                 account.ticket.release()
             if tracer is not None and account.response_id is not None:
                 tracer.tell(request, account, status, loop.time() - account.started_s)
-            state.num_active -= 1
-            if not state.num_active:
-                state.idle.set()
+            state.end()
 
     return settle
 

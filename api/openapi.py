@@ -120,7 +120,7 @@ def _operation(route: Route, path: str, schemas: dict[Any, Any]) -> dict[str, An
     if route.body is not None:
         operation["requestBody"] = {
             "required": True,
-            "content": {JSON: {"schema": schemas[route.body]}},
+            "content": {route.body_media: {"schema": schemas[route.body]}},
         }
     return operation
 

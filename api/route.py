@@ -35,7 +35,9 @@ class Route(Struct, frozen=True, kw_only=True):
     handler: Handler
     summary: str
     body: Any = None
-    """Type of the JSON body, a struct or a union; None: no body."""
+    """Type of the body, a struct or a union; None: no body."""
+    body_media: str = JSON
+    """What the body is: JSON or a form."""
     response: Any = None
     """Type of the JSON response; None: nothing that a type describes."""
     chunk: Any = None

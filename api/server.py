@@ -23,6 +23,7 @@ from ..engine.errors import ConfigError
 from .access_log import LOGGER_NAME, AccessLog, AccessLogFormat
 from .app import create_app
 from .auth import ApiKeys
+from .batch.archive import ARCHIVE
 from .limits import Limits
 from .state import Engine, ServerState
 from .tracing import RequestTracer, make_tracer
@@ -57,6 +58,8 @@ class ServerOptions(Struct, frozen=True, kw_only=True):
     share_prefix_cache: bool = False
     """Whether requests with different API keys may find each other's prefixes."""
     drain_timeout_s: float = 30.0
+    files_dir: str | None = None
+    """Where files and batches are kept for the next server too; None: they end with this one."""
     access_log: AccessLogFormat = "off"
     otlp_traces_endpoint: str | None = None
     """Where traces go, by OTLP over HTTP; None: nowhere."""
@@ -137,7 +140,9 @@ class Server:
             allowed_origins=options.allowed_origins,
             access_log=AccessLog(access_logger, options.access_log) if access_logger else None,
             tracer=tracer,
+            files_dir=None if options.files_dir is None else Path(options.files_dir),
         )
+        self._archive = app[ARCHIVE]
         # A handler is cancelled when its client goes: that is what aborts the request at once.
         self._runner = web.AppRunner(
             app,
@@ -153,9 +158,15 @@ class Server:
         )
         self.url = ""
 
+    def claim_folder(self) -> None:
+        """Take the folder of files before a model is loaded. ConfigError if it cannot be had."""
+        self._archive.claim()
+
     async def start(self, sock: socket.socket) -> None:
-        """Listen, and take requests from now on. ConfigError if the port was lost."""
+        """Listen, and take requests from now on; go on with batches. ConfigError if the port was
+        lost, or the folder of files cannot be used."""
         host, port = sock.getsockname()[:2]
+        self._archive.open()
         await self._runner.setup()
         try:
             site = web.SockSite(self._runner, sock, backlog=BACKLOG, ssl_context=self._ssl)
@@ -194,8 +205,13 @@ class Server:
         else:
             logger.info("keys and certificate were read again")
 
+    async def close_archive(self) -> None:
+        """Ask nothing more for batches: before the engine ends what it is asked."""
+        await self._archive.close()
+
     async def stop(self) -> None:
         """Close all connections."""
+        await self._archive.close()
         await self._runner.cleanup()
         if self._tracer is not None:
             await asyncio.to_thread(self._tracer.close)
@@ -223,22 +239,24 @@ async def serve(
 
         engine = AsyncEngine(config)
         server = Server(engine, options)
-        await engine.start()
         stopping, hurry = asyncio.Event(), asyncio.Event()
 
         def on_signal() -> None:
             (hurry if stopping.is_set() else stopping).set()
 
-        loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, on_signal)
-        if server.can_reload:
-            loop.add_signal_handler(signal.SIGHUP, server.reload)
         try:
+            server.claim_folder()
+            await engine.start()
+            loop = asyncio.get_running_loop()
+            for number in (signal.SIGTERM, signal.SIGINT):
+                loop.add_signal_handler(number, on_signal)
+            if server.can_reload:
+                loop.add_signal_handler(signal.SIGHUP, server.reload)
             await server.start(sock)
             announce(server.url, engine)
             await stopping.wait()
             await server.drain(hurry)
         finally:
+            await server.close_archive()
             await engine.stop()
             await server.stop()

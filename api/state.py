@@ -1,6 +1,7 @@
 """What the server needs of an engine, and what it keeps beside it.
 
-ServerState is owned by the server; routes read it, only the middleware and the drain write.
+ServerState is owned by the server; routes read it, only the middleware, the drain and what
+answers the lines of batches write.
 """
 
 from __future__ import annotations
@@ -125,6 +126,17 @@ class ServerState:
     admission: Admission = field(init=False)
     responses: ResponseStore = field(init=False)
     viewers: Viewers = field(init=False)
+
+    def begin(self) -> None:
+        """Count one more that is being answered."""
+        self.num_active += 1
+        self.idle.clear()
+
+    def end(self) -> None:
+        """Count one less."""
+        self.num_active -= 1
+        if not self.num_active:
+            self.idle.set()
 
     def __post_init__(self) -> None:
         self.created = int(self.clock())

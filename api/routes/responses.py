@@ -11,8 +11,9 @@ from ..auth import tenant_of
 from ..caller import Caller, caller_of
 from ..conversation import Asked, ask
 from ..convert import renamed
-from ..decode import read_body, shorten, show
+from ..decode import read_body, show
 from ..errors import ApiError
+from ..paging import ORDER, Paging
 from ..response_items import AnswerItems, OutputItems
 from ..response_reply import ResponseReply
 from ..response_store import Stored
@@ -35,12 +36,7 @@ if TYPE_CHECKING:
 STREAM = Query(
     name="stream", allowed=("false",), summary="a response that was kept is not streamed"
 )
-ORDER = Query(name="order", allowed=("desc", "asc"), summary="desc: the latest item first")
-LIMIT = Query(name="limit", summary="most items, 1 to 100 (20)")
-AFTER = Query(name="after", summary="begin behind the item of this id")
-
-DEFAULT_ITEMS = 20
-MOST_ITEMS = 100
+PAGING = Paging(default=20, most=100)
 
 
 async def create_response(request: web.Request) -> web.StreamResponse:
@@ -65,7 +61,7 @@ async def prepare_response(
             state.responses.keep(owner, Stored(response, items))
 
     reply = ResponseReply(
-        asked=_response(state, body, asked),
+        asked=_response(caller, body, asked),
         answer=AnswerItems(asked.parsed, OutputItems(state.new_id)),
         clock=state.clock,
         num_tokens=lambda text: len(tokenizer.encode(text, add_special_tokens=False)),
@@ -99,37 +95,9 @@ async def cancel_response(request: web.Request) -> web.Response:
 
 async def list_input_items(request: web.Request) -> web.Response:
     """What a response answers, earlier responses included."""
-    items = _kept(request).items
-    if query_value(request, ORDER) == "desc":
-        items = items[::-1]
-    after = query_value(request, AFTER)
-    if after:
-        places = [place for place, item in enumerate(items, 1) if item["id"] == after]
-        if not places:
-            raise ApiError(
-                f"after is {shorten(after)}: no item of the response has this id.", param="after"
-            )
-        items = items[places[0] :]
-    page = items[: _limit(request)]
-    return json_response(
-        ItemList(
-            data=page,
-            first_id=page[0]["id"] if page else None,
-            last_id=page[-1]["id"] if page else None,
-            has_more=len(page) < len(items),
-        )
-    )
-
-
-def _limit(request: web.Request) -> int:
-    given = query_value(request, LIMIT)
-    if not given:
-        return DEFAULT_ITEMS
-    if not (given.isascii() and given.isdigit() and 1 <= int(given[:4]) <= MOST_ITEMS):
-        raise ApiError(
-            f"limit is {shorten(given)}: it must be an integer, 1 to {MOST_ITEMS}.", param="limit"
-        )
-    return int(given[:4])
+    order = query_value(request, ORDER)
+    page = PAGING.page(request, _kept(request).items, lambda item: str(item["id"]), order)
+    return json_response(ItemList(**page._asdict()))
 
 
 def _owner(request: web.Request) -> str:
@@ -167,9 +135,9 @@ def _earlier(state: ServerState, owner: str, body: ResponsesBody) -> list[Item]:
     return stored.conversation()
 
 
-def _response(state: ServerState, body: ResponsesBody, asked: Asked) -> ResponseObject:
+def _response(caller: Caller, body: ResponsesBody, asked: Asked) -> ResponseObject:
     """Tell what was asked."""
-    params = asked.prepared.request.params
+    state, params = caller.state, asked.prepared.request.params
     return ResponseObject(
         id=asked.response_id,
         created_at=int(state.clock()),
@@ -181,7 +149,8 @@ def _response(state: ServerState, body: ResponsesBody, asked: Asked) -> Response
         previous_response_id=body.previous_response_id,
         reasoning=body.reasoning or ReasoningOptions(),
         seed=body.seed,
-        store=body.store is not False,
+        # Those of batches would drive all others out.
+        store=body.store is not False and not caller.account.background,
         temperature=params.temperature,
         text=TextOptions(
             format=(body.text and body.text.format) or {"type": "text"}, verbosity="medium"

@@ -18,6 +18,7 @@ from ..ollama_schema import (
     OllamaShowBody,
     OllamaShown,
 )
+from ..paging import AFTER, ORDER
 from ..pooled_schema import (
     ClassifyBody,
     ClassifyResponse,
@@ -65,6 +66,7 @@ from . import (
     tokenize,
     version,
 )
+from .of_batches import OF_BATCHES
 
 GENERATES = (404, 429, 503)
 """No such model, a full queue, a server that stops or sleeps."""
@@ -148,10 +150,11 @@ ROUTES: tuple[Route, ...] = (
         handler=responses.list_input_items,
         summary="What a response answers",
         response=ItemList,
-        query=(responses.ORDER, responses.LIMIT, responses.AFTER),
+        query=(ORDER, responses.PAGING.limit, AFTER),
         errors=(400, 404),
         tag="generation",
     ),
+    *OF_BATCHES,
     Route(
         method="POST",
         path="/v1/messages",

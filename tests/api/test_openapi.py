@@ -53,6 +53,8 @@ def test_what_a_route_answers_fits_its_schema(live: Any, route: Route) -> None:
     """Responses are those of a real engine; bodies are the smallest that are right."""
     if route.path in ("/sleep", "/reset_prefix_cache"):
         pytest.skip("not while other tests use the engine")
+    if route.tag == "batches":
+        pytest.skip("test_batches.py has clients that read the answers")
     if route.path.endswith("/classify"):
         pytest.skip("this model does not classify")
     if route.media == EVENTS:
