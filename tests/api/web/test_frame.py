@@ -8,6 +8,7 @@ from collections.abc import Coroutine, Iterator
 from typing import Any
 
 import pytest
+import requests
 from playwright.sync_api import Browser, expect
 from quire.api.server import Server, ServerOptions, bind
 
@@ -140,9 +141,12 @@ def test_light_and_dark_are_what_the_system_says_until_somebody_chooses(open_pag
 PAPER = "Number(getComputedStyle(document.body).backgroundColor.match(/[0-9]+/)[0])"
 
 
-def test_the_page_of_the_api_and_this_one_lead_to_each_other(open_page: Open) -> None:
+def test_the_page_of_the_api_shows_all_of_it_and_leads_back(open_page: Open, demo: Any) -> None:
     page = open_page()
     page.get_by_role("link", name="API").click()
     page.get_by_text("/v1/chat/completions").first.click()
+    document = requests.get(f"{demo.url}/openapi.json", timeout=60).json()
+    num_operations = sum(len(methods) for methods in document["paths"].values())
+    expect(page.locator("main details")).to_have_count(num_operations)
     page.get_by_role("link", name="Try the model").click()
     expect(page.locator("#message")).to_be_visible()
