@@ -166,6 +166,8 @@ def _chunks(batch: Batch, reply: Teller) -> list[msgspec.Struct]:
 def one_by_one(batch: Batch, reply: WholeTeller) -> Batch:
     """Tell the n answers kept of each prompt apart; each gets the index of its choice."""
     kept = [(place, reply.keep_best(output)) for place, output in batch]
+    if reply.n == 1:
+        return kept
     return [
         (place * reply.n + one.index, replace(output, outputs=(one,)))
         for place, output in kept

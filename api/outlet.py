@@ -74,10 +74,13 @@ class Outlet:
 
     async def _room(self, most: int) -> None:
         """Wait until no more than `most` bytes are unread; cut who takes nothing."""
-        loop = asyncio.get_running_loop()
         transport = self._request.transport
+        unread = self._unread(transport)
+        if unread <= most:
+            return
+        loop, look_s = asyncio.get_running_loop(), FIRST_LOOK_S
         timeout_s = self._limits.slow_reader_timeout_s or float("inf")
-        unread, since_s, look_s = self._unread(transport), loop.time(), FIRST_LOOK_S
+        since_s = loop.time()
         while unread > most:
             await asyncio.sleep(look_s)
             look_s = min(2 * look_s, LAST_LOOK_S)

@@ -36,6 +36,7 @@ from .text.prepare import Prepared, Prompt, PromptDict
 from .text.tokenizer import Tokenizer
 from .timeline import Timelines
 from .vectors import PoolingConfig
+from .waking import Waking
 
 logger = logging.getLogger("quire")
 
@@ -58,7 +59,7 @@ class AsyncEngine:
         self._live: LiveView | None = None
         self._task: asyncio.Task[None] | None = None
         self._wake = asyncio.Event()
-        self._events: dict[str, asyncio.Event] = {}
+        self._readers = Waking()
         self._idle = asyncio.Event()
         self._idle.set()
         self._resting = asyncio.Event()
@@ -265,7 +266,7 @@ class AsyncEngine:
         if on_added is not None:
             on_added()
         name, kind = prepared.request.request_id, prepared.request.params.output_kind
-        event = self._events[name] = asyncio.Event()
+        event = self._readers.enter(name)
         self._idle.clear()
         self._wake.set()
         try:
@@ -281,8 +282,8 @@ class AsyncEngine:
                 if output.finished:
                     return
         finally:
-            del self._events[name]
-            if not self._events:
+            self._readers.leave(name)
+            if not self._readers:
                 self._idle.set()
             if not state.finished:
                 front.abort(name, time.monotonic())
@@ -352,7 +353,7 @@ class AsyncEngine:
 
     async def abort(self, request_id: str) -> None:
         """End a request; its stream gets what it has with finish_reason "abort"."""
-        self._tell(self.front.abort(request_id, time.monotonic()))
+        self._readers.tell(self.front.abort(request_id, time.monotonic()))
 
     def reset_prefix_cache(self) -> bool:
         """Forget all cached prefixes; False (and nothing happens) while a request is running."""
@@ -404,12 +405,6 @@ class AsyncEngine:
                 self._closed_executor = False
             self._sleeping = False
 
-    def _tell(self, request_ids: Sequence[str]) -> None:
-        for request_id in request_ids:
-            event = self._events.get(request_id)
-            if event is not None:
-                event.set()
-
     async def _drive(self, front: Front) -> None:
         """Launch, wait, land, for as long as the engine lives."""
         core, pacer = front.core, front.pacer
@@ -434,7 +429,7 @@ class AsyncEngine:
                     await self._recover(front)
                     continue
                 landed.pop().exception()  # asyncio complains of what nobody asked for
-                self._tell(front.deliver(core.land(), time.monotonic()))
+                self._readers.tell(front.deliver(core.land(), time.monotonic()))
                 front.observe_step(num_tokens)
         except asyncio.CancelledError:
             raise
@@ -443,7 +438,7 @@ class AsyncEngine:
             self._error = error
             self._resting.set()
             message = f"the engine stopped: {type(error).__name__}: {error}"
-            self._tell(front.fail_all(message, time.monotonic()))
+            self._readers.tell(front.fail_all(message, time.monotonic()))
             raise
 
     async def _recover(self, front: Front) -> None:
@@ -457,7 +452,7 @@ class AsyncEngine:
         logger.error("%s\n%s\n%s", message, describe(plan), stacks())
         events = core.abandon(message)
         logger.error("ended with it: %s", ", ".join(events.request_ids) or "nobody")
-        self._tell(front.deliver(events, time.monotonic()))
+        self._readers.tell(front.deliver(events, time.monotonic()))
         core.resume(await asyncio.to_thread(front.renew_executor))
         logger.error("the executor was made anew")
 

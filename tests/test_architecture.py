@@ -20,7 +20,7 @@ OWNERS = {
     "numba": ("kernels/cpu/", "tests/", "benchmarks/"),
     "llvmlite": ("kernels/cpu/",),
     "triton": ("kernels/gpu/", "tests/", "fuzz/interpreter.py", "benchmarks/"),
-    "asyncio": ("engine/async_engine.py", "api/", "tests/", "benchmarks/"),
+    "asyncio": ("engine/async_engine.py", "engine/waking.py", "api/", "tests/", "benchmarks/"),
     "aiohttp": ("api/", "tests/", "benchmarks/"),
     "opentelemetry": ("api/tracing.py", "tests/"),
     "pickle": (),

@@ -23,6 +23,7 @@ from quire.api.auth import OPEN_PATHS, ApiKeys, name_of, read_keys
 from quire.api.limits import Limits
 from quire.api.routes.table import ROUTES
 from quire.api.server import Server, ServerOptions, bind, serve
+from quire.api.web_files import FILE_PATHS
 from quire.engine.config import EngineConfig
 from quire.engine.errors import ConfigError
 
@@ -51,13 +52,13 @@ async def test_every_route_but_health_is_closed(serve_fake: Any) -> None:
         for route in fake.server._runner.app.router.routes()
         if route.resource is not None and route.method != "HEAD"
     ]
-    assert len(found) == len(ROUTES)
-    assert {"/health"} == OPEN_PATHS
+    assert len([path for _, path in found if path not in FILE_PATHS]) == len(ROUTES)
+    assert {"/health", "/", *FILE_PATHS} == OPEN_PATHS
     for method, path in found:
         url = fake.url + path.replace("{model}", "fake")
         async with fake.session.request(method, url) as response:
-            assert (response.status == 401) == (path != "/health"), path
-            if path != "/health":
+            assert (response.status == 401) == (path not in OPEN_PATHS), path
+            if path not in OPEN_PATHS:
                 assert response.headers["WWW-Authenticate"] == "Bearer"
                 error = (await response.json())["error"]
                 if path.startswith("/api/"):
