@@ -134,7 +134,8 @@ def make_parser() -> argparse.ArgumentParser:
         action="append",
         default=[],
         metavar="KEY",
-        help="ask for this key on every path but /health; repeatable; also QUIRE_API_KEY",
+        help="ask for this key on every path but /health and the page at /; repeatable; "
+        "also QUIRE_API_KEY",
     )
     group.add_argument(
         "--api-key-file",

@@ -182,6 +182,20 @@ async def test_who_comes_late_is_told_the_last_steps(watched: Any) -> None:
     assert "cells" in event
 
 
+async def test_what_was_seen_for_others_is_not_told_once_they_are_gone(
+    watched: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A look serves all viewers for a while, but nobody looked between the last and the next."""
+    monkeypatch.setattr(viewers, "EVERY_S", 600.0)
+    async with watched.watch() as one:
+        await anext(one)
+    await until(lambda: watched.server.state.viewers._num == 0)
+    await watched.complete()
+    async with watched.watch() as other:
+        event = await anext(other)
+    assert event["num_generated_tokens"] == 20
+
+
 async def test_an_idle_engine_is_told_now_and_then(
     watched: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

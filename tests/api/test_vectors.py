@@ -292,3 +292,18 @@ def test_the_ollama_client_embeds(demo: Any, demo_client: openai.OpenAI) -> None
     assert given.prompt_eval_count and given.total_duration
     np.testing.assert_allclose(one / np.linalg.norm(one), wanted[0], atol=1e-6)
     assert nothing.embeddings == []
+
+
+def test_the_live_view_shows_steps_of_an_encoder(embedding: Served) -> None:
+    """All of what it computes is of prompts, and nothing of it stays."""
+    live, view = embedding.live, embedding.live.engine.live
+    live.call(view.open)
+    try:
+        embedding.openai.embeddings.create(model="bert-mean-dense", input=[QUERY])
+        live.wait_until_empty()
+        look = live.call(view.look)
+    finally:
+        live.call(view.close)
+    assert [step.num_prefill_tokens for step in look.steps] == [len(ids(QUERY))]
+    assert [step.num_decode_tokens for step in look.steps] == [0]
+    assert look.block_counts == (len(look.cells), 0, 0, 0)

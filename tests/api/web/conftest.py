@@ -31,6 +31,7 @@ def browser(demo: Any) -> Iterator[Browser]:
         if os.environ.get("CI") == "true":
             pytest.fail(f"{reason}; CI=true, so that is a failure")
         pytest.skip(reason)
+    expect.set_options(timeout=WAIT_MS)
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=path)
         yield browser
@@ -87,7 +88,7 @@ def say(page: Page, text: str, **settings: str) -> Locator:
 
 def ended(answer: Locator) -> Locator:
     """Wait for an answer to be whole."""
-    expect(answer).to_have_attribute("aria-busy", "false", timeout=WAIT_MS)
+    expect(answer).to_have_attribute("aria-busy", "false")
     return answer
 
 
