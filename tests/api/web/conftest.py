@@ -17,8 +17,8 @@ from playwright.sync_api import Browser, Locator, Page, expect, sync_playwright
 CHROMIUM = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 WAIT_MS = 20_000
 STORY = "Tell me a story about a fox named Ada."
-NOISE = {"temperature": "1000", "seed": "5"}
-"""Settings with which an answer has no end of its own."""
+NOISE = {"temperature": "1000", "seed": "9"}
+"""Settings with which STORY has an answer of 2000 tokens."""
 Open = Callable[..., Page]
 
 
