@@ -196,7 +196,7 @@ def _add_limits(parser: argparse.ArgumentParser) -> None:
         kind: Any = float if name.endswith("_s") else int
         group.add_argument(
             "--" + name.replace("_", "-"),
-            type=read_bytes if name.endswith("read_bytes") else kind,
+            type=read_bytes if name.endswith("_bytes") else kind,
             default=default,
             metavar="N",
             help=text if default is None else f"{text} ({default})",
@@ -286,7 +286,7 @@ def _add_field_options(parser: argparse.ArgumentParser) -> None:
         elif isinstance(kind, type) and issubclass(kind, msgspec.Struct):
             settings.update(type=partial(read_object, kind), metavar="JSON")
         else:
-            settings["type"] = read_bytes if field.name.endswith("read_bytes") else kind
+            settings["type"] = read_bytes if field.name.endswith("_bytes") else kind
             settings["metavar"] = "NAME" if kind is str else "N"
         group.add_argument("--" + field.name.replace("_", "-"), **settings)
 

@@ -24,6 +24,7 @@ import pytest
 import torch
 from quire import __version__
 from quire.api import cli
+from quire.api.cli_values import read_bytes
 from quire.engine.config import EngineConfig, ReasoningConfig
 from quire.engine.device import check
 from quire.engine.device.check_cases import SHORT
@@ -93,7 +94,7 @@ def test_without_a_model_the_demo_is_served_by_its_name() -> None:
     [("1000", 1000), ("2GiB", 2**31), ("512mb", 2**29), ("1k", 1024), ("0.5 G", 2**29)],
 )
 def test_sizes(text: str, size: int) -> None:
-    assert cli._bytes(text) == size
+    assert read_bytes(text) == size
 
 
 @pytest.mark.parametrize(
