@@ -6,13 +6,23 @@ PORT ?= 8000
 MINUTES ?= 5
 STEPS ?= 300000
 
-.PHONY: serve test check fuzz bench bench-gpu format demo clean
+.PHONY: serve test chromium check fuzz bench bench-gpu format demo clean
 
 serve: .venv/.runtime
 	$(BIN)/quire serve --host $(HOST) --port $(PORT)
 
-test: .venv/.dev
+test: .venv/.dev chromium
 	$(BIN)/pytest -n 2 --dist worksteal
+
+# The page is tried in a Chromium. Where there is none and this may not install one, its tests are skipped.
+chromium:
+	@for name in chromium chromium-browser google-chrome google-chrome-stable; do \
+		command -v $$name > /dev/null && exit 0; \
+	done; \
+	if [ "$$(id -u)" = 0 ] && command -v apt-get > /dev/null; then \
+		apt-get -qq update && apt-get -qq install --no-install-recommends chromium > /dev/null || true; \
+	fi; \
+	command -v chromium > /dev/null || echo "No Chromium here, and none could be installed: the page is not tried."
 
 check: .venv/.dev
 	$(BIN)/ruff check .

@@ -14,9 +14,11 @@ from .batch.archive import ARCHIVE, Archive
 from .errors import error_middleware
 from .middleware import account_middleware, allow_origins, preflight_middleware, tell_request_id
 from .openapi import DOCUMENTS, Documents
+from .routes.page import page
 from .routes.table import ROUTES
 from .state import STATE, ServerState
 from .tracing import RequestTracer
+from .web_files import FILE_PATHS, WEB_FILES, make_web_files
 
 
 def create_app(
@@ -46,4 +48,7 @@ def create_app(
         allow_origins(app, allowed_origins)
     for route in ROUTES:
         route.register(app.router)
+    app[WEB_FILES] = make_web_files()
+    for path in FILE_PATHS:
+        app.router.add_get(path, page)
     return app

@@ -1,9 +1,11 @@
-"""API keys: every path but /health asks for `Authorization: Bearer KEY` when keys were given.
+"""API keys: every path but /health and the files of the page asks for `Authorization: Bearer KEY`
+when keys were given.
 
 Anthropic's clients say `X-Api-Key: KEY`, which is the same where there is no Authorization.
 
-What is open is listed here, so that a new route is closed without anybody thinking of it. Only
-digests are kept of keys.
+What is open is listed, here and in `web_files`, so that a new route is closed without anybody
+thinking of it. The page's files are the same for everybody and hold nothing of a server: what it
+shows, it asks for with the key that is typed into it. Only digests are kept of keys.
 """
 
 from __future__ import annotations
@@ -22,10 +24,11 @@ from ..engine.errors import ConfigError
 from .account import account_of
 from .caller import Caller
 from .errors import ApiError
+from .web_files import FILE_PATHS
 
 logger = logging.getLogger("quire")
 
-OPEN_PATHS = frozenset({"/health"})
+OPEN_PATHS = frozenset({"/health", "/", *FILE_PATHS})
 
 
 class ApiKeys:

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from msgspec import Struct
 
-from ..engine.models.pooling import PoolingConfig
 from ..engine.params import PoolingParams
 from ..engine.pooling import finish
 from ..engine.request import RequestOutput, VectorRows
+from ..engine.vectors import PoolingConfig
 from .answer import admit, check_accepting, priority_of
 from .auth import cache_salt, tenant_of
 from .caller import Caller

@@ -11,27 +11,31 @@ import time
 import uuid
 from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from aiohttp import web
 
 from .. import __version__
 from ..engine.config import EngineConfig
+from ..engine.live import LiveView
 from ..engine.metrics import EngineMetrics
-from ..engine.models.pooling import PoolingConfig
 from ..engine.params import Params
 from ..engine.parsing.choose import Parsers
 from ..engine.request import RequestOutput
 from ..engine.timeline import Timelines
+from ..engine.vectors import PoolingConfig
 from .admission import Admission
 from .limits import Limits
 from .response_store import ResponseStore
+from .viewers import Viewers
 
 if TYPE_CHECKING:
     from ..engine.text.prepare import Prepared, Prompt
     from ..engine.text.tokenizer import Tokenizer
 
 FINGERPRINT = f"quire-{__version__}"
+
+Status = Literal["ok", "sleeping", "draining", "stopped"]
 
 
 class Engine(Protocol):
@@ -51,6 +55,8 @@ class Engine(Protocol):
     def metrics(self) -> EngineMetrics: ...
     @property
     def timelines(self) -> Timelines: ...
+    @property
+    def live(self) -> LiveView: ...
     @property
     def model_name(self) -> str: ...
     @property
@@ -119,6 +125,7 @@ class ServerState:
     created: int = field(init=False)
     admission: Admission = field(init=False)
     responses: ResponseStore = field(init=False)
+    viewers: Viewers = field(init=False)
 
     def begin(self) -> None:
         """Count one more that is being answered."""
@@ -135,7 +142,17 @@ class ServerState:
         self.created = int(self.clock())
         self.admission = Admission(self.engine, self.limits.max_queued_requests, self.timer)
         self.responses = ResponseStore(self.limits.response_store_bytes)
+        self.viewers = Viewers(self.engine, lambda: self.status, self.timer)
         self.idle.set()
+
+    @property
+    def status(self) -> Status:
+        """How the server is."""
+        if self.draining:
+            return "draining"
+        if self.engine.is_sleeping:
+            return "sleeping"
+        return "ok" if self.engine.is_running else "stopped"
 
 
 STATE: web.AppKey[ServerState] = web.AppKey("state", ServerState)

@@ -24,8 +24,8 @@ from .build import build_engine
 from .config import EngineConfig
 from .errors import EngineError
 from .front import Front
+from .live import LiveView
 from .metrics import EngineMetrics
-from .models.pooling import PoolingConfig
 from .params import BeamSearchParams, Params, PoolingParams, RequestOutputKind, SamplingParams
 from .parsing.choose import Parsers
 from .plan import StepPlan
@@ -35,6 +35,7 @@ from .text.pooled import PooledIds, TextPair
 from .text.prepare import Prepared, Prompt, PromptDict
 from .text.tokenizer import Tokenizer
 from .timeline import Timelines
+from .vectors import PoolingConfig
 
 logger = logging.getLogger("quire")
 
@@ -54,6 +55,7 @@ class AsyncEngine:
     def __init__(self, config: EngineConfig | None = None, **options: Any) -> None:
         self.config = config if config is not None else EngineConfig(**options)
         self._front: Front | None = None
+        self._live: LiveView | None = None
         self._task: asyncio.Task[None] | None = None
         self._wake = asyncio.Event()
         self._events: dict[str, asyncio.Event] = {}
@@ -76,6 +78,8 @@ class AsyncEngine:
         self._front = await asyncio.to_thread(
             lambda: Front(build_engine(self.config), clock=datetime.now, timer=time.monotonic)
         )
+        front = self._front
+        self._live = LiveView(front.core, front.config, front.metrics, time.monotonic)
         self._accepting = True
         self._task = asyncio.create_task(self._drive(self._front), name="quire-engine")
 
@@ -144,6 +148,12 @@ class AsyncEngine:
     def timelines(self) -> Timelines:
         """The stories of its requests."""
         return self.front.timelines
+
+    @property
+    def live(self) -> LiveView:
+        """What it does now, for those who watch."""
+        assert self._live is not None, "the engine is not started"
+        return self._live
 
     @property
     def model_name(self) -> str:

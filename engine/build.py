@@ -32,10 +32,10 @@ from .guesses import Guesses, make_drafter, read_guesses
 from .models.encoder import Model
 from .models.loader import load_model
 from .models.pooled_loader import load_pooled
-from .models.pooling import PoolingConfig
 from .models.registry import ModelConfig, read_model_config
 from .opset import Device, choose_device, choose_ops, choose_sums, refuse_shape
 from .sched.scheduler import Scheduler, SchedulerLimits
+from .vectors import PoolingConfig
 
 logger = logging.getLogger("quire")
 

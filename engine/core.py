@@ -62,6 +62,10 @@ class EngineCore:
         """Tell an observer of everything from now on."""
         self._observers.append(observer)
 
+    def unwatch(self, observer: Observer) -> None:
+        """Tell an observer, who was told until now, of nothing more."""
+        self._observers.remove(observer)
+
     @property
     def oldest(self) -> Future[StepResult] | None:
         """The result to wait for next, None when nothing is in flight."""

@@ -12,10 +12,10 @@ import numpy as np
 from msgspec import Struct
 
 from .errors import ParamsError
-from .models.pooling import PoolingConfig
 from .params import PoolingParams
 from .request import RequestOutput, VectorRows
 from .text.pooled import TextPair
+from .vectors import PoolingConfig
 
 LEAST_LENGTH = 1e-12
 """A shorter vector is not made longer."""

@@ -5,15 +5,11 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 from aiohttp import web
 from msgspec import Struct
 
 from ..route import json_response
-from ..state import STATE, ServerState
-
-Status = Literal["ok", "sleeping", "draining", "stopped"]
+from ..state import STATE, Status
 
 
 class Health(Struct, frozen=True):
@@ -29,23 +25,15 @@ class Load(Struct, frozen=True):
     """Answers that have been begun and have not ended, waiting ones too."""
 
 
-def _status(state: ServerState) -> Status:
-    if state.draining:
-        return "draining"
-    if state.engine.is_sleeping:
-        return "sleeping"
-    return "ok" if state.engine.is_running else "stopped"
-
-
 async def health(request: web.Request) -> web.Response:
     """Whether the server should go on living; a sleeping one should."""
-    status = _status(request.app[STATE])
+    status = request.app[STATE].status
     return json_response(Health(status), 200 if status in ("ok", "sleeping") else 503)
 
 
 async def ready(request: web.Request) -> web.Response:
     """Whether a load balancer should send requests here."""
-    status = _status(request.app[STATE])
+    status = request.app[STATE].status
     return json_response(Health(status), 200 if status == "ok" else 503)
 
 

@@ -38,7 +38,7 @@ from ..responses_schema import (
     ResponseObject,
     ResponsesBody,
 )
-from ..route import LINES, Route
+from ..route import EVENTS, LINES, Route
 from ..schema import (
     ChatBody,
     ChatResponse,
@@ -47,6 +47,7 @@ from ..schema import (
     ModelCard,
     ModelList,
 )
+from ..viewers import LiveEvent
 from . import (
     chat,
     completions,
@@ -54,10 +55,12 @@ from . import (
     debug,
     docs,
     health,
+    live,
     messages,
     metrics,
     models,
     ollama,
+    page,
     pooled,
     responses,
     tokenize,
@@ -366,6 +369,15 @@ ROUTES: tuple[Route, ...] = (
         response=debug.ShownRequests,
     ),
     Route(
+        method="GET",
+        path="/debug/live",
+        handler=live.debug_live,
+        summary="What the engine is doing, a few times a second",
+        response=LiveEvent,
+        media=EVENTS,
+        errors=(429,),
+    ),
+    Route(
         method="POST",
         path="/reset_prefix_cache",
         handler=control.reset_prefix_cache,
@@ -400,6 +412,13 @@ ROUTES: tuple[Route, ...] = (
         summary="Whether the engine sleeps",
         response=control.Sleeping,
         tag="control",
+    ),
+    Route(
+        method="GET",
+        path="/",
+        handler=page.page,
+        summary="A page to try the model and to watch the engine; asks for no key",
+        media="text/html",
     ),
     Route(
         method="GET",

@@ -13,7 +13,8 @@ import torch
 
 from ...reference.encoder import EncoderConfig
 from ...reference.sums import Sums
-from .pooling import Stage, read_labels
+from ..vectors import Stage
+from .pooling import read_labels
 from .values import ConfigValues
 
 StagesOf = Callable[[ConfigValues, str], tuple[Stage, ...]]

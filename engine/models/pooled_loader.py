@@ -11,13 +11,13 @@ from ...reference.decoder import DecoderWeights
 from ...reference.encoder import EncoderConfig, EncoderWeights
 from ...reference.ops import Ops
 from ..config import LoadFormat
+from ..vectors import Stage
 from .base import DecoderModel
 from .encoder import EncoderModel, Model
 from .encoder_weights import EncoderBuilder
 from .loader import Stored, check_tensors, fill, read_all, scan
 from .parts import Matrix, Part, Parts, packed
 from .pooler import PackedStage, Pooler
-from .pooling import Stage
 from .registry import ENCODERS, ModelConfig
 from .weights import WeightBuilder
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ...reference.ops import Ops, PackedLinear
 from ...reference.pooling import Kind, pool, tanh
-from .pooling import Activation
+from ..vectors import Activation
 
 
 class PackedStage(NamedTuple):

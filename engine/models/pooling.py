@@ -7,18 +7,15 @@ weights; every refusal is a ConfigError or a CheckpointError that names file, ke
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any
 
 import msgspec
-from msgspec import Struct
 
-from ...reference.pooling import Kind
 from ..config import PoolerConfig
 from ..errors import CheckpointError, ConfigError
+from ..vectors import Kind, PoolingConfig, Scores, Stage
 from .values import ConfigValues, read_json
 
-Activation = Literal["identity", "tanh"]
-Scores = Literal["identity", "sigmoid", "softmax"]
 MODULES = "modules.json"
 MODES: tuple[tuple[str, Kind], ...] = (
     ("pooling_mode_cls_token", "cls"),
@@ -37,42 +34,6 @@ NEW_MODES: dict[str, Kind] = {
 }
 PASSING = ("Dropout",)
 """Modules that change nothing outside training."""
-
-
-class Stage(NamedTuple):
-    """A linear layer behind the pooling."""
-
-    module: str
-    """As its tensors are named,"""
-    shape: tuple[int, int]
-    """(out, in)"""
-    biased: bool
-    activation: Activation
-    folder: Path | None = None
-    """and where they are; None: with the model's."""
-
-
-class PoolingConfig(Struct, frozen=True, kw_only=True):
-    """From hidden states to what a request gets."""
-
-    beside: bool = False
-    """Whether the model generates, and vectors are made beside: of its last states."""
-    kind: Kind = "last"
-    stages: tuple[Stage, ...] = ()
-    normalize: bool = True
-    """Whether an embedding has the length of one, unless the request says."""
-    width: int
-    """Numbers of a vector."""
-    labels: tuple[str, ...] | None = None
-    """Of a classifier, in the order of its vector; None: the vector is an embedding."""
-    scores: Scores = "identity"
-    """What a classifier's numbers go through, unless the request says."""
-    dimensions: tuple[int, ...] | None = None
-    """To which an embedding may be cut; None: to any number."""
-    num_types: int = 1
-    """Texts of a prompt that the model tells apart."""
-    max_tokens: int | None = None
-    """Of a text, where that is less than the model's own."""
 
 
 def embedding_config(

@@ -15,17 +15,15 @@ from msgspec.structs import replace
 
 from ...reference.decoder import DecoderConfig
 from ...reference.encoder import EncoderConfig
-from ...reference.pooling import Kind
 from ...reference.sums import Sums
 from ..config import DTypeName, PoolerConfig, RunnerKind
 from ..errors import ConfigError
+from ..vectors import Kind, PoolingConfig, Stage
 from . import bert, llama, mimo, mistral, qwen2, qwen3
 from .bert import encoder_config
 from .family import Family, decoder_config
 from .pooling import (
     MODULES,
-    PoolingConfig,
-    Stage,
     apply_wish,
     classifier_config,
     embedding_config,

@@ -22,7 +22,7 @@ from ..errors import ParamsError
 from ..kv.block_pool import IdArray
 from ..kv.hashing import KEY_BYTES
 from ..plan import RowFault, StepPlan, StepResult
-from ..request import BACKGROUND, Finished, IntArray, LogprobRows, Request, TokenEvents
+from ..request import BACKGROUND, Finished, IntArray, Request, TokenEvents
 from ..spec.drafter import Drafter
 from .checks import check_state
 from .diff import PlanDiff
@@ -32,7 +32,7 @@ from .limits import SchedulerLimits
 from .memory import NO_IDS, SlotMemory
 from .planner import Admission, Decision, Grant, State, plan_step
 from .queues import RankedQueue
-from .scoring import Scoring, tell
+from .scoring import Scoring, rows_of, tell
 from .sequence import Hit, Sequence, make_sequence
 from .shares import Shares
 from .stats import SchedulerStats
@@ -120,6 +120,11 @@ class Scheduler:
     def num_blocks(self) -> int:
         """Blocks in all."""
         return self._limits.num_blocks
+
+    @property
+    def memory(self) -> SlotMemory:
+        """Slots and blocks, to be looked at between two calls."""
+        return self._memory
 
     @property
     def stats(self) -> SchedulerStats:
@@ -241,7 +246,7 @@ class Scheduler:
             slots, token_ids, num_cached = slots[kept], token_ids[kept], num_cached[kept]
             places, lengths = places[kept], lengths[kept]
             request_ids = [request_ids[row] for row in kept.tolist()]
-            logprobs = _rows_of(logprobs, kept)
+            logprobs = rows_of(logprobs, kept)
             vectors = None if vectors is None else vectors[kept]
         table.tokens[slots, places] = token_ids
         table.known[slots] = lengths
@@ -487,13 +492,4 @@ def _endings(sequences: list[Sequence], verdict: Verdict) -> TokenEvents:
         np.full(len(sequences), -1, np.int32),
         np.array([sequence.num_cached or 0 for sequence in sequences], np.int32),
         tuple(Finished(i, *verdict) for i in range(len(sequences))),
-    )
-
-
-def _rows_of(logprobs: LogprobRows | None, rows: IdArray) -> LogprobRows | None:
-    """Select rows of the log probabilities."""
-    if logprobs is None:
-        return None
-    return LogprobRows(
-        logprobs.sampled[rows], logprobs.ranks[rows], logprobs.top_ids[rows], logprobs.top[rows]
     )

@@ -10,8 +10,9 @@ from __future__ import annotations
 import numpy as np
 from msgspec.structs import replace
 
+from ..kv.block_pool import IdArray
 from ..plan import Scored, StepPlan, StepResult
-from ..request import PromptLogprobs
+from ..request import LogprobRows, PromptLogprobs
 from .sequence import Sequence
 from .table import SlotTable
 
@@ -64,3 +65,12 @@ def tell(plan: StepPlan, result: StepResult, table: SlotTable) -> tuple[PromptLo
         sequence.num_told = one.end
         told.append(PromptLogprobs(sequence.request_id, one.start, rows))
     return tuple(told)
+
+
+def rows_of(logprobs: LogprobRows | None, rows: IdArray) -> LogprobRows | None:
+    """Select rows of the log probabilities."""
+    if logprobs is None:
+        return None
+    return LogprobRows(
+        logprobs.sampled[rows], logprobs.ranks[rows], logprobs.top_ids[rows], logprobs.top[rows]
+    )

@@ -12,9 +12,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..errors import ParamsError
-from ..models.pooling import PoolingConfig
 from ..params import PoolingParams
 from ..request import IntArray
+from ..vectors import PoolingConfig
 from .ids import as_ids, check_unicode, wrong
 from .tokenizer import Tokenizer
 

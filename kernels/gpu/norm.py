@@ -104,7 +104,6 @@ def _layer_norm_rows(
     columns = tl.arange(0, BLOCK)[None, :]
     inside = columns < width
     weight = tl.load(weight_ptr + columns, inside, other=0.0).to(tl.float32)
-    bias = tl.load(bias_ptr + columns, inside, other=0.0).to(tl.float32)
     wait(OVERLAPPED)
     let_next_come(OVERLAPPED)
     x = tl.load(x_ptr + row * stride_x + columns, inside, other=0.0).to(tl.float32)
@@ -116,5 +115,6 @@ def _layer_norm_rows(
     x = tl.where(inside, x - mean, 0.0)
     variance = tl.div_rn(tl.sum(x * x, 1, keep_dims=True), width.to(tl.float32))
     r = tl.div_rn(tl.full([1, 1], 1.0, tl.float32), tl.sqrt_rn(variance + eps))
+    bias = tl.load(bias_ptr + columns, inside, other=0.0).to(tl.float32)
     y = ((x * r) * weight) + bias
     tl.store(out_ptr + row * width + columns, y.to(out_ptr.dtype.element_ty), inside)

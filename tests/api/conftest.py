@@ -20,12 +20,12 @@ from quire.engine.async_engine import AsyncEngine
 from quire.engine.config import EngineConfig
 from quire.engine.errors import ParamsError
 from quire.engine.metrics import EngineMetrics
-from quire.engine.models.pooling import PoolingConfig
 from quire.engine.params import RequestOutputKind, SamplingParams
 from quire.engine.parsing.choose import Parsers
 from quire.engine.request import CompletionOutput, Request, RequestOutput
 from quire.engine.text.prepare import Prepared
 from quire.engine.timeline import Timelines
+from quire.engine.vectors import PoolingConfig
 
 T = TypeVar("T")
 
@@ -213,6 +213,8 @@ class FakeEngine:
     auto_tools: bool = True
     metrics: EngineMetrics = field(default_factory=lambda: EngineMetrics("fake"))
     timelines: Timelines = field(default_factory=lambda: Timelines(lambda: 0.0))
+    live: Any = None
+    """Nobody watches it."""
     changed: asyncio.Event = field(default_factory=asyncio.Event)
     started: list[str] = field(default_factory=list)
     ended: list[str] = field(default_factory=list)

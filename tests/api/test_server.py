@@ -16,7 +16,10 @@ from quire.api.server import bind
 from quire.engine.errors import ConfigError
 
 BODY = {"prompt": "hi"}
-PATHS = ["/version", "/metrics", "/v1/models", "/v1/models/fake", "/v1/nothing", "/"]
+PATHS = [
+    *("/version", "/metrics", "/v1/models", "/v1/models/fake", "/v1/nothing"),
+    *("/docs", "/debug/live", "/web/", "/web/nothing", "/web"),
+]
 
 
 async def status(fake: Any, path: str, **headers: str) -> int:
@@ -38,7 +41,9 @@ async def test_version_and_health(serve_fake: Any) -> None:
 
 
 @pytest.mark.parametrize("path", PATHS)
-async def test_every_path_but_health_asks_for_the_key(serve_fake: Any, path: str) -> None:
+async def test_every_path_but_health_and_the_page_asks_for_the_key(
+    serve_fake: Any, path: str
+) -> None:
     fake = await serve_fake(api_keys=["one", "zwölf"])
     assert await status(fake, "/health") == 200
     for header in ("", "Bearer", "Bearer two", "Basic one", "one", "Bearer one two", "Bearer on"):

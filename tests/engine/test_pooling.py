@@ -10,10 +10,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from quire.engine.errors import ParamsError
-from quire.engine.models.pooling import PoolingConfig
 from quire.engine.params import PoolingParams
 from quire.engine.pooling import activate, compare, finish, normalized
 from quire.engine.text.pooled import TextPair
+from quire.engine.vectors import PoolingConfig
 from quire.reference.pooling import sum_rows, tanh
 
 EMBEDS = PoolingConfig(width=6)

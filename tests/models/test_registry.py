@@ -37,7 +37,7 @@ REFUSED: list[tuple[dict[str, Any], str, str]] = [
     ({"partial_rotary_factor": 0.5}, "partial_rotary_factor is 0.5", "absent"),
     ({"rope_parameters": {"rope_type": "yarn"}}, "rope_type is 'yarn'", "'llama3'"),
     ({"rope_parameters": {"rope_type": "linear"}}, "factor is missing", "rope_scaling"),
-    ({"architectures": ["BertModel"]}, "architectures is ['BertModel']", "Qwen3ForCausalLM"),
+    ({"architectures": ["T5Model"]}, "architectures is ['T5Model']", "Qwen3ForCausalLM"),
     ({"architectures": None}, "architectures is None", "LlamaForCausalLM"),
     ({"eos_token_id": [1, -1]}, "eos_token_id is [1, -1]", "token id"),
 ]

@@ -9,12 +9,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from quire.engine.errors import ParamsError
-from quire.engine.models.pooling import PoolingConfig
 from quire.engine.params import PoolingParams
 from quire.engine.text.files import TokenizerConfig
 from quire.engine.text.ids import cut
 from quire.engine.text.pooled import PooledPrompts, TextPair
 from quire.engine.text.tokenizer import JsonTokenizer
+from quire.engine.vectors import PoolingConfig
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 WORDS = ["[CLS]", "[SEP]", "[UNK]", "a", "b", "c", "d"]

@@ -1,0 +1,49 @@
+"""What a checkpoint says of its vectors: frozen structs, no behaviour, no tensor."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+from msgspec import Struct
+
+Kind = Literal["last", "cls", "mean", "max", "mean_sqrt_len"]
+"""Which states of a text make its vector: reference.pooling.Kind."""
+Activation = Literal["identity", "tanh"]
+Scores = Literal["identity", "sigmoid", "softmax"]
+
+
+class Stage(NamedTuple):
+    """A linear layer behind the pooling."""
+
+    module: str
+    """As its tensors are named,"""
+    shape: tuple[int, int]
+    """(out, in)"""
+    biased: bool
+    activation: Activation
+    folder: Path | None = None
+    """and where they are; None: with the model's."""
+
+
+class PoolingConfig(Struct, frozen=True, kw_only=True):
+    """From hidden states to what a request gets."""
+
+    beside: bool = False
+    """Whether the model generates, and vectors are made beside: of its last states."""
+    kind: Kind = "last"
+    stages: tuple[Stage, ...] = ()
+    normalize: bool = True
+    """Whether an embedding has the length of one, unless the request says."""
+    width: int
+    """Numbers of a vector."""
+    labels: tuple[str, ...] | None = None
+    """Of a classifier, in the order of its vector; None: the vector is an embedding."""
+    scores: Scores = "identity"
+    """What a classifier's numbers go through, unless the request says."""
+    dimensions: tuple[int, ...] | None = None
+    """To which an embedding may be cut; None: to any number."""
+    num_types: int = 1
+    """Texts of a prompt that the model tells apart."""
+    max_tokens: int | None = None
+    """Of a text, where that is less than the model's own."""
