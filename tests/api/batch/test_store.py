@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from quire.api.batch.store import FileStore
 from quire.api.errors import ApiError
@@ -45,6 +45,7 @@ calls = st.lists(
 )
 
 
+@settings(max_examples=30)
 @given(calls)
 def test_a_store_is_what_was_put_into_it(
     tmp_path_factory: pytest.TempPathFactory, calls: list[tuple[str, str, int]]
