@@ -87,7 +87,7 @@ def test_what_is_ended_goes_on(options: list[str], tmp_path: Path, capsys: Any) 
     source, target = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
     source.write_text(
         "".join(
-            make_line(n, "/v1/completions", prompt="the", max_tokens=40, ignore_eos=True)
+            make_line(n, "/v1/completions", prompt="the", max_tokens=12, ignore_eos=True)
             for n in range(40)
         )
     )
@@ -128,6 +128,7 @@ def test_wrong_inputs_are_told_before_a_model_is_loaded(
         (("-i", source, "-o", "-", "--resume"), ("resume needs an output",)),
         (("-i", source, "-o", tmp_path / "no" / "out"), ("no/out",)),
         (("-i", source, "-o", tmp_path), ("is a folder",)),
+        (("-i", source, "-o", target), ("no model",)),
     ):
         if "line 10: " not in words:
             source.write_text(make_line(1, "/v1/completions", prompt="a"))
