@@ -88,22 +88,25 @@ def test_what_is_ended_goes_on(options: list[str], tmp_path: Path, capsys: Any) 
     source.write_text(
         "".join(
             make_line(n, "/v1/completions", prompt="the", max_tokens=12, ignore_eos=True)
-            for n in range(40)
+            for n in range(24)
         )
     )
     partial = tmp_path / "out.jsonl.partial"
     command = [sys.executable, "-m", "quire.api.cli", "run-batch", "-i", str(source), "-o"]
     given = [str(target), "--max-batch-in-flight", "2", *options]
-    with subprocess.Popen([*command, *given], stderr=subprocess.DEVNULL) as process:
-        while process.poll() is None and not (partial.exists() and partial.stat().st_size > 2000):
-            pass
+    with subprocess.Popen([*command, *given], stderr=subprocess.PIPE) as process:
+        assert process.stderr is not None
+        # The bar of its progress tells when to look.
+        while os.read(process.stderr.fileno(), 2**16):
+            if partial.exists() and partial.stat().st_size > 2000:
+                break
         process.send_signal(signal.SIGKILL)
         assert process.wait() == -signal.SIGKILL, "it ended before it was killed"
     assert not target.exists()
     with Journal(partial) as journal:
         journal.read()
-        done = [f"c{number}" for number in range(40) if f"c{number}" in journal]
-    assert 0 < len(done) < 40
+        done = [f"c{number}" for number in range(24) if f"c{number}" in journal]
+    assert 0 < len(done) < 24
     before = {line["custom_id"]: line["id"] for line in lines(partial)[: len(done)]}
     assert run("-i", source, "-o", target, *options) == 1
     assert "go on with --resume, or delete it" in capsys.readouterr().err
@@ -111,7 +114,7 @@ def test_what_is_ended_goes_on(options: list[str], tmp_path: Path, capsys: Any) 
         file.write(b'{"id":"torn')
     assert run("-i", source, "-o", target, "--resume", *options) == 0
     found = lines(target)
-    assert [line["custom_id"] for line in found] == [f"c{number}" for number in range(40)]
+    assert [line["custom_id"] for line in found] == [f"c{number}" for number in range(24)]
     kept = {line["custom_id"]: line["id"] for line in found if line["custom_id"] in before}
     assert kept == before
     assert not partial.exists()
