@@ -118,3 +118,27 @@ def test_a_model_that_generates_embeds_beside(tmp_path: Path) -> None:
             for one, row in zip(vectors, wanted, strict=True):
                 found = one.output().vector
                 assert found is not None and np.array_equal(found, row.numpy()), options
+
+
+@pytest.mark.parametrize("kind", ["bert-masked", "qwen3-last"])
+def test_who_leaves_takes_no_vector_of_others(kind: str, tmp_path: Path) -> None:
+    """A request that is aborted while its step is in flight."""
+    made = make_pooled(kind, tmp_path)
+    wanted, prompts = oracle(made.path, "float32"), make_prompts()
+    with LLM(str(made.path), skip_tokenizer_init=True) as llm:
+        front = llm._front
+        prepared = [front.prepare(one, RAW) for one in prompts]
+        states = [front.add(one, 0.0) for one in prepared]
+        llm.core.launch()
+        for index in (0, 3):
+            front.abort(prepared[index].request.request_id, 0.0)
+        while llm.core.has_unfinished:
+            front.deliver(llm.core.land(), 0.0)
+            llm.core.launch()
+        for index, (state, vector) in enumerate(zip(states, wanted, strict=True)):
+            found = state.output().vector
+            if index in (0, 3):
+                assert found is None
+            else:
+                assert found is not None and np.array_equal(found, vector), index
+        assert llm.scheduler.num_free_blocks == llm.scheduler.num_blocks

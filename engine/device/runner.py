@@ -274,8 +274,9 @@ class ModelRunner:
             return Drawn(self._nothing, None)
         pooled = forward.sampled[:size].float()
         if pooler.needs_all:
+            assert plan.samples.all(), "prompts are whole here"
             ends = plan.num_tokens.cumsum()
-            spans = np.stack((ends - plan.num_tokens, ends), 1)[plan.samples]
+            spans = np.stack((ends - plan.num_tokens, ends), 1)
             pooled = pooler.pool(forward.hidden.last, spans.tolist())
         vectors = pooler.vectors(pooled, self.ops, self.model.config.dtype)
         tokens = torch.where(vectors.isfinite().all(1), 0, -1).int()

@@ -43,8 +43,9 @@ class Program:
     def __init__(self, url: str, model: str) -> None:
         self._url = url
         self._model = model
-        self._litellm: Any = importlib.import_module("litellm")
-        self._litellm.suppress_debug_info = True
+        package: Any = importlib.import_module("litellm")
+        package.suppress_debug_info = True
+        self._litellm = package
 
     def run(self) -> dict[str, Any]:
         """Ask everything."""

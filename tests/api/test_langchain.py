@@ -54,13 +54,13 @@ def make_chat(demo: Any) -> Iterator[Make]:
 
 def direct(demo: Any, **body: Any) -> Any:
     """What the server answers without the package."""
-    body = {
+    given: Any = {
         "messages": [{"role": "user", "content": QUESTION}],
         "max_tokens": 40,
         "seed": 5,
         "temperature": 0.7,
     } | body
-    answer = requests.post(f"{demo.url}/v1/chat/completions", json=body, timeout=60)
+    answer = requests.post(f"{demo.url}/v1/chat/completions", json=given, timeout=60)
     return answer.json()
 
 
@@ -176,7 +176,7 @@ def test_embeddings_are_the_servers(demo: Any) -> None:
             dimensions=16,
         )
         found = embeddings.embed_documents(texts[:2])
-        body = {"input": texts[:2], "dimensions": 16}
+        body: Any = {"input": texts[:2], "dimensions": 16}
         told = requests.post(f"{url}/embeddings", json=body, timeout=60).json()["data"]
         assert np.allclose(found, [one["embedding"] for one in told], atol=1e-6)
         assert embeddings.embed_query(texts[0]) == found[0]

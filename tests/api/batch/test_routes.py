@@ -125,7 +125,7 @@ def test_files_are_listed_shown_and_forgotten(client: openai.OpenAI) -> None:
     assert [file.id for file in client.files.list(order="asc", after=names[1]).data][:3] == names[
         2:
     ]
-    assert client.files.list(purpose="batch_output", after=None).data == [
+    assert client.files.list(purpose="batch_output").data == [
         file for file in client.files.list(purpose="batch_output") if file.id not in names
     ]
     shown = client.files.retrieve(names[0])
