@@ -84,7 +84,7 @@ async def test_the_next_server_goes_on_behind_what_was_answered(
 
 async def test_who_waits_comes_before_a_batch(model_folder: Path, tmp_path: Path) -> None:
     """A client is answered while most lines are not, and they take it no place."""
-    bodies = [{"prompt": "the cat", "max_tokens": 30, "ignore_eos": True}] * 100
+    bodies = [{"prompt": "the cat", "max_tokens": 10, "ignore_eos": True}] * 100
     async with serve(model_folder, tmp_path) as (engine, client):
         name = await begin(client, bodies)
         await until_answered(client, name)
