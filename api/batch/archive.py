@@ -37,8 +37,13 @@ class Archive:
                 return
             # What clients send is nobody else's to read.
             self._given.mkdir(mode=0o700, parents=True, exist_ok=True)
-            self._lock = (self._given / "lock").open("wb")
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            lock = (self._given / "lock").open("wb")
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                lock.close()
+                raise
+            self._lock = lock
         except BlockingIOError as error:
             raise ConfigError(
                 f"files_dir {str(self._given)!r} is used by another server."

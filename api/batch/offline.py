@@ -68,8 +68,7 @@ def run_batch(config: EngineConfig, job: Job) -> int:
             with _input(job, Path(folder)) as path:
                 found = scan(path, URLS, LIMITS)
                 _check(found, job.input)
-                with Journal(_partial(output, resume=job.resume)) as journal:
-                    journal.read()
+                with _gathered(output, resume=job.resume) as journal:
                     asyncio.run(_answer(config, job, path, found, journal))
                     _finish(path, output, journal)
                     left = len(journal) - journal.num_good
@@ -111,8 +110,12 @@ def _check(found: Scan, name: str) -> None:
     raise InputError("\n  ".join([f"{name} cannot be asked:", *told, *more]))
 
 
-def _partial(output: Path, *, resume: bool) -> Path:
-    """Return where answers are gathered. ConfigError for those of an earlier run."""
+@contextmanager
+def _gathered(output: Path, *, resume: bool) -> Iterator[Journal]:
+    """The answers so far; an empty file of them is not left behind.
+
+    ConfigError for those of an earlier run that is not gone on with.
+    """
     if output.is_dir():
         raise ConfigError(f"{output} is a folder: give a file.")
     path = output.with_name(output.name + PARTIAL)
@@ -120,7 +123,13 @@ def _partial(output: Path, *, resume: bool) -> Path:
         raise ConfigError(
             f"{path} has answers of an earlier run: go on with --resume, or delete it."
         )
-    return path
+    with Journal(path) as journal:
+        journal.read()
+        try:
+            yield journal
+        finally:
+            if not len(journal):
+                path.unlink(missing_ok=True)
 
 
 async def _answer(
