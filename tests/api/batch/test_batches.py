@@ -30,7 +30,7 @@ HOUR_S = 3600
 def make_engine(serve_fake: Any) -> Callable[..., Any]:
     """The fake that notes what is asked of it, and how much at once."""
 
-    class Watched(serve_fake.engine):  # type: ignore[misc,name-defined]
+    class Watched(serve_fake.engine):  # type: ignore[misc]  # a class that a fixture gives
         def __init__(self, **options: Any) -> None:
             super().__init__(**options)
             self.asked: list[int] = []
