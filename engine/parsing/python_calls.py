@@ -40,7 +40,7 @@ class PythonText:
         """An escape that is not whole."""
         self.done = False
 
-    def push(self, text: str, place: int, *, final: bool) -> tuple[int, str]:
+    def push(self, text: str, place: int) -> tuple[int, str]:
         """Read on from a place; return the place behind and the JSON."""
         plain: list[str] = []
         while place < len(text) and not self.done:
@@ -57,7 +57,7 @@ class PythonText:
             elif text.startswith(self._quote, place):
                 self.done = True
                 place += len(self._quote) - 1
-            elif not final and self._quote.startswith(text[place:]):
+            elif self._quote.startswith(text[place:]):
                 break
             else:
                 plain.append(char)
@@ -114,11 +114,13 @@ class PythonCalls:
         self._text: PythonText | None = None
 
     def push(self, text: str, *, final: bool) -> Read:
-        """Read what has come."""
+        """Read what has come; in the end nothing: what still waits is a beginning of anything."""
+        if final:
+            return Read(0, "more")
         place = 0
         while place < len(text):
             if self._text is not None:
-                place, said = self._text.push(text, place, final=final)
+                place, said = self._text.push(text, place)
                 self._calls.arguments(said)
                 if not self._text.done:
                     return Read(place, "more")
@@ -128,7 +130,7 @@ class PythonCalls:
             if text[place] in SPACE:
                 place += 1
                 continue
-            read = self._part(text, place, final=final)
+            read = self._part(text, place)
             if read.status != "more":
                 return read
             if read.used == place:
@@ -139,7 +141,7 @@ class PythonCalls:
     def finish(self) -> None:
         """Nothing is held but what would say something else with more text."""
 
-    def _part(self, text: str, place: int, *, final: bool) -> Read:
+    def _part(self, text: str, place: int) -> Read:
         """Read one sign, word or quote; no progress: more of it must come."""
         char = text[place]
         match self._expected:
@@ -148,11 +150,11 @@ class PythonCalls:
             case "key" if char == ")":
                 return self._end_call(place)
             case "name" | "key":
-                return self._word(text, place, final=final)
+                return self._word(text, place)
             case "paren" if char == "(":
                 self._expected = "key"
             case "value":
-                return self._value(text, place, final=final)
+                return self._value(text, place)
             case "next":
                 return self._separator(char, place)
             case "call" if char == ",":
@@ -163,14 +165,14 @@ class PythonCalls:
                 return Read(place, "failed")
         return Read(place + 1, "more")
 
-    def _word(self, text: str, place: int, *, final: bool) -> Read:
+    def _word(self, text: str, place: int) -> Read:
         """Read the name of a call or of an argument."""
         end = place
         while end < len(text) and (text[end].isalnum() or text[end] in "_.-"):
             end += 1
         if end - place > MAX_NAME:
             return Read(place, "failed")
-        if end == len(text) and not final:
+        if end == len(text):
             return Read(place, "more")
         word = text[place:end]
         named = self._expected == "name"
@@ -187,7 +189,7 @@ class PythonCalls:
         sign = end
         while sign < len(text) and text[sign] in SPACE:
             sign += 1
-        if sign == len(text) and not final:
+        if sign == len(text):
             return Read(place, "more")
         if not text.startswith("=", sign):
             return Read(place, "failed")
@@ -204,10 +206,10 @@ class PythonCalls:
         self._expected = "call"
         return Read(place + 1, "more")
 
-    def _value(self, text: str, place: int, *, final: bool) -> Read:
+    def _value(self, text: str, place: int) -> Read:
         char = text[place]
         if char in "\"'":
-            return self._open_text(text, place, final=final)
+            return self._open_text(text, place)
         if self._nested and self._may_close and char == CLOSERS[self._nested[-1]]:
             return self._close(place)
         if char in CLOSERS and not self._is_key:
@@ -223,7 +225,7 @@ class PythonCalls:
             end += 1
         if end - place > MAX_WORD:
             return Read(place, "failed")
-        if end == len(text) and not final:
+        if end == len(text):
             return Read(place, "more")
         said = literal(text[place:end])
         if said is None:
@@ -233,10 +235,10 @@ class PythonCalls:
         self._value_ends("")
         return Read(end, "more")
 
-    def _open_text(self, text: str, place: int, *, final: bool) -> Read:
+    def _open_text(self, text: str, place: int) -> Read:
         quote = text[place] * 3
         if not text.startswith(quote, place):
-            if not final and quote.startswith(text[place:]):
+            if quote.startswith(text[place:]):
                 return Read(place, "more")
             quote = text[place]
         self._separate()

@@ -87,6 +87,18 @@ def test_a_cut_answer_is_told_as_far_as_it_came(name: str, data: st.DataObject) 
         assert args_whole.startswith(args_cut)
 
 
+@pytest.mark.parametrize(
+    "value", ["-0.5", "1.25", "1e20", "True", "'''it's'''", '"a\\n"', "[None]"]
+)
+def test_a_value_of_python_is_told_where_nothing_can_change_it(value: str) -> None:
+    """A beginning of a number is a number, and two quotes may be a text or a third's beginning."""
+    text = f"[f(a={value}, b=1)]"
+    ((_, whole),) = collect(read(make("pythonic"), [text])).calls
+    for size in range(len(text)):
+        for _, told in collect(read(make("pythonic"), [text[:size]])).calls:
+            assert whole.startswith(told), text[:size]
+
+
 THINKERS = sorted(set(REASONING_FORMATS) - {"openai_gptoss"})
 
 
