@@ -81,7 +81,8 @@ class OllamaReply:
         """See Teller."""
         self._num_tokens += len(output.outputs[0].token_ids)
         answers = []
-        for choice in self.choices.pieces(index, output):
+        for piece in self.choices.pieces(index, output):
+            choice = self.choices.saying(index, piece) if isinstance(piece, str) else piece
             message, fields = self._said(choice)
             if message != OllamaAnswerMessage() or fields:
                 answers.append(self._made(message, {"done": False, **fields}))

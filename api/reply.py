@@ -15,6 +15,7 @@ from msgspec.structs import replace
 
 from ..engine.request import CompletionOutput, Logprob, RequestOutput, Timeline
 from .errors import ApiError, Failure
+from .mould import Mould
 from .parsed import ParsedAnswers
 from .schema import (
     ChatChoice,
@@ -30,7 +31,7 @@ from .schema import (
     TopLogprob,
     Usage,
 )
-from .sse import EVENTS, Wire
+from .sse import EVENTS, Event, Wire
 from .state import FINGERPRINT
 
 LEAST_LOGPROB = -9999.0
@@ -45,13 +46,23 @@ class Choices(Protocol):
 
     def pieces(
         self, index: int, output: RequestOutput
-    ) -> list[CompletionChoice] | list[ChatChoice]:
-        """What is new in an output of kind DELTA."""
+    ) -> Sequence[CompletionChoice | str] | Sequence[ChatChoice | str]:
+        """What is new in an output of kind DELTA. A string: more text, and nothing beside it."""
+        ...
+
+    def saying(self, index: int, text: str) -> CompletionChoice | ChatChoice:
+        """A piece that says more text and nothing beside it."""
         ...
 
     def whole(self, index: int, output: RequestOutput) -> CompletionChoice | ChatChoice:
         """A finished output."""
         ...
+
+
+def is_text(output: RequestOutput) -> bool:
+    """Whether an output brings tokens and their text alone, as most do."""
+    given = output.outputs[0]
+    return given.finish_reason is None and given.logprobs is None and output.timeline is None
 
 
 def tell_ids(ids: tuple[int, ...], wanted: bool) -> tuple[int, ...] | UnsetType:
@@ -108,15 +119,21 @@ class CompletionChoices:
     _offsets: dict[int, int] = field(default_factory=dict)
     """Where the next token of each begun choice starts in its text."""
 
-    def pieces(self, index: int, output: RequestOutput) -> list[CompletionChoice]:
+    def pieces(self, index: int, output: RequestOutput) -> list[CompletionChoice | str]:
         """See Choices."""
         given = output.outputs[0]
         begins = index not in self._offsets
+        if is_text(output) and not (begins or self.return_ids):
+            return [given.text] if given.text else []
         choice = self._choice(index, output, begins)
         silent = not (choice.text or choice.logprobs or given.finish_reason or self.return_ids)
         if silent and choice.prompt_logprobs is UNSET:
             return []
         return [choice]
+
+    def saying(self, index: int, text: str) -> CompletionChoice:
+        """See Choices."""
+        return CompletionChoice(index=index, text=text)
 
     def whole(self, index: int, output: RequestOutput) -> CompletionChoice:
         """See Choices."""
@@ -195,26 +212,32 @@ class ChatChoices:
     """Where there is more in an answer than text."""
     _begun: set[int] = field(default_factory=set)
 
-    def pieces(self, index: int, output: RequestOutput) -> list[ChatChoice]:
+    def pieces(self, index: int, output: RequestOutput) -> list[ChatChoice | str]:
         """See Choices. The first piece says the role."""
         given = output.outputs[0]
-        choices = []
+        pieces: list[ChatChoice | str] = []
         if index not in self._begun:
             self._begun.add(index)
             forced = self.parsed is not None and self.parsed.forced is not None
             role = ChatMessage(role="assistant", content=None if forced else "")
             ids = tell_ids(output.prompt_token_ids, self.return_ids)
-            choices.append(ChatChoice(index=index, delta=role, prompt_token_ids=ids))
-        told: ChatMessage | None = None
+            pieces.append(ChatChoice(index=index, delta=role, prompt_token_ids=ids))
+        told: ChatMessage | str = given.text
         if self.parsed is not None:
             told = self.parsed.delta(index, given.text, ends=given.finish_reason is not None)
-        elif given.text:
-            told = ChatMessage(content=given.text)
+        if isinstance(told, str) and is_text(output) and not self.return_ids:
+            return [*pieces, told] if told else pieces
         choice = self._choice(index, output)
         if told or choice.logprobs or given.finish_reason or self.return_ids:
-            nothing = ChatMessage() if self.parsed else ChatMessage(content="")
-            choices.append(replace(choice, delta=told or nothing))
-        return choices
+            if isinstance(told, str):
+                silent = self.parsed is not None and not told
+                told = ChatMessage() if silent else ChatMessage(content=told)
+            pieces.append(replace(choice, delta=told))
+        return pieces
+
+    def saying(self, index: int, text: str) -> ChatChoice:
+        """See Choices."""
+        return ChatChoice(index=index, delta=ChatMessage(content=text))
 
     def whole(self, index: int, output: RequestOutput) -> ChatChoice:
         """See Choices."""
@@ -293,7 +316,7 @@ class Teller(WholeTeller, Protocol):
         """How its stream is written."""
         ...
 
-    def chunks(self, index: int, output: RequestOutput) -> Sequence[Struct]:
+    def chunks(self, index: int, output: RequestOutput) -> Sequence[Event]:
         """Events for an output of kind DELTA of the index-th answer."""
         ...
 
@@ -332,6 +355,7 @@ class Reply:
     _prompt_tokens: dict[int, int] = field(default_factory=dict)
     _cached_tokens: dict[int, int] = field(default_factory=dict)
     _num_output_tokens: int = 0
+    _moulds: dict[int, Mould[Response]] = field(default_factory=dict)
 
     def keep_best(self, output: RequestOutput) -> RequestOutput:
         """Keep the n best answers, or else the likeliest, by log probability a token.
@@ -350,21 +374,40 @@ class Reply:
         kept = [replace(one, index=index) for index, one in enumerate(ranked[: self.n])]
         return replace(output, outputs=tuple(kept))
 
-    def chunks(self, index: int, output: RequestOutput) -> list[Response]:
-        """Chunks for an output of kind DELTA of the index-th choice."""
+    def chunks(self, index: int, output: RequestOutput) -> list[Response | bytes]:
+        """Chunks for an output of kind DELTA of the index-th choice; bytes: see Event."""
         output = self._shown(output)
         begins = not self._prompt_tokens
         self._count(index, output)
+        chunks = [self._chunk(index, piece) for piece in self.choices.pieces(index, output)]
+        if begins and self.tells_prompt:
+            first = chunks[0]
+            assert isinstance(first, Response), "a chat begins with its role"
+            chunks[0] = replace(first, prompt_logprobs=tell_prompt(output, True))
+        return chunks
+
+    def _chunk(self, index: int, piece: CompletionChoice | ChatChoice | str) -> Response | bytes:
+        if isinstance(piece, str):
+            if not self.running_usage:
+                return self._mould(index).cast(piece)
+            piece = self.choices.saying(index, piece)
         usage: Usage | UnsetType | None = None if self.include_usage else UNSET
         if self.running_usage:
             usage = self._usage()
-        chunks = [
-            self._response(self.chunk_object, [piece], usage)
-            for piece in self.choices.pieces(index, output)
-        ]
-        if begins and self.tells_prompt:
-            chunks[0] = replace(chunks[0], prompt_logprobs=tell_prompt(output, True))
-        return chunks
+        return self._response(self.chunk_object, [piece], usage)
+
+    def _mould(self, index: int) -> Mould[Response]:
+        """Return what the chunks are cast in that say more text of a choice."""
+        mould = self._moulds.get(index)
+        if mould is None:
+            usage: UnsetType | None = None if self.include_usage else UNSET
+
+            def say(text: str) -> Response:
+                choice = self.choices.saying(index, text)
+                return self._response(self.chunk_object, [choice], usage)
+
+            mould = self._moulds[index] = Mould(say, self.wire.write)
+        return mould
 
     def end(self) -> list[Response]:
         """The last chunk: usage, where the client asked for it."""

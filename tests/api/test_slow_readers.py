@@ -9,18 +9,14 @@ import asyncio
 import json
 import socket
 import struct
-from collections.abc import AsyncGenerator
-from contextlib import aclosing
 from typing import Any
 
 import aiohttp
 import pytest
 from quire import AsyncEngine
 from quire.api import outlet
-from quire.api.answer import merge
 from quire.api.limits import Limits
 from quire.api.server import Server, ServerOptions, bind
-from quire.engine.request import CompletionOutput, RequestOutput
 
 PIECE = "x" * 5000
 LIMITS = Limits(stream_buffer_bytes=4096, slow_reader_timeout_s=0.2, sse_heartbeat_s=0)
@@ -174,26 +170,6 @@ def tokens_of(events: list[Any]) -> dict[int, list[int]]:
         for choice in event["choices"]:
             found.setdefault(choice["index"], []).extend(choice["token_ids"])
     return found
-
-
-async def test_merge_lets_no_stream_run_ahead() -> None:
-    """A stream that is never waited for would pile its outputs up beside the engine's own."""
-    made = [0, 0, 0]
-
-    async def stream(index: int) -> AsyncGenerator[RequestOutput, None]:
-        for _ in range(1000):
-            made[index] += 1
-            one = CompletionOutput(index=0, text="a", token_ids=(1,))
-            yield RequestOutput(
-                request_id="", prompt=None, prompt_token_ids=(), outputs=(one,), finished=False
-            )
-            await asyncio.sleep(0)
-
-    async with aclosing(merge([stream(index) for index in range(3)])) as batches:
-        num_taken = len(await anext(batches))
-        for _ in range(200):
-            await asyncio.sleep(0)
-        assert sum(made) <= num_taken + 2 * len(made) + 1
 
 
 async def test_a_silent_stream_has_a_heartbeat(serve_fake: Any) -> None:

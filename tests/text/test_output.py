@@ -103,9 +103,10 @@ def stop_slowly(ids: list[int], params: SamplingParams) -> Cut:
 
 def test_cumulative_outputs_grow_and_name_the_request() -> None:
     state = make_state()
+    state.num_cached_tokens = 5
     texts = []
     for token_id in DOOR:
-        assert not state.push(token_id, num_cached_tokens=5)
+        assert not state.push(token_id)
         output = state.output()
         texts.append(output.outputs[0].text)
         assert output.outputs[0].text.startswith(texts[-2] if len(texts) > 1 else "")
