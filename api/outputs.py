@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from msgspec.structs import replace
 
-from ..engine.request import RequestOutput
+from ..engine.request import MoreText, RequestOutput
 from .caller import Caller
 from .errors import SERVER, ApiError
 from .reply import WholeTeller
@@ -64,8 +64,22 @@ class Outputs:
     ) -> None:
         self._stack.close()
 
+    def take_more(self) -> list[tuple[int, MoreText]]:
+        """Return what is new of answers of which it is text alone, one of a prompt; take() has the
+        others."""
+        taken = []
+        for place in tuple(self._due):
+            told = self._readings[place].more()
+            if told is not None:
+                del self._due[place]
+                self._caller.account.num_output_tokens += told.num_tokens
+                taken.append((place, told))
+        return taken
+
     def take(self) -> Batch:
         """Return what is new of each choice."""
+        if not self._due:
+            return []
         batch = []
         for place in self._due:
             output = self._readings[place].take()

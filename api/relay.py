@@ -30,6 +30,7 @@ class Relay:
     ) -> None:
         self._outputs = Outputs(caller, prepared, reply, self._told)
         self._reply = reply
+        self._more = reply.more
         self._stream = stream
         self._handler = asyncio.Event()
         """Set when the handler is needed."""
@@ -54,12 +55,15 @@ class Relay:
                 stream.put(self._events())
             except Exception as error:
                 self._failure = error
-            if self._outputs.num_open and self._failure is None and stream.flows:
+            if self._outputs.num_open and self._failure is None:
                 return
         self._handler.set()
 
     def _events(self) -> list[Event]:
         events: list[Event] = []
+        if self._more is not None:
+            for index, told in self._outputs.take_more():
+                events += self._more(index, told)
         for index, output in self._outputs.take():
             check_output(output)
             events += self._reply.chunks(index, output)

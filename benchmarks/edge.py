@@ -15,11 +15,11 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import gc
 import json
 import statistics
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import Future
@@ -29,7 +29,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from msgspec import Struct, structs
 
-from ..api.server import Server, ServerOptions, bind
+from ..api.server import Server, ServerOptions, bind, settle_memory
 from ..engine.async_engine import AsyncEngine
 from ..engine.params import RequestOutputKind, SamplingParams
 from ..engine.plan import StepPlan, StepResult
@@ -71,7 +71,6 @@ class SayingExecutor:
         self._story = np.array(story, np.int32)
         self._every_s = None if steps_per_s is None else 1 / steps_per_s
         self._due_s = 0.0
-        self._timer: threading.Timer | None = None
         self.num_steps = 0
         self.num_tokens = 0
 
@@ -88,8 +87,7 @@ class SayingExecutor:
             return future
         now = time.perf_counter()
         self._due_s = max(now, self._due_s + self._every_s)
-        self._timer = threading.Timer(self._due_s - now, future.set_result, (result,))
-        self._timer.start()
+        asyncio.get_running_loop().call_later(self._due_s - now, future.set_result, result)
         return future
 
     def now(self) -> tuple[float, float, int, int]:
@@ -157,7 +155,7 @@ async def until(true: Callable[[], bool]) -> None:
     async with asyncio.timeout(600):
         looks = asyncio.Event()
         while not true():
-            asyncio.get_running_loop().call_later(0.005, looks.set)
+            asyncio.get_running_loop().call_later(0.02, looks.set)
             await looks.wait()
             looks.clear()
 
@@ -175,9 +173,11 @@ async def serving(streams: int) -> AsyncIterator[tuple[AsyncEngine, Server]]:
     server = Server(engine, ServerOptions(port=0))
     await engine.start()
     await server.start(bind("127.0.0.1", 0))
+    settle_memory()
     try:
         yield engine, server
     finally:
+        gc.unfreeze()
         await engine.stop()
         await server.stop()
 

@@ -28,7 +28,7 @@ from .errors import EngineError
 from .front import Front
 from .live import LiveView
 from .metrics import EngineMetrics
-from .params import BeamSearchParams, Params, PoolingParams, SamplingParams
+from .params import BeamSearchParams, Params, PoolingParams, RequestOutputKind, SamplingParams
 from .parsing.choose import Parsers
 from .plan import StepPlan
 from .pooling import PoolingRequestOutput, pooled
@@ -292,16 +292,19 @@ class AsyncEngine:
         """
         if not self.is_running:
             raise EngineError("the engine is shutting down, sleeps or has failed: no new requests.")
-        request = prepared.request
+        name, kind = prepared.request.request_id, prepared.request.params.output_kind
         state = self.front.add(prepared, time.monotonic() if now_s is None else now_s)
         if on_added is not None:
             on_added()
-        leave = partial(self._leave, request.request_id)
-        reading = Reading(state, request.params.output_kind, call, leave)
-        self._readers.enter(request.request_id, reading.tell)
+
+        def call_at_end() -> None:
+            if state.finished:
+                call()
+
+        self._readers.enter(name, call_at_end if kind is RequestOutputKind.FINAL_ONLY else call)
         self._idle.clear()
         self._wake.set()
-        return reading
+        return Reading(state, kind, partial(self._leave, name))
 
     def _leave(self, name: str, state: Growing) -> None:
         self._readers.leave(name)

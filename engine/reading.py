@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 from .params import RequestOutputKind
-from .request import RequestOutput
+from .request import MoreText, RequestOutput
 
 
 class Growing(Protocol):
@@ -18,37 +18,36 @@ class Growing(Protocol):
     @property
     def finished(self) -> bool: ...
     def output(self, kind: RequestOutputKind) -> RequestOutput: ...
+    def more(self) -> MoreText | None: ...
 
 
 class Reading:
     """Outputs of one request. Whoever has it closes it, which ends a request that has not ended."""
 
-    __slots__ = ("_call", "_close", "_is_open", "_kind", "_state")
+    __slots__ = ("_close", "_is_open", "_kind", "_state")
 
     def __init__(
         self,
         state: Growing,
         kind: RequestOutputKind,
-        call: Callable[[], None],
         close: Callable[[Growing], None],
     ) -> None:
         self._state = state
         self._kind = kind
-        self._call = call
         self._close = close
         self._is_open = True
 
-    def tell(self) -> None:
-        """Call the reader, unless it wants the end alone and that has not come."""
-        if self._kind is not RequestOutputKind.FINAL_ONLY or self._state.finished:
-            self._call()
-
     def take(self) -> RequestOutput | None:
-        """Return what is new, None where nothing is; the last one has `finished`."""
+        """Return what is new, None where nothing is; the last output has `finished`."""
         if self._kind is RequestOutputKind.FINAL_ONLY and not self._state.finished:
             return None
         output = self._state.output(self._kind)
         return output if output.outputs else None
+
+    def more(self) -> MoreText | None:
+        """Return what is new where that is more text of one answer and nothing beside it, which
+        costs much less than an output. None: take() has it. For DELTA."""
+        return self._state.more()
 
     def close(self) -> None:
         """Read no more."""

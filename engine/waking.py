@@ -15,9 +15,9 @@ from itertools import islice
 
 logger = logging.getLogger("quire")
 
-AT_ONCE = 16
+AT_ONCE = 32
 """Readers that are called in one turn of the loop. A landing takes some turns to reach the driver;
-a reader takes some tens of microseconds, a turn about ten."""
+a reader takes ten or twenty microseconds, and so does a turn."""
 
 
 class Waking:

@@ -15,6 +15,7 @@ from ..request import (
     FinishReason,
     Logprob,
     LogprobRows,
+    MoreText,
     PromptLogprobs,
     Request,
     RequestOutput,
@@ -207,6 +208,18 @@ class OutputState:
             timeline=self.timeline if self.finish_reason is not None else None,
             vector=self.vector,
         )
+
+    def more(self) -> MoreText | None:
+        """Return what is new since the last delta where that is text alone, else None: see output.
+
+        There is more to say of the first delta, of the last one and of log probabilities.
+        """
+        if self.finish_reason is not None or self._logprobs is not None or not self._seen_tokens:
+            return None
+        texts, num_tokens = self._texts, len(self._token_ids)
+        told = MoreText("".join(texts[self._seen_texts :]), num_tokens - self._seen_tokens)
+        self._seen_tokens, self._seen_texts = num_tokens, len(texts)
+        return told
 
     def _shows(self, finished: Finished) -> bool:
         """Tell whether the last token has text: a stop token has none, unless asked for."""

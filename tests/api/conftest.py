@@ -201,6 +201,9 @@ class FakeReading:
         self._taken = asyncio.Event()
         self._task = asyncio.create_task(self._run(outputs))
 
+    def more(self) -> None:
+        return None
+
     def take(self) -> RequestOutput | None:
         given, self._next = self._next, None
         self._taken.set()

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-import json
+from functools import partial
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from msgspec import UNSET, Struct
-from msgspec.structs import replace
+from msgspec import Struct
+from quire.api.choices import ChatChoices, CompletionChoices
 from quire.api.mould import Mould
-from quire.api.reply import ChatChoices, CompletionChoices, Reply
+from quire.api.parsed import ParsedAnswers
+from quire.api.reply import Reply
 from quire.api.sse import EVENTS
-from quire.engine.request import CompletionOutput, RequestOutput
+from quire.engine.parsing.choose import Parsers
+from quire.engine.parsing.formats import REASONING_FORMATS
+from quire.engine.request import CompletionOutput, MoreText, RequestOutput
 
 TEXTS = st.text(st.characters(exclude_categories=["Cs"]))
 NAMES = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
@@ -29,15 +32,9 @@ class Said(Struct):
 
 
 def make_reply(name: str, chat: bool, **options: Any) -> Reply:
-    return Reply(
-        response_id=name,
-        model=name,
-        created=1,
-        choices=ChatChoices() if chat else CompletionChoices(),
-        object="whole",
-        chunk_object=name,
-        **options,
-    )
+    options.setdefault("choices", ChatChoices() if chat else CompletionChoices())
+    names: dict[str, Any] = {"response_id": name, "model": name, "chunk_object": name}
+    return Reply(created=1, object="whole", **names, **options)
 
 
 def make_output(text: str, **fields: Any) -> RequestOutput:
@@ -62,32 +59,52 @@ def test_a_text_that_is_told_twice_has_no_mould() -> None:
 
 @pytest.mark.parametrize("chat", [True, False])
 @pytest.mark.parametrize("include_usage", [True, False])
-@given(texts=st.lists(TEXTS.filter(bool), min_size=2), name=NAMES)
-def test_chunks_of_text_are_those_of_structs(
+@given(texts=st.lists(TEXTS, min_size=2), name=NAMES)
+def test_more_text_is_told_as_outputs_are(
     chat: bool, include_usage: bool, texts: list[str], name: str
 ) -> None:
-    """A reply that tells usage in every chunk makes them all of structs."""
-    cast = make_reply(name, chat, include_usage=include_usage)
-    made = make_reply(name, chat, include_usage=include_usage, running_usage=True)
-    for number, text in enumerate(texts):
-        output = make_output(text)
-        events, structs = cast.chunks(0, output), made.chunks(0, output)
-        assert [isinstance(one, bytes) for one in events[-1:]] == [chat or number > 0]
-        for event, struct in zip(events, structs, strict=True):
-            assert not isinstance(struct, bytes)
-            usage = None if include_usage else UNSET
-            written = event if isinstance(event, bytes) else EVENTS.write(event)
-            assert written == EVENTS.write(replace(struct, usage=usage))
-    assert cast.end() == [] if not include_usage else cast.end()[0].usage == made.end()[0].usage
+    """Byte for byte, and counted: a client cannot see which of the two it was told."""
+    one, other = (make_reply(name, chat, include_usage=include_usage) for _ in range(2))
+    assert one.chunks(0, make_output("a")) == other.chunks(0, make_output("a"))
+    assert one.more is not None
+    for text in texts:
+        cast = one.more(0, MoreText(text, 2))
+        made = other.chunks(0, make_output(text))
+        assert cast == [EVENTS.write(chunk) for chunk in made]
+    assert one.end() == other.end()
 
 
-@pytest.mark.parametrize("chat", [True, False])
-def test_what_is_more_than_text_is_no_cast(chat: bool) -> None:
-    """The last chunk says why it is that."""
-    reply = make_reply("m", chat)
-    reply.chunks(0, make_output("a"))
-    (event,) = reply.chunks(0, make_output("b"))
-    assert isinstance(event, bytes) and json.loads(event[6:])["choices"][0]["finish_reason"] is None
-    (last,) = reply.chunks(0, make_output("c", finish_reason="stop"))
-    assert not isinstance(last, bytes)
-    assert last.choices[0].finish_reason == "stop" and last.choices[0].seed == 7
+@pytest.mark.parametrize(
+    "reply",
+    [
+        make_reply("m", True, running_usage=True),
+        make_reply("m", False, prompt_alone=True),
+        make_reply("m", True, choices=ChatChoices(return_ids=True)),
+        make_reply("m", False, choices=CompletionChoices(return_ids=True)),
+    ],
+    ids=["usage in every chunk", "no answer", "token ids of a chat", "token ids"],
+)
+def test_who_wants_more_than_text_is_told_outputs(reply: Reply) -> None:
+    assert reply.more is None
+
+
+def test_thoughts_are_no_content() -> None:
+    """What a parser finds in more text is told as in an output; content is cast."""
+    ids = iter(range(9))
+
+    def make() -> Reply:
+        parsers = Parsers(reasoning=REASONING_FORMATS["qwen3"])
+        start = partial(parsers.start, "text")
+        parsed = ParsedAnswers(start, lambda: str(next(ids)), has_reasoning=True)
+        return make_reply("m", True, choices=ChatChoices(parsed=parsed))
+
+    one, other = make(), make()
+    assert one.more is not None
+    assert one.chunks(0, make_output("<think>")) == other.chunks(0, make_output("<think>"))
+    for text, is_cast in (("a", False), ("", None), ("b</think>", False), ("c", True)):
+        told = list(one.more(0, MoreText(text, 2)))
+        assert [isinstance(event, bytes) for event in told] == (
+            [] if is_cast is None else [is_cast]
+        )
+        made = [EVENTS.write(chunk) for chunk in other.chunks(0, make_output(text))]
+        assert [EVENTS.write(e) if not isinstance(e, bytes) else e for e in told] == made
