@@ -90,7 +90,7 @@ async def whole(caller: Caller, prepared: Sequence[Prepared], reply: WholeTeller
     _describe(caller.account, prepared, reply)
     ended: dict[int, RequestOutput] = {}
     news = asyncio.Event()
-    with Outputs(caller, prepared, reply, news.set) as outputs:
+    with Outputs(caller, prepared, reply, lambda _: news.set()) as outputs:
         while outputs.num_open:
             await news.wait()
             news.clear()

@@ -75,7 +75,7 @@ class Outlet:
         """Send bytes, at least one, and do not look whether the client has taken others."""
         transport = self._transport
         assert transport is not None and self._writer is not None and data, "open() comes first"
-        if transport.is_closing():
+        if transport.is_closing() or self._request.transport is not transport:
             raise ConnectionResetError("the client is gone")
         if self._chunked:
             data = b"%x\r\n%b\r\n" % (len(data), data)

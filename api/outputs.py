@@ -35,9 +35,9 @@ class Outputs:
         caller: Caller,
         prepared: Sequence[Prepared],
         reply: WholeTeller,
-        call: Callable[[], None],
+        call: Callable[[int], None],
     ) -> None:
-        """call: as AsyncEngine.read has it; there is something to take."""
+        """call: as AsyncEngine.read has it, with the place of a prompt: there is something new."""
         self._caller = caller
         self._prepared = prepared
         self._reply = reply
@@ -64,22 +64,16 @@ class Outputs:
     ) -> None:
         self._stack.close()
 
-    def take_more(self) -> list[tuple[int, MoreText]]:
-        """Return what is new of answers of which it is text alone, one of a prompt; take() has the
-        others."""
-        taken = []
-        for place in tuple(self._due):
-            told = self._readings[place].more()
-            if told is not None:
-                del self._due[place]
-                self._caller.account.num_output_tokens += told.num_tokens
-                taken.append((place, told))
-        return taken
+    def more(self, place: int) -> MoreText | None:
+        """Return what is new of a prompt's answer where that is text alone, else None: see take."""
+        told = self._readings[place].more()
+        if told is not None:
+            self._due.pop(place, None)
+            self._caller.account.num_output_tokens += told.num_tokens
+        return told
 
     def take(self) -> Batch:
         """Return what is new of each choice."""
-        if not self._due:
-            return []
         batch = []
         for place in self._due:
             output = self._readings[place].take()
@@ -101,7 +95,7 @@ class Outputs:
 
     def _told(self, place: int) -> None:
         self._due[place] = None
-        self._call()
+        self._call(place)
 
 
 def one_by_one(batch: Batch, reply: WholeTeller) -> Batch:

@@ -13,10 +13,12 @@ import asyncio
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from msgspec import Struct
+
 from .caller import Caller
 from .outputs import Outputs, check_output
 from .reply import Teller
-from .sse import Event, EventStream
+from .sse import EventStream
 
 if TYPE_CHECKING:
     from ..engine.text.prepare import Prepared
@@ -47,23 +49,24 @@ class Relay:
                     raise self._failure
                 await self._stream.send(self._events())
 
-    def _told(self) -> None:
+    def _told(self, place: int) -> None:
         """Pass on what is new, where nothing has to be waited for."""
-        stream = self._stream
+        stream, tell_more = self._stream, self._more
         if self._failure is None and stream.flows:
             try:
-                stream.put(self._events())
+                more = None if tell_more is None else self._outputs.more(place)
+                if more is not None and tell_more is not None:
+                    stream.put(tell_more(place, more))
+                    return
+                stream.put(stream.written(self._events()))
             except Exception as error:
                 self._failure = error
             if self._outputs.num_open and self._failure is None:
                 return
         self._handler.set()
 
-    def _events(self) -> list[Event]:
-        events: list[Event] = []
-        if self._more is not None:
-            for index, told in self._outputs.take_more():
-                events += self._more(index, told)
+    def _events(self) -> list[Struct]:
+        events: list[Struct] = []
         for index, output in self._outputs.take():
             check_output(output)
             events += self._reply.chunks(index, output)

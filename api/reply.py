@@ -25,11 +25,11 @@ from .schema import (
     Response,
     Usage,
 )
-from .sse import EVENTS, Event, Wire
+from .sse import EVENTS, Wire
 from .state import FINGERPRINT
 
-TellMore = Callable[[int, MoreText], Sequence[Event]]
-"""Of the index-th answer."""
+TellMore = Callable[[int, MoreText], bytes]
+"""Returns what is written of the index-th answer, nothing where that is silent."""
 
 
 class WholeTeller(Protocol):
@@ -68,7 +68,7 @@ class Teller(WholeTeller, Protocol):
 
     @property
     def more(self) -> TellMore | None:
-        """Events for more text of an answer that `chunks` has begun; None: that needs an output."""
+        """What writes more text of an answer that `chunks` has begun; None: that needs outputs."""
         ...
 
     def end(self) -> Sequence[Struct]:
@@ -145,12 +145,12 @@ class Reply:
         alone = self.choices.tells_text and not (self.running_usage or self.prompt_alone)
         return self._more if alone else None
 
-    def _more(self, index: int, told: MoreText) -> list[Event]:
+    def _more(self, index: int, told: MoreText) -> bytes:
         self._num_output_tokens += told.num_tokens
         piece = self.choices.more(index, told.text)
         if isinstance(piece, str):
-            return [self._mould(index).cast(piece)] if piece else []
-        return [self._response(self.chunk_object, [piece], self._no_usage)]
+            return self._mould(index).cast(piece) if piece else b""
+        return self.wire.write(self._response(self.chunk_object, [piece], self._no_usage))
 
     def _mould(self, index: int) -> Mould[Response]:
         """Return what the chunks are cast in that say more text of a choice."""

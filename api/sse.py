@@ -58,10 +58,6 @@ NAMED_EVENTS = Wire(EVENT_HEADERS, named_event, heartbeat=HEARTBEAT)
 LINES = Wire({"Content-Type": "application/x-ndjson", **HEADERS}, line)
 
 
-Event = Struct | bytes
-"""What a wire has to write, or what it has written already."""
-
-
 class EventStream:
     """A stream on one response: an async context manager, whose heart beats inside.
 
@@ -92,20 +88,23 @@ class EventStream:
             self._heart.cancel()
             await asyncio.gather(self._heart, return_exceptions=True)
 
+    def written(self, events: Iterable[Struct]) -> bytes:
+        """Return the bytes of events."""
+        return b"".join(map(self._wire.write, events))
+
     @property
     def flows(self) -> bool:
         """Whether put() may be called: the stream is open, its client reads, nobody has it."""
         return self._outlet.has_room and not self._writing.locked()
 
-    def put(self, events: Iterable[Event]) -> None:
-        """Send events in one write, where the stream flows."""
-        data = self._written(events)
+    def put(self, data: bytes) -> None:
+        """Send what was written, if anything, where the stream flows."""
         if data:
             self._outlet.put(data)
 
-    async def send(self, events: Iterable[Event]) -> None:
+    async def send(self, events: Iterable[Struct]) -> None:
         """Send events in one write; wait while the client is slow to read."""
-        data = self._written(events)
+        data = self.written(events)
         if data:
             await self._write(data)
 
@@ -121,10 +120,6 @@ class EventStream:
             await self._write(self._wire.end)
         async with self._writing:
             return await self._outlet.close()
-
-    def _written(self, events: Iterable[Event]) -> bytes:
-        write = self._wire.write
-        return b"".join([one if isinstance(one, bytes) else write(one) for one in events])
 
     async def _write(self, data: bytes) -> None:
         async with self._writing:

@@ -24,7 +24,7 @@ class Growing(Protocol):
 class Reading:
     """Outputs of one request. Whoever has it closes it, which ends a request that has not ended."""
 
-    __slots__ = ("_close", "_is_open", "_kind", "_state")
+    __slots__ = ("_close", "_is_open", "_kind", "_state", "more")
 
     def __init__(
         self,
@@ -33,6 +33,9 @@ class Reading:
         close: Callable[[Growing], None],
     ) -> None:
         self._state = state
+        self.more = state.more
+        """Returns what is new where that is more text of one answer and nothing beside it, which
+        costs much less than an output. None: take() has it. For DELTA."""
         self._kind = kind
         self._close = close
         self._is_open = True
@@ -43,11 +46,6 @@ class Reading:
             return None
         output = self._state.output(self._kind)
         return output if output.outputs else None
-
-    def more(self) -> MoreText | None:
-        """Return what is new where that is more text of one answer and nothing beside it, which
-        costs much less than an output. None: take() has it. For DELTA."""
-        return self._state.more()
 
     def close(self) -> None:
         """Read no more."""
