@@ -90,7 +90,12 @@ async def whole(caller: Caller, prepared: Sequence[Prepared], reply: WholeTeller
     _describe(caller.account, prepared, reply)
     ended: dict[int, RequestOutput] = {}
     news = asyncio.Event()
-    with Outputs(caller, prepared, reply, lambda _: news.set()) as outputs:
+
+    def call(place: int) -> None:
+        outputs.note(place)
+        news.set()
+
+    with Outputs(caller, prepared, reply, call) as outputs:
         while outputs.num_open:
             await news.wait()
             news.clear()

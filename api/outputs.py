@@ -64,16 +64,19 @@ class Outputs:
     ) -> None:
         self._stack.close()
 
+    def note(self, place: int) -> None:
+        """Note that there is something new of a prompt, for the next take."""
+        self._due[place] = None
+
     def more(self, place: int) -> MoreText | None:
         """Return what is new of a prompt's answer where that is text alone, else None: see take."""
         told = self._readings[place].more()
         if told is not None:
-            self._due.pop(place, None)
             self._caller.account.num_output_tokens += told.num_tokens
         return told
 
     def take(self) -> Batch:
-        """Return what is new of each choice."""
+        """Return what is new of each choice of the prompts that were noted."""
         batch = []
         for place in self._due:
             output = self._readings[place].take()
@@ -90,12 +93,8 @@ class Outputs:
         assert ticket is not None, "what generates is admitted first"
         num = prepared.request.params.n if prepared.beams is None else prepared.beams.n
         return self._caller.state.engine.read(
-            prepared, partial(self._told, place), on_added=partial(ticket.hand_over, num)
+            prepared, partial(self._call, place), on_added=partial(ticket.hand_over, num)
         )
-
-    def _told(self, place: int) -> None:
-        self._due[place] = None
-        self._call(place)
 
 
 def one_by_one(batch: Batch, reply: WholeTeller) -> Batch:

@@ -51,18 +51,19 @@ class Relay:
 
     def _told(self, place: int) -> None:
         """Pass on what is new, where nothing has to be waited for."""
-        stream, tell_more = self._stream, self._more
-        if self._failure is None and stream.flows:
-            try:
-                more = None if tell_more is None else self._outputs.more(place)
-                if more is not None and tell_more is not None:
-                    stream.put(tell_more(place, more))
-                    return
-                stream.put(stream.written(self._events()))
-            except Exception as error:
-                self._failure = error
-            if self._outputs.num_open and self._failure is None:
+        stream, outputs, tell_more = self._stream, self._outputs, self._more
+        flows = self._failure is None and stream.flows
+        try:
+            if flows and tell_more is not None and (more := outputs.more(place)) is not None:
+                stream.put(tell_more(place, more))
                 return
+            outputs.note(place)
+            if flows:
+                stream.put(stream.written(self._events()))
+                if outputs.num_open:
+                    return
+        except Exception as error:
+            self._failure = error
         self._handler.set()
 
     def _events(self) -> list[Struct]:

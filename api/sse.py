@@ -95,7 +95,7 @@ class EventStream:
     @property
     def flows(self) -> bool:
         """Whether put() may be called: the stream is open, its client reads, nobody has it."""
-        return self._outlet.has_room and not self._writing.locked()
+        return not self._writing.locked() and self._outlet.has_room
 
     def put(self, data: bytes) -> None:
         """Send what was written, if anything, where the stream flows."""
