@@ -38,6 +38,8 @@ HELP = {
     "checkpoint is made for",
     "pooler_config": "how vectors are made, as JSON: "
     '{"pooling_type": "LAST", "CLS", "MEAN" or "MAX", "normalize": true}',
+    "hf_overrides": "fields of config.json to change, as JSON",
+    "chat_template": "file or text of a chat template, instead of the checkpoint's",
     "dtype": "of weights, activations and KV cache",
     "load_format": "dummy: random weights of the config's shape",
     "device": "where to compute; auto: a GPU where there is one",
@@ -289,9 +291,11 @@ def _add_field_options(parser: argparse.ArgumentParser) -> None:
             settings["action"] = argparse.BooleanOptionalAction
         elif get_origin(kind) is Literal:
             settings["choices"] = get_args(kind)
-        elif get_origin(kind) is dict:
+        elif kind == dict[str, float]:
             settings.update(type=read_weights, metavar="JSON")
-        elif isinstance(kind, type) and issubclass(kind, msgspec.Struct):
+        elif get_origin(kind) is dict or (
+            isinstance(kind, type) and issubclass(kind, msgspec.Struct)
+        ):
             settings.update(type=partial(read_object, kind), metavar="JSON")
         else:
             settings["type"] = read_bytes if field.name.endswith("_bytes") else kind

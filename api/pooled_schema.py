@@ -57,6 +57,8 @@ class ScoreBody(PooledBody, kw_only=True):
     data_2: str | list[str] | None = None
     queries: str | list[str] | None = None
     documents: str | list[str] | None = None
+    instruction: str | None = None
+    """What is asked about the texts, where the model's template of pairs takes it."""
     use_activation: bool | None = None
 
 
@@ -71,6 +73,8 @@ class RerankBody(PooledBody, kw_only=True):
 
     query: str
     documents: list[str | RerankDocument]
+    instruction: str | None = None
+    """As ScoreBody has it."""
     top_n: int | None = None
     """Results to tell; null or 0: all."""
     return_documents: bool | None = None

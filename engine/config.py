@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import os
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import msgspec
 from msgspec import Struct
@@ -137,6 +137,11 @@ class EngineConfig(Struct, frozen=True, kw_only=True):
     the checkpoint is made for."""
     pooler_config: PoolerConfig | None = None
     """A dict of its fields will do."""
+    hf_overrides: dict[str, Any] = {}
+    """Fields of the checkpoint's config.json that count instead of what stands there."""
+    chat_template: str | None = None
+    """A file with a chat template, or its text, instead of the checkpoint's own. One that knows the
+    roles query and document writes the pairs of texts that are scored."""
     dtype: DTypeName = "auto"
     load_format: LoadFormat = "auto"
     device: DeviceName = "auto"

@@ -197,14 +197,16 @@ class LLM:
         pooling_params: PoolingParams | None = None,
         *,
         use_tqdm: bool = True,
+        instruction: str | None = None,
     ) -> list[ScoringRequestOutput]:
         """Score pairs of texts, one with many or as many with as many, as `outputs.score`.
 
-        By a model that reads both, else by the cosine of their embeddings.
+        By a model that reads both, else by the cosine of their embeddings. instruction: what is
+        asked about them, where the model's template takes it.
         """
         firsts = [data_1] if isinstance(data_1, str) else list(data_1)
         seconds = [data_2] if isinstance(data_2, str) else list(data_2)
-        comparison = compare(firsts, seconds, self._front.pooling)
+        comparison = compare(firsts, seconds, self._front.pooling, instruction)
         outputs = self.encode(comparison.prompts, pooling_params, use_tqdm=use_tqdm)
         scores = comparison.scores([output.outputs.data for output in outputs])
         return [

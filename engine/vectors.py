@@ -9,7 +9,8 @@ from msgspec import Struct
 
 Kind = Literal["last", "cls", "mean", "max", "mean_sqrt_len"]
 """Which states of a text make its vector: reference.pooling.Kind."""
-Activation = Literal["identity", "tanh"]
+Activation = Literal["identity", "tanh", "margin"]
+"""margin: of two numbers, how much greater the second is."""
 Scores = Literal["identity", "sigmoid", "softmax"]
 
 
@@ -24,6 +25,8 @@ class Stage(NamedTuple):
     activation: Activation
     folder: Path | None = None
     """and where they are; None: with the model's."""
+    rows: tuple[int, ...] | None = None
+    """Of its tensor, which has one for each token: those that it consists of. None: all."""
 
 
 class PoolingConfig(Struct, frozen=True, kw_only=True):
@@ -47,3 +50,6 @@ class PoolingConfig(Struct, frozen=True, kw_only=True):
     """Texts of a prompt that the model tells apart."""
     max_tokens: int | None = None
     """Of a text, where that is less than the model's own."""
+    pair_template: str | None = None
+    """What writes two texts as one prompt, where the checkpoint's chat template does not: a chat
+    template that knows the roles query and document."""

@@ -39,6 +39,9 @@ class Pooler(NamedTuple):
         """Send pooled states [samples, width] through the stages: [samples, out] float32."""
         for weight, activation in self.stages:
             pooled = ops.linear(pooled.to(dtype), weight).float()
-            if activation == "tanh":
-                pooled = tanh(pooled)
+            match activation:
+                case "tanh":
+                    pooled = tanh(pooled)
+                case "margin":
+                    pooled = pooled[:, 1:] - pooled[:, :1]
         return pooled

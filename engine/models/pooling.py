@@ -42,7 +42,7 @@ def embedding_config(
     """Read how a checkpoint embeds. kind: where it does not say; wish: what the options say."""
     config = PoolingConfig(kind=kind, width=hidden, dimensions=_matryoshka(values))
     if (path / MODULES).exists():
-        config = _read_modules(path, config)
+        config = _apply_modules(path, config)
     limits = path / "sentence_bert_config.json"
     if limits.exists():
         found = ConfigValues(read_json(limits), str(limits))
@@ -98,19 +98,26 @@ def _scores(values: ConfigValues, num_labels: int) -> Scores:
     name = None if own is None else own.get("activation_fn")
     name = name or values.get("sbert_ce_default_activation_function")
     if name is not None:
-        found = {"Identity": "identity", "Sigmoid": "sigmoid"}.get(str(name).rpartition(".")[2])
-        if found is None:
-            raise ConfigError(
-                f"{values.source}: the activation of scores is {name!r}: it must be torch.nn's "
-                "Identity or Sigmoid."
-            )
-        return "identity" if found == "identity" else "sigmoid"
+        return named_activation(str(name), values.source)
     match values.get("problem_type"):
         case "regression":
             return "identity"
         case "multi_label_classification":
             return "sigmoid"
     return "sigmoid" if num_labels == 1 else "softmax"
+
+
+def named_activation(name: str, source: str) -> Scores:
+    """Return what a class of torch.nn makes of scores. ConfigError names the source."""
+    match name.rpartition(".")[2]:
+        case "Identity":
+            return "identity"
+        case "Sigmoid":
+            return "sigmoid"
+    raise ConfigError(
+        f"{source}: the activation of scores is {name!r}: it must be torch.nn's Identity or "
+        "Sigmoid."
+    )
 
 
 def _matryoshka(values: ConfigValues) -> tuple[int, ...] | None:
@@ -122,20 +129,29 @@ def _matryoshka(values: ConfigValues) -> tuple[int, ...] | None:
     return tuple(given)
 
 
-def _read_modules(path: Path, config: PoolingConfig) -> PoolingConfig:
-    """Go through the modules behind the transformer."""
+def read_modules(path: Path) -> list[tuple[str, Path]]:
+    """Return the modules behind the transformer, by name, and the folders of their settings."""
     file = path / MODULES
+    if not file.exists():
+        return []
     try:
         modules = msgspec.json.decode(file.read_bytes(), type=list[dict[str, Any]])
     except (OSError, msgspec.DecodeError) as error:
         raise CheckpointError(f"{file} is not a list of modules: {error}") from error
-    replace = msgspec.structs.replace
-    config = replace(config, normalize=False)
+    found = []
     for module in modules[1:]:
         name, place = str(module.get("type")).rpartition(".")[2], str(module.get("path"))
-        folder = path / place
         if Path(place).name != place:
             raise CheckpointError(f"{file}: the path {place!r} must be a folder beside it.")
+        found.append((name, path / place))
+    return found
+
+
+def _apply_modules(path: Path, config: PoolingConfig) -> PoolingConfig:
+    """Go through the modules behind the transformer."""
+    replace = msgspec.structs.replace
+    config = replace(config, normalize=False)
+    for name, folder in read_modules(path):
         match name:
             case "Pooling":
                 config = replace(config, kind=_read_kind(folder / "config.json"))
@@ -146,7 +162,7 @@ def _read_modules(path: Path, config: PoolingConfig) -> PoolingConfig:
                 config = replace(config, normalize=True)
             case _ if name not in PASSING:
                 raise ConfigError(
-                    f"{file}: a module is {module.get('type')!r}: after the transformer it must be "
+                    f"{path / MODULES}: a module is {name!r}: after the transformer it must be "
                     f"Pooling, Dense, Normalize or {' or '.join(PASSING)}."
                 )
     return config

@@ -6,7 +6,9 @@ fault is a ParamsError.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Mapping
+from datetime import datetime
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,9 +17,12 @@ from ..errors import ParamsError
 from ..params import PoolingParams
 from ..request import IntArray
 from ..vectors import PoolingConfig
+from .chat import ChatTemplate
 from .ids import as_ids, check_unicode, wrong
 from .tokenizer import Tokenizer
 
+ROLES = {role: re.compile(rf"""['"]{role}['"]""") for role in ("query", "document")}
+"""How a template that writes pairs names their roles."""
 CHARS_PER_TOKEN = 64
 """A text longer than this for each token that it may have is tried by its beginning first."""
 
@@ -27,6 +32,8 @@ class TextPair(NamedTuple):
 
     first: str
     second: str
+    instruction: str | None = None
+    """What is asked about them, where the model's template of pairs takes it."""
 
 
 class PooledIds(NamedTuple):
@@ -46,7 +53,10 @@ class PooledPrompts:
         config: PoolingConfig,
         vocab_size: int,
         max_prompt_len: int,
+        template: ChatTemplate | None = None,
     ) -> None:
+        """template: writes two texts as one prompt, as a chat of the roles query and document."""
+        self._template = template
         self._tokenizer = tokenizer
         self._config = config
         self._vocab_size = vocab_size
@@ -66,6 +76,10 @@ class PooledPrompts:
         match prompt:
             case PooledIds():
                 return prompt
+            case TextPair() if self._template is not None:
+                return self._write(self._template, prompt, most)
+            case TextPair(_, _, instruction) if instruction is not None:
+                raise wrong("instruction", instruction, "left out: the model has no place for it")
             case TextPair(first, second):
                 return self._encode(first, second, most)
             case str():
@@ -114,6 +128,33 @@ class PooledPrompts:
             taken.token_ids[num_first:] += self._vocab_size
         return taken._replace(text=first if second is None else None)
 
+    def _write(self, template: ChatTemplate, pair: TextPair, most: int | None) -> PooledIds:
+        """Write a pair by a template; where that is too long, its second text loses its end."""
+        tokenizer = self._tokenizer
+        if tokenizer is None:
+            raise wrong("prompt", pair.second, "a list of token ids: there is no tokenizer")
+        for text in pair:
+            check_unicode(text or "")
+        pair = pair._replace(
+            first=self._beginning(pair.first, most), second=self._beginning(pair.second, most)
+        )
+
+        def written(num_chars: int) -> list[int]:
+            text = template.render(_as_chat(pair._replace(second=pair.second[:num_chars])))
+            return tokenizer.encode(text, add_special_tokens=False)
+
+        low, high = 0, len(pair.second)
+        ids = written(high)
+        if most is not None and len(ids) > most:
+            # What stands behind the text must stay, so that tokens cannot be cut.
+            while low < high:
+                middle = (low + high + 1) // 2
+                low, high = (middle, high) if len(written(middle)) <= most else (low, middle - 1)
+            ids = written(low)
+        if most is not None and len(ids) > most:
+            raise self._too_long(str(len(ids)))
+        return self._take(ids, None)
+
     def _beginning(self, text: Any, most: int | None) -> Any:
         """Cut a text that is far too long, or refuse it, without tokenizing megabytes."""
         chars = self._max_prompt_len * CHARS_PER_TOKEN
@@ -134,3 +175,22 @@ class PooledPrompts:
             "truncate_prompt_tokens must be given.",
             "prompt",
         )
+
+
+def pair_template(
+    tokenizer: Tokenizer | None, own: str | None, clock: Callable[[], datetime]
+) -> ChatTemplate | None:
+    """Return what writes pairs: the tokenizer's chat template if it knows them, else `own`."""
+    if tokenizer is None:
+        return None
+    source = tokenizer.chat_template
+    if source is not None and all(ROLES[role].search(source) for role in ROLES):
+        own = source
+    return None if own is None else ChatTemplate(own, tokenizer.special_tokens, clock=clock)
+
+
+def _as_chat(pair: TextPair) -> list[dict[str, str]]:
+    """Write a pair as templates take it."""
+    asked = [] if pair.instruction is None else [{"role": "system", "content": pair.instruction}]
+    texts = {"query": pair.first, "document": pair.second}
+    return asked + [{"role": role, "content": text} for role, text in texts.items()]

@@ -17,6 +17,7 @@ import torch
 from quire import AsyncEngine
 from quire.fuzz.checkpoints import VOCAB_SIZE
 from quire.fuzz.pooled_checkpoints import PooledCheckpoint, make_pooled
+from quire.fuzz.rerankers import asked, make_reranker, overrides
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 from .conftest import served
@@ -203,6 +204,29 @@ def test_a_model_that_reads_both_texts_scores(cross: Served) -> None:
     assert best == [{"index": order[0], "relevance_score": ranked[0]["relevance_score"]}]
     assert "documents is empty" in cross.refused("/rerank", query="w10", documents=[])
     assert "top_n" in cross.refused("/rerank", query="w10", documents=["w11"], top_n=-1)
+
+
+def test_a_causal_model_ranks_by_how_likely_yes_is(tmp_path: Path) -> None:
+    made = make_reranker(tmp_path, "qwen3")
+    engine = AsyncEngine(model=str(tmp_path), hf_overrides=overrides("qwen3"), num_threads=1)
+    texts = ["yes, a cat", "a dog", "no"]
+    likely = [1 / (1 + np.exp(-made.margin(asked("A cat?", text)))) for text in texts]
+    with served(engine) as live, make_client(live) as client:
+        asks = Served(live, made, client)  # type: ignore[arg-type]  # another kind of checkpoint
+        given = asks.post("/v1/score", text_1="A cat?", text_2=texts)["data"]
+        np.testing.assert_allclose([one["score"] for one in given], likely, rtol=0, atol=1e-5)
+        ranked = asks.post("/v1/rerank", query="A cat?", documents=texts)["results"]
+        assert [one["index"] for one in ranked] == sorted(range(3), key=lambda i: -likely[i])
+        body = {"query": "A cat?", "documents": texts[:1], "instruction": "Find cats."}
+        margin = made.margin(asked("A cat?", texts[0], "Find cats."))
+        (one,) = asks.post("/v1/rerank", use_activation=False, **body)["results"]
+        assert abs(one["relevance_score"] - margin) < 1e-5
+
+
+def test_an_instruction_needs_a_model_that_takes_it(embedding: Served, cross: Served) -> None:
+    body = {"query": "w10", "documents": ["w11"], "instruction": "w12"}
+    assert "has no place for it" in embedding.refused("/v1/rerank", **body)
+    assert "has no place for it" in cross.refused("/v1/rerank", **body)
 
 
 def test_texts_are_told_apart_by_their_types(serve: Callable[[str], Served]) -> None:
