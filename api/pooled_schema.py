@@ -33,6 +33,8 @@ class EmbeddingBody(PooledBody, kw_only=True):
     """float or base64 (of little-endian float32)."""
     dimensions: int | None = None
     normalize: bool | None = None
+    prompt_name: str | None = None
+    """Which of the model's prompts is written before each text; empty: none."""
 
 
 class PoolingBody(EmbeddingBody, kw_only=True):

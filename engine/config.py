@@ -121,6 +121,9 @@ class PoolerConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
 
     pooling_type: PoolingType | None = None
     normalize: bool | None = None
+    default_prompt_name: str | None = None
+    """Of sentence-transformers' prompts, what is written before the texts of requests that do not
+    say; empty: nothing. None: as the checkpoint says."""
 
 
 class EngineConfig(Struct, frozen=True, kw_only=True):

@@ -422,7 +422,7 @@ class Front:
             logprobs = None
             if events.logprobs is not None and num_logprobs is not None:
                 logprobs = take_row(events.logprobs, index, num_logprobs)
-            if state.request.pool and events.vectors is not None and token >= 0:
+            if state.request.pool is not None and events.vectors is not None and token >= 0:
                 state.vector, token = events.vectors[index], -1
             return state.push(token, end, logprobs, num_cached_tokens=num_cached)
         except Exception as error:

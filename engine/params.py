@@ -245,8 +245,11 @@ class PoolingParams(Struct, frozen=True, kw_only=True):
     """Whether a classifier's numbers become scores; None: as the model says, which mostly does."""
     truncate_prompt_tokens: int | None = None
     """A longer text loses its end; -1: beyond what the model takes. None: it is refused."""
+    prompt_name: str | None = None
+    """Which of the model's prompts is written before the text; empty: none. None: the usual one."""
 
     def __post_init__(self) -> None:
+        _kind(self, "prompt_name", str | None)
         if self.dimensions is not None:
             _integer(self, "dimensions", 1, 2**31 - 1)
         for name in ("normalize", "use_activation"):

@@ -64,8 +64,8 @@ class Request(Struct, frozen=True, kw_only=True):
     """Whose request it is: tenants wait in turn."""
     num_candidates: int = 0
     """So many of the likeliest tokens are told with each, also where params.logprobs is less."""
-    pool: bool = False
-    """Wants the vector of its prompt, and no token."""
+    pool: int | None = None
+    """Wants the vector of its prompt, from this token on, and no token."""
     keep: bool = False
     """When its length has ended it, what it computed stays for forks until it is aborted."""
 

@@ -72,6 +72,7 @@ async def prepare_embeddings(
     params = PoolingParams(
         dimensions=body.dimensions,
         normalize=body.normalize,
+        prompt_name=body.prompt_name,
         truncate_prompt_tokens=body.truncate_prompt_tokens,
     )
 
@@ -91,6 +92,7 @@ async def prepare_pooling(caller: Caller, body: PoolingBody) -> tuple[list[Prepa
     params = PoolingParams(
         dimensions=body.dimensions,
         normalize=body.normalize,
+        prompt_name=body.prompt_name,
         use_activation=body.use_activation,
         truncate_prompt_tokens=body.truncate_prompt_tokens,
     )

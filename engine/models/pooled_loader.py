@@ -62,7 +62,7 @@ def load_pooled(
         read_all(parts, stored)
     weights = builder.build()
     pooler = Pooler(
-        config.pooling.kind,
+        config.pooling.kinds,
         tuple(PackedStage(_packed(*one, ops, shape.sums), one[0].activation) for one in stages),
     )
     if isinstance(shape, EncoderConfig):

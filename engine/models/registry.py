@@ -79,7 +79,7 @@ class ModelConfig(Struct, frozen=True, kw_only=True):
     @property
     def takes_whole_prompts(self) -> bool:
         """Whether a prompt must be computed in one step: no part of it says enough alone."""
-        return isinstance(self.shape, EncoderConfig) or self.pooling.kind != "last"
+        return isinstance(self.shape, EncoderConfig) or self.pooling.kinds != ("last",)
 
 
 def refuse_words(word: str) -> int:
@@ -116,7 +116,7 @@ def read_model_config(
         shape = decoder_config(values, family.traits(values), found, linear_segments, sums)
     if _generates(path, values, architecture, runner):
         pooling = apply_wish(PoolingConfig(beside=True, width=shape.hidden_size), pooler)
-        if pooling.kind != "last":
+        if pooling.kinds != ("last",):
             raise ConfigError("pooler_config: a model that generates pools LAST, and nothing else.")
     else:
         found_tokens = None

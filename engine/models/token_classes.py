@@ -16,7 +16,7 @@ from ..config import PoolerConfig
 from ..errors import ConfigError
 from ..vectors import PoolingConfig, Scores, Stage
 from .family import TensorNames
-from .pooling import apply_wish, named_activation, read_modules
+from .pooling import SETTINGS, apply_wish, named_activation, read_modules, with_prompts
 from .values import ConfigValues, read_json
 
 TokenId = Callable[[str], int]
@@ -25,7 +25,6 @@ TokenId = Callable[[str], int]
 TOKENS, METHOD, QWEN3 = "classifier_from_token", "method", "is_original_qwen3_reranker"
 MARGIN, PLAIN = "from_2_way_softmax", "no_post_processing"
 SCORE_MODULE = "LogitScore"
-SETTINGS = "config_sentence_transformers.json"
 
 QWEN3_PAIRS = """\
 {%- set ns = namespace(task='Given a web search query, retrieve relevant passages that answer the \
@@ -98,7 +97,7 @@ def token_classifier(
         scores=scores or ("sigmoid" if len(labels) == 1 else "softmax"),
         pair_template=QWEN3_PAIRS if values.flag(QWEN3) else None,
     )
-    return apply_wish(config, wish)
+    return apply_wish(with_prompts(path, config), wish)
 
 
 def names_tokens(path: Path, values: ConfigValues) -> bool:

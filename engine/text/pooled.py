@@ -42,6 +42,8 @@ class PooledIds(NamedTuple):
     token_ids: IntArray
     """[prompt] int32"""
     text: str | None
+    start: int = 0
+    """The first token whose state counts."""
 
 
 class PooledPrompts:
@@ -77,24 +79,56 @@ class PooledPrompts:
             case PooledIds():
                 return prompt
             case TextPair() if self._template is not None:
-                return self._write(self._template, prompt, most)
+                usual = self._before(params.prompt_name) or None
+                pair = (
+                    prompt if prompt.instruction is not None else prompt._replace(instruction=usual)
+                )
+                return self._write(self._template, pair, most)
             case TextPair(_, _, instruction) if instruction is not None:
                 raise wrong("instruction", instruction, "left out: the model has no place for it")
             case TextPair(first, second):
+                self._refuse_name(params, "two texts")
                 return self._encode(first, second, most)
             case str():
-                return self._encode(prompt, None, most)
+                return self._prefixed(prompt, params, most)
             case {"prompt_token_ids": ids, **others} if others.keys() <= {"prompt"}:
+                self._refuse_name(params, "token ids")
                 shown = others.get("prompt")
                 if shown is not None and not isinstance(shown, str):
                     raise wrong("prompt", shown, "a text beside prompt_token_ids")
                 return self._take(ids, most)._replace(text=shown)
             case {"prompt": str(text), **others} if not others:
-                return self._encode(text, None, most)
+                return self._prefixed(text, params, most)
             case Mapping():
                 allowed = "an object with prompt (text) or prompt_token_ids, no more"
                 raise wrong("prompt", prompt, allowed)
+        self._refuse_name(params, "token ids")
         return self._take(prompt, most)
+
+    def _before(self, name: str | None) -> str:
+        """Return what is written before a text: sentence-transformers' prompt of that name."""
+        prompts = self._config.prompts
+        name = self._config.default_prompt_name if name is None else name
+        if not name:
+            return ""
+        if name not in prompts:
+            allowed = f"empty or one of {sorted(prompts)}" if prompts else "left out: there is none"
+            raise wrong("prompt_name", name, allowed)
+        return prompts[name]
+
+    def _refuse_name(self, params: PoolingParams, given: str) -> None:
+        if params.prompt_name:
+            raise wrong("prompt_name", params.prompt_name, f"left out with {given}")
+
+    def _prefixed(self, text: str, params: PoolingParams, most: int | None) -> PooledIds:
+        """Encode a text behind its prompt."""
+        before = self._before(params.prompt_name)
+        read = self._encode(before + text, None, most)
+        if not before or self._config.includes_prompt:
+            return read
+        assert self._tokenizer is not None, "a text was encoded"
+        start = min(_num_before(before, self._tokenizer), len(read.token_ids) - 1)
+        return read._replace(start=start)
 
     def _check_dimensions(self, params: PoolingParams) -> None:
         config, asked = self._config, params.dimensions
@@ -187,6 +221,15 @@ def pair_template(
     if source is not None and all(ROLES[role].search(source) for role in ROLES):
         own = source
     return None if own is None else ChatTemplate(own, tokenizer.special_tokens, clock=clock)
+
+
+def _num_before(text: str, tokenizer: Tokenizer) -> int:
+    """Count a prompt's tokens as sentence-transformers does: with the special ones before it, and
+    not with those behind it."""
+    whole, bare = (tokenizer.encode(text, add_special_tokens=one) for one in (True, False))
+    places = range(len(whole) - len(bare), -1, -1)
+    begin = next((place for place in places if whole[place : place + len(bare)] == bare), 0)
+    return begin + len(bare)
 
 
 def _as_chat(pair: TextPair) -> list[dict[str, str]]:

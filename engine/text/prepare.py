@@ -123,7 +123,7 @@ class RequestBuilder:
         grammar: FoundGrammar | None = None,
     ) -> Prepared:
         """Check and tokenize. Raises ParamsError that names the field."""
-        beams, num_candidates, pools = None, 0, isinstance(params, PoolingParams)
+        beams, num_candidates, pool = None, 0, None
         if isinstance(params, PoolingParams):
             assert self._pooled is not None, prompt
             prompt, params = self._pooled.read(prompt, params), ONE_VECTOR
@@ -142,7 +142,7 @@ class RequestBuilder:
         if not isinstance(tenant, str):
             raise wrong("tenant", tenant, "a text")
         if isinstance(prompt, PooledIds):
-            token_ids, text = prompt
+            token_ids, text, pool = prompt
         else:
             token_ids, text = self._read(prompt, num_kept(beams or params, self._max_model_len))
         if params.seed is None:
@@ -164,7 +164,7 @@ class RequestBuilder:
             tenant=tenant,
             num_candidates=num_candidates,
             keep=beams is not None,
-            pool=pools,
+            pool=pool,
         )
         compiled = None if grammar is None else grammar.compiled
         return Prepared(request, text, grammar=compiled, beams=beams)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import json
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
 from pathlib import Path
@@ -14,7 +15,7 @@ import openai
 import pytest
 import requests
 import torch
-from quire import AsyncEngine
+from quire import LLM, AsyncEngine
 from quire.fuzz.checkpoints import VOCAB_SIZE
 from quire.fuzz.pooled_checkpoints import PooledCheckpoint, make_pooled
 from quire.fuzz.rerankers import asked, make_reranker, overrides
@@ -169,6 +170,32 @@ def test_bad_bodies_are_told_what_is_allowed(
     assert message in embedding.refused("/v1/embeddings", **body)
     assert embedding.post("/v1/embeddings", input="w10")["data"]
     assert embedding.live.num_used_blocks() == 0
+
+
+def test_prompts_of_sentence_transformers_are_written(tmp_path: Path) -> None:
+    """By name or by default; the states of their tokens count only where the checkpoint says so."""
+    made = make_pooled("bert-weighted", tmp_path)
+    write_tokenizer(tmp_path, types=True)
+    settings = {"prompts": {"query": "w50 w51 ", "plain": ""}, "default_prompt_name": "query"}
+    (tmp_path / "config_sentence_transformers.json").write_text(json.dumps(settings))
+    file = tmp_path / "1_Pooling/config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"include_prompt": False}))
+    long = made.vector(ids(f"w50 w51 {QUERY}"), skipped=3).numpy()
+    wanted = {None: long, "query": long, "plain": made.vector(ids(QUERY)).numpy()}
+    options: dict[str, Any] = {"pooler_config": {"default_prompt_name": ""}}
+    with LLM(str(tmp_path), num_threads=1, **options) as llm:
+        for name, vector in (wanted | {None: wanted["plain"]}).items():
+            (output,) = llm.embed(QUERY, prompt_name=name, use_tqdm=False)
+            np.testing.assert_allclose(output.outputs.data, vector, rtol=0, atol=1e-5)
+    engine = AsyncEngine(model=str(tmp_path), num_threads=1)
+    with served(engine) as live, make_client(live) as client:
+        asks = Served(live, made, client)
+        for name, vector in wanted.items():
+            for path, what in (("/v1/embeddings", "embedding"), ("/pooling", "data")):
+                given = asks.post(path, input=[QUERY], prompt_name=name)["data"][0][what]
+                np.testing.assert_allclose(given, vector, rtol=0, atol=1e-5)
+        told = asks.refused("/v1/embeddings", input=QUERY, prompt_name="passage")
+        assert told == "prompt_name is 'passage': it must be empty or one of ['plain', 'query']."
 
 
 def test_embeddings_score_by_their_angle(embedding: Served) -> None:
