@@ -87,6 +87,7 @@ LIMITS_HELP = {
     "max_answers": "most prompts of a request times n",
     "stream_buffer_bytes": "most bytes that wait for a client to read its response",
     "response_store_bytes": "most bytes of responses kept for requests that name them; 0: none",
+    "max_background_responses": "most responses that are made in the background",
     "max_file_bytes": "most bytes of a file for batches",
     "file_store_bytes": "most bytes of all files",
     "max_batch_lines": "most requests of a batch",
