@@ -170,9 +170,6 @@ class SamplingParams(Struct, frozen=True, kw_only=True):
         form = self.structured_outputs
         if form is not None and not isinstance(form, StructuredOutputsParams):
             raise _wrong(self, "structured_outputs", "StructuredOutputsParams")
-        if form is not None and self.thinking_token_budget is not None:
-            allowed = "left out with structured_outputs, whose form has no thoughts"
-            raise _wrong(self, "thinking_token_budget", allowed)
         _kind(self, "repetition_detection", RepetitionDetectionParams | None)
         _kind(self, "output_kind", RequestOutputKind)
         _stops(self)
