@@ -24,7 +24,7 @@ from .responses_schema import Item, ResponseObject, StreamEvent
 if TYPE_CHECKING:
     from ..engine.text.prepare import Prepared
 
-MOST_RETRY_S = 10
+RETRY_S = 10
 
 
 @dataclass(slots=True, eq=False)
@@ -80,11 +80,11 @@ class BackgroundResponses:
         if len(self._jobs) >= self._most:
             raise ApiError(
                 f"{len(self._jobs)} responses are made in the background: at most {self._most} "
-                f"may be. Try again in {MOST_RETRY_S} s.",
+                f"may be. Try again in {RETRY_S} s.",
                 status=429,
                 kind="rate_limit_error",
                 code="background_full",
-                headers={"Retry-After": str(MOST_RETRY_S)},
+                headers={"Retry-After": str(RETRY_S)},
             )
 
     def start(self, caller: Caller, prepared: Sequence[Prepared], job: Job) -> None:

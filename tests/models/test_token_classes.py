@@ -16,6 +16,7 @@ from quire.engine.models.token_classes import QWEN3_PAIRS
 from quire.fuzz.checkpoints import Kind, write_config
 from quire.fuzz.rerankers import (
     ARCHITECTURES,
+    TASK,
     Reranker,
     asked,
     make_reranker,
@@ -125,6 +126,28 @@ def test_many_words_are_many_classes(tmp_path: Path) -> None:
     ids = [reranker.token("a"), reranker.token("yes"), 7]
     wanted = reranker.logits("no cat")[ids].softmax(0)
     np.testing.assert_allclose(given.outputs.probs, wanted.numpy(), atol=1e-5)
+
+
+def test_the_instruction_is_the_checkpoints_prompt_unless_one_is_given(tmp_path: Path) -> None:
+    reranker = make_reranker(tmp_path, "qwen3", **overrides("qwen3"))
+    rewrite(
+        tmp_path / "config_sentence_transformers.json",
+        prompts={"web": "Find it.", "cats": "Find cats."},
+        default_prompt_name="web",
+    )
+    wanted = {
+        (None, None): "Find it.",
+        ("cats", None): "Find cats.",
+        ("", None): TASK,
+        ("cats", "Find dogs."): "Find dogs.",
+    }
+    with LLM(str(tmp_path), num_threads=1) as llm:
+        for (name, instruction), task in wanted.items():
+            how = PoolingParams(use_activation=False, prompt_name=name)
+            given = scores(llm, QUERY, "a cat", pooling_params=how, instruction=instruction)
+            np.testing.assert_allclose(
+                given, [reranker.margin(asked(QUERY, "a cat", task))], atol=1e-5
+            )
 
 
 @pytest.mark.parametrize("activation", [None, "torch.nn.modules.linear.Identity"])
