@@ -11,7 +11,7 @@ import logging
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 from aiohttp import web
@@ -79,7 +79,7 @@ async def answer(
     """
     caller = caller_of(request)
     if stream:
-        async with aclosing(_begin(caller, prepared, reply)) as batches:
+        async with aclosing(begin(caller, prepared, reply)) as batches:
             return await _respond_stream(request, batches, reply)
     return await respond_whole(request, prepared, reply)
 
@@ -96,7 +96,7 @@ async def respond_whole(
 async def whole(caller: Caller, prepared: Sequence[Prepared], reply: WholeTeller) -> bytes:
     """Generate for all prompts at once; return the response as JSON."""
     outputs: dict[int, RequestOutput] = {}
-    async with aclosing(_begin(caller, prepared, reply)) as batches:
+    async with aclosing(begin(caller, prepared, reply)) as batches:
         async for batch in batches:
             caller.account.note(batch)
             outputs.update(one_by_one(batch, reply))
@@ -106,9 +106,10 @@ async def whole(caller: Caller, prepared: Sequence[Prepared], reply: WholeTeller
     return msgspec.json.encode(reply.whole(ended))
 
 
-def _begin(
+def begin(
     caller: Caller, prepared: Sequence[Prepared], reply: WholeTeller
 ) -> AsyncGenerator[Batch, None]:
+    """Begin to generate for all prompts. Closing it aborts them."""
     _describe(caller.account, prepared, reply)
     return merge([_generate(caller, one) for one in prepared])
 
@@ -141,7 +142,7 @@ async def _respond_stream(
         try:
             async for batch in batches:
                 account.note(batch)
-                await events.send(_chunks(batch, reply))
+                await events.send(chunks_of(batch, reply))
             await events.send(reply.end())
         except ConnectionError:
             raise
@@ -155,8 +156,9 @@ async def _respond_stream(
         return await events.close()
 
 
-def _chunks(batch: Batch, reply: Teller) -> list[msgspec.Struct]:
-    chunks: list[msgspec.Struct] = []
+def chunks_of(batch: Batch, reply: Teller) -> list[Any]:
+    """Word what is new. ApiError where the engine could not finish a request."""
+    chunks: list[Any] = []
     for index, output in one_by_one(batch, reply):
         check_output(output)
         chunks += reply.chunks(index, output)
