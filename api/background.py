@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING
 
 from aiohttp import web
 
-from .answer import begin, chunks_of
+from .answer import follow
 from .caller import Caller
 from .errors import ApiError, api_error
+from .outputs import chunks_of
 from .response_reply import ResponseReply
 from .response_store import ResponseStore, Stored
 from .responses_schema import Item, ResponseObject, StreamEvent
@@ -120,9 +121,8 @@ class BackgroundResponses:
     async def _make(self, caller: Caller, prepared: Sequence[Prepared], job: Job) -> None:
         reply, account = job.reply, caller.account
         try:
-            async with aclosing(begin(caller, prepared, reply)) as batches:
+            async with aclosing(follow(caller, prepared, reply)) as batches:
                 async for batch in batches:
-                    account.note(batch)
                     job.tell(chunks_of(batch, reply))
             self._end(job, reply.end())
         except Exception as error:

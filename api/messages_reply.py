@@ -29,6 +29,7 @@ from .messages_schema import (
     ThinkingBlock,
     ToolUse,
 )
+from .reply import TellMore
 from .response_items import AnswerItems
 from .responses_schema import (
     ArgumentsDelta,
@@ -54,6 +55,7 @@ class MessagesReply:
     answer: AnswerItems
     n: int = 1
     wire: Wire = NAMED_EVENTS
+    more: TellMore | None = None
 
     def keep_best(self, output: RequestOutput) -> RequestOutput:
         """See Teller."""

@@ -12,6 +12,7 @@ from msgspec import UNSET
 from msgspec.structs import replace
 
 from ..engine.request import RequestOutput, Timeline
+from .choices import ChatChoices
 from .errors import ApiError, Failure
 from .ollama_schema import (
     OllamaAnswerMessage,
@@ -20,7 +21,7 @@ from .ollama_schema import (
     OllamaFunction,
     OllamaGenerateAnswer,
 )
-from .reply import ChatChoices
+from .reply import TellMore
 from .schema import ChatChoice, PlainError, ToolCall
 from .sse import LINES, Wire
 from .tracing import phases
@@ -69,6 +70,7 @@ class OllamaReply:
     choices: ChatChoices = field(default_factory=ChatChoices)
     n: int = 1
     wire: Wire = LINES
+    more: TellMore | None = None
     _open_calls: list[ToolCall] = field(default_factory=list)
     """The one call that may go on, if any."""
     _num_tokens: int = 0

@@ -1,5 +1,8 @@
 """The bytes of one response, no faster than its client reads them.
 
+They go to the connection itself: aiohttp writes the headers and the end, and hears how much there
+was between. Its own way there is some coroutines long, and most of the time of a small event.
+
 What a client has not read waits in the connection's buffer: at most `stream_buffer_bytes` and one
 write. Until there is room, whoever writes is held, so that the engine is not asked for more and
 tokens gather in the request's state, where they are kept once. A client that takes nothing for
@@ -14,7 +17,8 @@ import socket
 import struct
 from typing import NoReturn
 
-from aiohttp import web
+from aiohttp import hdrs, web
+from aiohttp.abc import AbstractStreamWriter
 
 from .account import find_account
 from .limits import Limits
@@ -36,8 +40,20 @@ class Outlet:
         self._request = request
         self.response = response
         self._limits = limits
+        self._loop = asyncio.get_running_loop()
+        self._transport: asyncio.Transport | None = None
+        self._writer: AbstractStreamWriter | None = None
+        self._chunked = False
         self.written_s = 0.0
         """When the last bytes were given to the connection, in the loop's time."""
+
+    @property
+    def has_room(self) -> bool:
+        """Whether the headers were sent, and the client has taken enough of all that was."""
+        transport = self._transport
+        if transport is None:
+            return False
+        return transport.get_write_buffer_size() <= self._limits.stream_buffer_bytes
 
     async def open(self) -> None:
         """Send the headers."""
@@ -50,14 +66,31 @@ class Outlet:
         if sock is not None:
             # Else the kernel alone takes megabytes of what nobody reads.
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, self._limits.stream_buffer_bytes)
-        await self.response.prepare(self._request)
-        self.written_s = asyncio.get_running_loop().time()
+        self._writer = await self.response.prepare(self._request)
+        self._chunked = self.response.headers.get(hdrs.TRANSFER_ENCODING) == "chunked"
+        self._transport = transport
+        self.written_s = self._loop.time()
+
+    def put(self, data: bytes) -> None:
+        """Send bytes, at least one, and do not look whether the client has taken others."""
+        transport = self._transport
+        assert transport is not None and self._writer is not None and data, "open() comes first"
+        if transport.is_closing() or self._request.transport is not transport:
+            raise ConnectionResetError("the client is gone")
+        if self._chunked:
+            data = b"%x\r\n%b\r\n" % (len(data), data)
+        transport.write(data)
+        self._writer.output_size += len(data)
+        self.written_s = self._loop.time()
+
+    async def room(self) -> None:
+        """Wait until the client has taken enough of all that was sent."""
+        await self._room(self._limits.stream_buffer_bytes)
 
     async def write(self, data: bytes) -> None:
-        """Send bytes, then wait until the client has taken enough of all that was sent."""
-        await self.response.write(data)
-        self.written_s = asyncio.get_running_loop().time()
-        await self._room(self._limits.stream_buffer_bytes)
+        """Send bytes, then wait for room."""
+        self.put(data)
+        await self.room()
 
     async def write_whole(self, data: bytes) -> None:
         """Send a long text, a piece at a time."""
@@ -78,7 +111,7 @@ class Outlet:
         unread = self._unread(transport)
         if unread <= most:
             return
-        loop, look_s = asyncio.get_running_loop(), FIRST_LOOK_S
+        loop, look_s = self._loop, FIRST_LOOK_S
         timeout_s = self._limits.slow_reader_timeout_s or float("inf")
         since_s = loop.time()
         while unread > most:

@@ -53,14 +53,14 @@ class ParsedAnswers:
     _num_gathered: dict[int, int] = field(default_factory=dict)
     """and those in messages and their pieces."""
 
-    def delta(self, choice: int, text: str, *, ends: bool) -> ChatMessage | None:
-        """Return what a piece of a choice's text brings; None if that is nothing."""
+    def delta(self, choice: int, text: str, *, ends: bool) -> ChatMessage | str:
+        """Return what a piece of a choice's text brings; a string if that is content or nothing."""
         events = self.read(choice, text)
         if ends:
             events += self.finish(choice)
         parts = self._gather(choice, events)
-        if not (parts.content or parts.reasoning or parts.calls):
-            return None
+        if not (parts.reasoning or parts.calls):
+            return parts.content
         reasoning = parts.reasoning or UNSET
         return ChatMessage(
             content=parts.content or UNSET,

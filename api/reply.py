@@ -1,7 +1,7 @@
 """From RequestOutputs to OpenAI's responses, whole and in pieces.
 
-A Reply belongs to one HTTP request and keeps what its pieces share: usage, and for each choice
-what was said already.
+A Reply belongs to one HTTP request and keeps what its pieces share: usage, and what stands around
+their texts.
 """
 
 from __future__ import annotations
@@ -13,254 +13,23 @@ from typing import Protocol
 from msgspec import UNSET, Struct, UnsetType
 from msgspec.structs import replace
 
-from ..engine.request import CompletionOutput, Logprob, RequestOutput, Timeline
+from ..engine.request import CompletionOutput, MoreText, RequestOutput
+from .choices import Choices, tell_prompt
 from .errors import ApiError, Failure
-from .parsed import ParsedAnswers
+from .mould import Mould
 from .schema import (
     ChatChoice,
-    ChatLogprobs,
-    ChatMessage,
     CompletionChoice,
-    CompletionLogprobs,
     ErrorBody,
-    PromptRows,
     PromptTokensDetails,
     Response,
-    TokenLogprob,
-    TopLogprob,
     Usage,
 )
 from .sse import EVENTS, Wire
 from .state import FINGERPRINT
 
-LEAST_LOGPROB = -9999.0
-"""Written for minus infinity, which JSON cannot say (vLLM's number)."""
-
-Rows = Sequence[dict[int, Logprob]]
-"""Of the tokens of an answer."""
-
-
-class Choices(Protocol):
-    """How one kind of endpoint words its choices."""
-
-    def pieces(
-        self, index: int, output: RequestOutput
-    ) -> list[CompletionChoice] | list[ChatChoice]:
-        """What is new in an output of kind DELTA."""
-        ...
-
-    def whole(self, index: int, output: RequestOutput) -> CompletionChoice | ChatChoice:
-        """A finished output."""
-        ...
-
-
-def tell_ids(ids: tuple[int, ...], wanted: bool) -> tuple[int, ...] | UnsetType:
-    """Token ids where the client asked for them."""
-    return ids if wanted else UNSET
-
-
-def tell_timeline(output: RequestOutput, wanted: bool) -> Timeline | UnsetType:
-    """The story of an answer that has ended, where the client asked for it."""
-    return output.timeline if wanted and output.timeline is not None else UNSET
-
-
-def tell_prompt(output: RequestOutput, wanted: bool) -> PromptRows | UnsetType:
-    """What is known of the prompt's tokens, where the client asked for it."""
-    if not wanted or output.prompt_logprobs is None:
-        return UNSET
-    return [row and _finite_row(row) for row in output.prompt_logprobs]
-
-
-def _finite_row(row: dict[int, Logprob]) -> dict[int, Logprob]:
-    if all(entry.logprob >= LEAST_LOGPROB for entry in row.values()):
-        return row
-    return {
-        token_id: replace(entry, logprob=finite(entry.logprob)) for token_id, entry in row.items()
-    }
-
-
-def token_name(token_id: int, text: str | None, as_id: bool) -> str:
-    """How a token is shown beside its logprob."""
-    return f"token_id:{token_id}" if as_id or text is None else text
-
-
-def finite(logprob: float) -> float:
-    """A logprob that JSON can say."""
-    return max(logprob, LEAST_LOGPROB)
-
-
-@dataclass(slots=True, eq=False)
-class CompletionChoices:
-    """Choices of /v1/completions, n for each prompt."""
-
-    n: int = 1
-    num_top: int | None = None
-    """The request's `logprobs`; -1: all."""
-    echoes: Sequence[str] = ()
-    """Texts of the prompts, where the request says echo."""
-    token_text: Callable[[int], str] | None = None
-    """The text of a prompt's token, for echoes."""
-    tells_prompt: bool = False
-    """Whether the request has `prompt_logprobs`."""
-    return_ids: bool = False
-    as_ids: bool = False
-    timeline: bool = False
-    _offsets: dict[int, int] = field(default_factory=dict)
-    """Where the next token of each begun choice starts in its text."""
-
-    def pieces(self, index: int, output: RequestOutput) -> list[CompletionChoice]:
-        """See Choices."""
-        given = output.outputs[0]
-        begins = index not in self._offsets
-        choice = self._choice(index, output, begins)
-        silent = not (choice.text or choice.logprobs or given.finish_reason or self.return_ids)
-        if silent and choice.prompt_logprobs is UNSET:
-            return []
-        return [choice]
-
-    def whole(self, index: int, output: RequestOutput) -> CompletionChoice:
-        """See Choices."""
-        return self._choice(index, output, True)
-
-    def _choice(self, index: int, output: RequestOutput, begins: bool) -> CompletionChoice:
-        given = output.outputs[0]
-        echo = self.echoes[index // self.n] if self.echoes and begins else ""
-        self._offsets.setdefault(index, 0)
-        return CompletionChoice(
-            index=index,
-            text=echo + given.text,
-            logprobs=self._logprobs(index, output, begins),
-            prompt_logprobs=tell_prompt(output, self.tells_prompt and begins),
-            finish_reason=given.finish_reason,
-            stop_reason=given.stop_reason,
-            seed=given.seed if given.finish_reason else UNSET,
-            token_ids=tell_ids(given.token_ids, self.return_ids),
-            prompt_token_ids=tell_ids(output.prompt_token_ids, self.return_ids and begins),
-            timeline=tell_timeline(output, self.timeline),
-        )
-
-    def _logprobs(
-        self, index: int, output: RequestOutput, begins: bool
-    ) -> CompletionLogprobs | None:
-        if self.num_top is None:
-            return None
-        logprobs = CompletionLogprobs([], [], [], [])
-        if self.echoes and begins and output.prompt_logprobs is not None:
-            self._add_first(index, output.prompt_token_ids[0], logprobs)
-            for row in output.prompt_logprobs[1:]:
-                self._add(index, row or {}, logprobs)
-        for row in output.outputs[0].logprobs or ():
-            self._add(index, row, logprobs)
-        return logprobs if logprobs.tokens else None
-
-    def _add_first(self, index: int, token_id: int, logprobs: CompletionLogprobs) -> None:
-        """Add the first token of a prompt, of which nothing is known."""
-        text = token_name(token_id, self.token_text and self.token_text(token_id), self.as_ids)
-        self._place(index, text, logprobs)
-        logprobs.token_logprobs.append(None)
-        logprobs.top_logprobs.append(None)
-
-    def _add(self, index: int, row: dict[int, Logprob], logprobs: CompletionLogprobs) -> None:
-        own_id, own = next(iter(row.items()))
-        names: dict[str, float] = {}
-        for token_id, entry in row.items():
-            # More may have been asked for the prompt than for the answer.
-            if token_id != own_id and 0 <= (self.num_top or 0) < (entry.rank or 0):
-                continue
-            # Unlike tokens may have one text (pieces of a character): the likelier one stays.
-            name = token_name(token_id, entry.decoded_token, self.as_ids)
-            names[name] = max(names.get(name, LEAST_LOGPROB), finite(entry.logprob))
-        self._place(index, token_name(own_id, own.decoded_token, self.as_ids), logprobs)
-        logprobs.token_logprobs.append(finite(own.logprob))
-        logprobs.top_logprobs.append(names)
-
-    def _place(self, index: int, text: str, logprobs: CompletionLogprobs) -> None:
-        logprobs.tokens.append(text)
-        logprobs.text_offset.append(self._offsets[index])
-        self._offsets[index] += len(text)
-
-
-@dataclass(slots=True, eq=False)
-class ChatChoices:
-    """The choices of /v1/chat/completions."""
-
-    num_top: int | None = None
-    """The request's `top_logprobs`, None without `logprobs`; -1: all."""
-    return_ids: bool = False
-    as_ids: bool = False
-    token_bytes: Callable[[int], bytes] | None = None
-    """The bytes of a token, which may be part of a character."""
-    timeline: bool = False
-    parsed: ParsedAnswers | None = None
-    """Where there is more in an answer than text."""
-    _begun: set[int] = field(default_factory=set)
-
-    def pieces(self, index: int, output: RequestOutput) -> list[ChatChoice]:
-        """See Choices. The first piece says the role."""
-        given = output.outputs[0]
-        choices = []
-        if index not in self._begun:
-            self._begun.add(index)
-            forced = self.parsed is not None and self.parsed.forced is not None
-            role = ChatMessage(role="assistant", content=None if forced else "")
-            ids = tell_ids(output.prompt_token_ids, self.return_ids)
-            choices.append(ChatChoice(index=index, delta=role, prompt_token_ids=ids))
-        told: ChatMessage | None = None
-        if self.parsed is not None:
-            told = self.parsed.delta(index, given.text, ends=given.finish_reason is not None)
-        elif given.text:
-            told = ChatMessage(content=given.text)
-        choice = self._choice(index, output)
-        if told or choice.logprobs or given.finish_reason or self.return_ids:
-            nothing = ChatMessage() if self.parsed else ChatMessage(content="")
-            choices.append(replace(choice, delta=told or nothing))
-        return choices
-
-    def whole(self, index: int, output: RequestOutput) -> ChatChoice:
-        """See Choices."""
-        text = output.outputs[0].text
-        message = ChatMessage(role="assistant", content=text)
-        if self.parsed is not None:
-            message = self.parsed.whole(index, text)
-        return replace(
-            self._choice(index, output),
-            message=message,
-            prompt_token_ids=tell_ids(output.prompt_token_ids, self.return_ids),
-        )
-
-    def _choice(self, index: int, output: RequestOutput) -> ChatChoice:
-        given = output.outputs[0]
-        reason: str | None = given.finish_reason
-        if self.parsed is not None:
-            reason = self.parsed.finish_reason(index, given.finish_reason)
-        return ChatChoice(
-            index=index,
-            logprobs=self._logprobs(given.logprobs),
-            finish_reason=reason,
-            stop_reason=given.stop_reason,
-            seed=given.seed if given.finish_reason else UNSET,
-            token_ids=tell_ids(given.token_ids, self.return_ids),
-            timeline=tell_timeline(output, self.timeline),
-        )
-
-    def _logprobs(self, rows: Rows | None) -> ChatLogprobs | None:
-        if self.num_top is None or not rows:
-            return None
-        return ChatLogprobs([self._token(row) for row in rows])
-
-    def _token(self, row: dict[int, Logprob]) -> TokenLogprob:
-        named = [self._entry(token_id, entry) for token_id, entry in row.items()]
-        drawn = named[0]
-        # The row has the drawn token first, then the likeliest, of which it may be one.
-        top = sorted(named, key=lambda entry: -entry.logprob)
-        if self.num_top is not None and self.num_top >= 0:
-            top = top[: self.num_top]
-        return TokenLogprob(drawn.token, drawn.logprob, drawn.bytes, top)
-
-    def _entry(self, token_id: int, entry: Logprob) -> TopLogprob:
-        name = token_name(token_id, entry.decoded_token, self.as_ids)
-        data = self.token_bytes(token_id) if self.token_bytes else name.encode()
-        return TopLogprob(name, finite(entry.logprob), list(data))
+TellMore = Callable[[int, MoreText], bytes]
+"""Returns what is written of the index-th answer, nothing where that is silent."""
 
 
 class WholeTeller(Protocol):
@@ -295,6 +64,11 @@ class Teller(WholeTeller, Protocol):
 
     def chunks(self, index: int, output: RequestOutput) -> Sequence[Struct]:
         """Events for an output of kind DELTA of the index-th answer."""
+        ...
+
+    @property
+    def more(self) -> TellMore | None:
+        """What writes more text of an answer that `chunks` has begun; None: that needs outputs."""
         ...
 
     def end(self) -> Sequence[Struct]:
@@ -332,6 +106,7 @@ class Reply:
     _prompt_tokens: dict[int, int] = field(default_factory=dict)
     _cached_tokens: dict[int, int] = field(default_factory=dict)
     _num_output_tokens: int = 0
+    _moulds: dict[int, Mould[Response]] = field(default_factory=dict)
 
     def keep_best(self, output: RequestOutput) -> RequestOutput:
         """Keep the n best answers, or else the likeliest, by log probability a token.
@@ -355,9 +130,7 @@ class Reply:
         output = self._shown(output)
         begins = not self._prompt_tokens
         self._count(index, output)
-        usage: Usage | UnsetType | None = None if self.include_usage else UNSET
-        if self.running_usage:
-            usage = self._usage()
+        usage = self._usage() if self.running_usage else self._no_usage
         chunks = [
             self._response(self.chunk_object, [piece], usage)
             for piece in self.choices.pieces(index, output)
@@ -365,6 +138,36 @@ class Reply:
         if begins and self.tells_prompt:
             chunks[0] = replace(chunks[0], prompt_logprobs=tell_prompt(output, True))
         return chunks
+
+    @property
+    def more(self) -> TellMore | None:
+        """See Teller. Most of a stream's chunks are this: they are cast, and not made."""
+        alone = self.choices.tells_text and not (self.running_usage or self.prompt_alone)
+        return self._more if alone else None
+
+    def _more(self, index: int, told: MoreText) -> bytes:
+        self._num_output_tokens += told.num_tokens
+        piece = self.choices.more(index, told.text)
+        if isinstance(piece, str):
+            return self._mould(index).cast(piece) if piece else b""
+        return self.wire.write(self._response(self.chunk_object, [piece], self._no_usage))
+
+    def _mould(self, index: int) -> Mould[Response]:
+        """Return what the chunks are cast in that say more text of a choice."""
+        mould = self._moulds.get(index)
+        if mould is None:
+
+            def say(text: str) -> Response:
+                choice = self.choices.saying(index, text)
+                return self._response(self.chunk_object, [choice], self._no_usage)
+
+            mould = self._moulds[index] = Mould(say, self.wire.write)
+        return mould
+
+    @property
+    def _no_usage(self) -> UnsetType | None:
+        """What chunks that do not tell usage have in its place."""
+        return None if self.include_usage else UNSET
 
     def end(self) -> list[Response]:
         """The last chunk: usage, where the client asked for it."""

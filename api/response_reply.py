@@ -9,6 +9,7 @@ from msgspec.structs import replace
 
 from ..engine.request import FinishReason, RequestOutput
 from .errors import SERVER, ApiError
+from .reply import TellMore
 from .response_items import AnswerItems
 from .responses_schema import (
     Completed,
@@ -42,6 +43,7 @@ class ResponseReply:
     keep: Callable[[ResponseObject], None] | None = None
     n: int = 1
     wire: Wire = NAMED_EVENTS
+    more: TellMore | None = None
     _num_told: int = 0
     _begun: bool = False
 

@@ -88,11 +88,31 @@ class EventStream:
             self._heart.cancel()
             await asyncio.gather(self._heart, return_exceptions=True)
 
-    async def send(self, bodies: Iterable[Struct]) -> None:
+    def written(self, events: Iterable[Struct]) -> bytes:
+        """Return the bytes of events."""
+        return b"".join(map(self._wire.write, events))
+
+    @property
+    def flows(self) -> bool:
+        """Whether put() may be called: the stream is open, its client reads, nobody has it."""
+        return self._outlet.has_room and not self._writing.locked()
+
+    def put(self, data: bytes) -> None:
+        """Send what was written, if anything, where the stream flows."""
+        if data:
+            self._outlet.put(data)
+
+    async def send(self, events: Iterable[Struct]) -> None:
         """Send events in one write; wait while the client is slow to read."""
-        data = b"".join(map(self._wire.write, bodies))
+        data = self.written(events)
         if data:
             await self._write(data)
+
+    async def room(self) -> None:
+        """Wait while the client is slow to read what it was sent."""
+        async with self._writing:
+            if self.is_open:
+                await self._outlet.room()
 
     async def close(self) -> web.StreamResponse:
         """Say that nothing more comes."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import time
 import uuid
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
@@ -21,7 +21,6 @@ from ..engine.live import LiveView
 from ..engine.metrics import EngineMetrics
 from ..engine.params import Params
 from ..engine.parsing.choose import Parsers
-from ..engine.request import RequestOutput
 from ..engine.timeline import Timelines
 from ..engine.vectors import PoolingConfig
 from .admission import Admission
@@ -30,6 +29,7 @@ from .response_store import ResponseStore
 from .viewers import Viewers
 
 if TYPE_CHECKING:
+    from ..engine.reading import Reading
     from ..engine.text.prepare import Prepared, Prompt
     from ..engine.text.tokenizer import Tokenizer
 
@@ -83,14 +83,13 @@ class Engine(Protocol):
         tenant: str = "",
     ) -> Prepared: ...
 
-    def generate(
+    def read(
         self,
-        prompt: Prompt | Prepared,
-        params: Params | None = None,
-        request_id: str | None = None,
+        prepared: Prepared,
+        call: Callable[[], None],
         *,
         on_added: Callable[[], None] | None = None,
-    ) -> AsyncGenerator[RequestOutput, None]: ...
+    ) -> Reading: ...
 
     def reset_prefix_cache(self) -> bool: ...
     async def sleep(self) -> None: ...

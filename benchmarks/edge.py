@@ -3,9 +3,11 @@
 The whole server with the demo model's tokenizer and scheduler, and a device that only says tokens
 of a text, at once or some steps a second. Clients are another process, which counts events and
 parses nothing. Told are, for each number of streams: CPU of the server for a token (all of
-it: scheduler, detokenizing, JSON, framing, sockets), steps a second that it kept, and tokens in an
-event; a server that falls behind puts more into one. An empty loop of 100,000 iterations is timed
-beside, since the budget of 25 microseconds is for a machine that takes 1.8 ms for it.
+it: scheduler, detokenizing, JSON, framing, sockets), what is left of it without the engine, steps
+a second that it kept, and tokens in an event; a server that falls behind puts more into one. What
+the engine takes is measured in the same process: the same steps, of which nobody reads anything. An
+empty loop of 100,000 iterations is timed beside, since the budget of 25 microseconds is for a
+machine that takes 1.8 ms for it.
 """
 
 from __future__ import annotations
@@ -13,22 +15,23 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import gc
 import json
 import statistics
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import Future
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from msgspec import Struct, structs
 
-from ..api.server import Server, ServerOptions, bind
+from ..api.server import Server, ServerOptions, bind, settle_memory
 from ..engine.async_engine import AsyncEngine
+from ..engine.params import RequestOutputKind, SamplingParams
 from ..engine.plan import StepPlan, StepResult
 from ..engine.request import IntArray
 
@@ -68,7 +71,6 @@ class SayingExecutor:
         self._story = np.array(story, np.int32)
         self._every_s = None if steps_per_s is None else 1 / steps_per_s
         self._due_s = 0.0
-        self._timer: threading.Timer | None = None
         self.num_steps = 0
         self.num_tokens = 0
 
@@ -85,8 +87,7 @@ class SayingExecutor:
             return future
         now = time.perf_counter()
         self._due_s = max(now, self._due_s + self._every_s)
-        self._timer = threading.Timer(self._due_s - now, future.set_result, (result,))
-        self._timer.start()
+        asyncio.get_running_loop().call_later(self._due_s - now, future.set_result, result)
         return future
 
     def now(self) -> tuple[float, float, int, int]:
@@ -108,6 +109,9 @@ class Figure(Struct):
     """Of the device; None: as many as the server takes."""
     tokens: int
     cpu_us_per_token: float
+    """Of the whole process,"""
+    engine_us_per_token: float
+    """and where nobody reads and nothing becomes text."""
     kept_steps_per_s: float
     tokens_per_event: float
     loop_ms: float
@@ -115,7 +119,24 @@ class Figure(Struct):
     @property
     def scaled_us(self) -> float:
         """Microseconds for a token on a machine whose empty loop takes 1.8 ms."""
-        return self.cpu_us_per_token * LOOP_S * 1e3 / self.loop_ms
+        return self.cpu_us_per_token * self._scale
+
+    @property
+    def scaled_edge_us(self) -> float:
+        """The same without the engine: detokenizing, JSON, framing, sockets."""
+        return (self.cpu_us_per_token - self.engine_us_per_token) * self._scale
+
+    @property
+    def _scale(self) -> float:
+        return LOOP_S * 1e3 / self.loop_ms
+
+
+class Spent(NamedTuple):
+    """On some steps of all streams."""
+
+    tokens: int
+    cpu_us_per_token: float
+    steps_per_s: float
 
 
 def empty_loop_s() -> float:
@@ -134,7 +155,7 @@ async def until(true: Callable[[], bool]) -> None:
     async with asyncio.timeout(600):
         looks = asyncio.Event()
         while not true():
-            asyncio.get_running_loop().call_later(0.005, looks.set)
+            asyncio.get_running_loop().call_later(0.02, looks.set)
             await looks.wait()
             looks.clear()
 
@@ -152,9 +173,11 @@ async def serving(streams: int) -> AsyncIterator[tuple[AsyncEngine, Server]]:
     server = Server(engine, ServerOptions(port=0))
     await engine.start()
     await server.start(bind("127.0.0.1", 0))
+    settle_memory()
     try:
         yield engine, server
     finally:
+        gc.unfreeze()
         await engine.stop()
         await server.stop()
 
@@ -179,22 +202,45 @@ async def measure(streams: int, steps_per_s: float | None, num_tokens: int) -> F
         client = await asyncio.create_subprocess_exec(
             sys.executable, "-c", CLIENT, *arguments, stdout=subprocess.PIPE
         )
-        # Requests are read and prompts rendered before the time counts.
-        await until(lambda: executor.num_tokens >= streams)
-        start = executor.now()
-        await until(lambda: engine.num_unfinished <= streams // 2)
-        wall_s, cpu_s, steps, tokens = (b - a for a, b in zip(start, executor.now(), strict=True))
+        spent = await spend(engine, executor, streams)
         told, _ = await client.communicate()
         assert client.returncode == 0, client.returncode
+        tokens_per_event = executor.num_tokens / int(told)
+        await until(lambda: not engine.num_unfinished)
+        params = SamplingParams(
+            max_tokens=num_tokens,
+            ignore_eos=True,
+            detokenize=False,
+            output_kind=RequestOutputKind.FINAL_ONLY,
+        )
+        alone = SayingExecutor(story, steps_per_s)
+        core.rest()
+        core.resume(alone)
+        prepared = [await engine.prepare(story, params) for _ in range(streams)]
+        readings = [engine.read(one, lambda: None) for one in prepared]
+        unread = await spend(engine, alone, streams)
+        for reading in readings:
+            reading.close()
     return Figure(
         streams=streams,
         steps_per_s=steps_per_s,
-        tokens=int(tokens),
-        cpu_us_per_token=cpu_s / tokens * 1e6,
-        kept_steps_per_s=steps / wall_s,
-        tokens_per_event=executor.num_tokens / int(told),
+        tokens=spent.tokens,
+        cpu_us_per_token=spent.cpu_us_per_token,
+        engine_us_per_token=unread.cpu_us_per_token,
+        kept_steps_per_s=spent.steps_per_s,
+        tokens_per_event=tokens_per_event,
         loop_ms=1e3 * (loop_s + empty_loop_s()) / 2,
     )
+
+
+async def spend(engine: AsyncEngine, executor: SayingExecutor, streams: int) -> Spent:
+    """Count from the first token of each stream until half of them have ended."""
+    # Requests are read and prompts rendered before the time counts.
+    await until(lambda: executor.num_tokens >= streams)
+    start = executor.now()
+    await until(lambda: engine.num_unfinished <= streams // 2)
+    wall_s, cpu_s, steps, tokens = (b - a for a, b in zip(start, executor.now(), strict=True))
+    return Spent(int(tokens), cpu_s / tokens * 1e6, steps / wall_s)
 
 
 def main() -> int:
@@ -210,12 +256,14 @@ def main() -> int:
             asyncio.run(measure(streams, steps_per_s, options.tokens)) for _ in range(options.runs)
         ]
         figure = sorted(runs, key=lambda one: one.cpu_us_per_token)[len(runs) // 2]
-        kept.append({**structs.asdict(figure), "scaled_us": figure.scaled_us})
+        scaled = {"scaled_us": figure.scaled_us, "scaled_edge_us": figure.scaled_edge_us}
+        kept.append({**structs.asdict(figure), **scaled})
         pace = "at once" if steps_per_s is None else f"{steps_per_s:g} steps/s"
         print(
             f"{streams:5} streams, {pace:10} {figure.cpu_us_per_token:6.1f} us a token, "
-            f"{figure.scaled_us:5.1f} where a loop takes 1.8 ms (here "
-            f"{figure.loop_ms:.2f}); kept {figure.kept_steps_per_s:6.1f} steps/s, "
+            f"{figure.scaled_us:5.1f} where a loop takes 1.8 ms (here {figure.loop_ms:.2f}), "
+            f"{figure.scaled_edge_us:5.1f} without the engine; "
+            f"kept {figure.kept_steps_per_s:6.1f} steps/s, "
             f"{figure.tokens_per_event:.2f} tokens an event"
         )
     medians = statistics.median(one["loop_ms"] for one in kept)

@@ -1,8 +1,9 @@
 """AsyncEngine: the engine inside an asyncio application.
 
 Everything but the computing happens in the caller's loop, so nothing needs a lock; the executor's
-thread computes with the GIL released. One task drives the core; each open request has one Event.
-A slow reader costs nothing: what it has not read waits in its output state, once.
+thread computes with the GIL released. One task drives the core; each open request has one function
+that is called when there is something to read. A slow reader costs nothing: what it has not read
+waits in its output state, once.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import traceback
 from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
+from functools import partial
 from types import TracebackType
 from typing import Any
 
@@ -30,6 +32,7 @@ from .params import BeamSearchParams, Params, PoolingParams, RequestOutputKind, 
 from .parsing.choose import Parsers
 from .plan import StepPlan
 from .pooling import PoolingRequestOutput, pooled
+from .reading import Growing, Reading
 from .request import RequestOutput
 from .text.pooled import PooledIds, TextPair
 from .text.prepare import Prepared, Prompt, PromptDict
@@ -256,37 +259,59 @@ class AsyncEngine:
         ParamsError for bad input, EngineError when the engine does not accept requests. A request
         that the engine could not finish ends with finish_reason "error" and `error` set.
         """
-        front, now_s = self.front, time.monotonic()
+        now_s, news = time.monotonic(), asyncio.Event()
         prepared = await self.prepare(
             prompt, params, request_id, priority=priority, cache_salt=cache_salt, tenant=tenant
         )
-        if not self.is_running:
-            raise EngineError("the engine is shutting down, sleeps or has failed: no new requests.")
-        state = front.add(prepared, now_s)
-        if on_added is not None:
-            on_added()
-        name, kind = prepared.request.request_id, prepared.request.params.output_kind
-        event = self._readers.enter(name)
-        self._idle.clear()
-        self._wake.set()
+        reading = self.read(prepared, news.set, on_added=on_added, now_s=now_s)
         try:
             while True:
-                await event.wait()
-                event.clear()
-                if kind is RequestOutputKind.FINAL_ONLY and not state.finished:
-                    continue
-                output = state.output(kind)
-                if not output.outputs:
+                await news.wait()
+                news.clear()
+                output = reading.take()
+                if output is None:
                     continue
                 yield output
                 if output.finished:
                     return
         finally:
-            self._readers.leave(name)
-            if not self._readers:
-                self._idle.set()
-            if not state.finished:
-                front.abort(name, time.monotonic())
+            reading.close()
+
+    def read(
+        self,
+        prepared: Prepared,
+        call: Callable[[], None],
+        *,
+        on_added: Callable[[], None] | None = None,
+        now_s: float | None = None,
+    ) -> Reading:
+        """Begin a request whose outputs are taken where `call`, which must not raise, is called.
+
+        It is called soon after there is something new, and once however much that is. See generate
+        for on_added and for what is raised. now_s: when the request came; None: now.
+        """
+        if not self.is_running:
+            raise EngineError("the engine is shutting down, sleeps or has failed: no new requests.")
+        name, kind = prepared.request.request_id, prepared.request.params.output_kind
+        state = self.front.add(prepared, time.monotonic() if now_s is None else now_s)
+        if on_added is not None:
+            on_added()
+
+        def call_at_end() -> None:
+            if state.finished:
+                call()
+
+        self._readers.enter(name, call_at_end if kind is RequestOutputKind.FINAL_ONLY else call)
+        self._idle.clear()
+        self._wake.set()
+        return Reading(state, kind, partial(self._leave, name))
+
+    def _leave(self, name: str, state: Growing) -> None:
+        self._readers.leave(name)
+        if not self._readers:
+            self._idle.set()
+        if not state.finished:
+            self.front.abort(name, time.monotonic())
 
     async def beam_search(
         self,

@@ -26,6 +26,7 @@ from .request import (
     Finished,
     FinishReason,
     IntArray,
+    MoreText,
     Request,
     RequestOutput,
     Timeline,
@@ -146,6 +147,10 @@ class BeamSearch:
     def abort(self) -> None:
         """End the search with the best that there are so far."""
         self._finish("abort")
+
+    def more(self) -> MoreText | None:
+        """See Reading: of several answers there is always more to say."""
+        return None
 
     def output(self, kind: RequestOutputKind = RequestOutputKind.CUMULATIVE) -> RequestOutput:
         """Return the answers, the best first, whatever kind is asked for; none before the end."""

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from msgspec.structs import replace
 
 from .params import RequestOutputKind
-from .request import Request, RequestOutput
+from .request import MoreText, Request, RequestOutput
 from .text.output import OutputState
 
 
@@ -46,6 +46,10 @@ class Branches:
     def finished(self) -> bool:
         """Whether all have ended."""
         return all(state.finished for state in self._states)
+
+    def more(self) -> MoreText | None:
+        """See Reading: of several answers there is always more to say."""
+        return None
 
     def output(self, kind: RequestOutputKind = RequestOutputKind.CUMULATIVE) -> RequestOutput:
         """Return all answers so far; with DELTA what is new, of those that have something new."""

@@ -343,28 +343,36 @@ class Front:
         A stop string ends its request here; the scheduler is told, and what it says of it is
         dropped.
         """
-        finished: dict[int, Finished] = {end.index: end for end in events.finished}
-        tokens = events.token_ids.tolist()
-        cached = events.num_cached_tokens.tolist()
-        touched = []
+        ends: dict[int, Finished] = {end.index: end for end in events.finished}
+        plain = events.logprobs is None and events.vectors is None
+        tokens, cached = events.token_ids.tolist(), events.num_cached_tokens.tolist()
+        touched: list[str] = []
         first: list[float] = []
-        later: list[float] = []
+        before: list[float] = []
         for told in events.prompts:
             touched += self._push_prompt(told, now_s)
+        searching, opened = bool(self._searches), self._open
         for index, request_id in enumerate(events.request_ids):
-            if request_id in self._searches:
-                self._take(request_id, events, index, finished.get(index))
+            end = ends.get(index)
+            if searching and request_id in self._searches:
+                self._take(request_id, events, index, end)
                 continue
-            entry = self._open.get(request_id)
+            entry = opened.get(request_id)
             if entry is None:
                 continue
-            assert isinstance(entry.state, OutputState), request_id
-            if tokens[index] >= 0:
-                self._time(entry, request_id, now_s, first, later)
-            end = finished.get(index)
-            stopped = self._push(
-                entry.state, events, index, end=end, token=tokens[index], num_cached=cached[index]
-            )
+            state, token = entry.state, tokens[index]
+            assert isinstance(state, OutputState), request_id
+            if entry.last_token_s is None:
+                state.num_cached_tokens = cached[index]
+            if token >= 0:
+                self._time(entry, request_id, now_s, first, before)
+            try:
+                stopped = state.push(token, end) if plain else _push(state, events, index, end)
+            except Exception as error:
+                # Its detokenizer or its stop strings: that ends this answer alone.
+                logger.exception("the answer to request %s failed", request_id)
+                state.fail(f"{type(error).__name__}: {error}")
+                stopped = True
             if stopped and end is None:
                 self.core.abort(request_id)
             if entry.later:
@@ -375,22 +383,22 @@ class Front:
         for search in self._searches.move():
             name = search.request.request_id
             entry = self._open[name]
-            self._time(entry, name, now_s, first, later)
+            self._time(entry, name, now_s, first, before)
             if search.finished:
                 self._close(name, entry, now_s)
                 touched.append(name)
-        self.metrics.observe_tokens(first, later)
+        self.metrics.observe_tokens(first, before, now_s)
         return touched
 
     def _time(
-        self, entry: Open, request_id: str, now_s: float, first: list[float], later: list[float]
+        self, entry: Open, request_id: str, now_s: float, first: list[float], before: list[float]
     ) -> None:
-        """Note how long a token has taken, the first or a later one."""
+        """Note how long a first token has taken, or when the one before another came."""
         if entry.last_token_s is None:
             first.append(now_s - entry.arrival_s)
             self.timelines.first_token(request_id)
         else:
-            later.append(now_s - entry.last_token_s)
+            before.append(entry.last_token_s)
         entry.last_token_s = now_s
 
     def _take(self, request_id: str, events: TokenEvents, index: int, end: Finished | None) -> None:
@@ -402,33 +410,6 @@ class Front:
                 entry.state.num_cached_tokens = int(events.num_cached_tokens[index])
             row = take_row(events.logprobs, index, self._searches.num_candidates(request_id))
         self._searches.take(request_id, row, end)
-
-    def _push(
-        self,
-        state: OutputState,
-        events: TokenEvents,
-        index: int,
-        *,
-        end: Finished | None,
-        token: int,
-        num_cached: int,
-    ) -> bool:
-        """Give an answer its token; tell whether it ended here, which the engine does not know.
-
-        What fails in one answer (its detokenizer, its stop strings) ends that answer alone.
-        """
-        num_logprobs = state.request.params.logprobs
-        try:
-            logprobs = None
-            if events.logprobs is not None and num_logprobs is not None:
-                logprobs = take_row(events.logprobs, index, num_logprobs)
-            if state.request.pool is not None and events.vectors is not None and token >= 0:
-                state.vector, token = events.vectors[index], -1
-            return state.push(token, end, logprobs, num_cached_tokens=num_cached)
-        except Exception as error:
-            logger.exception("the answer to request %s failed", state.request.request_id)
-            state.fail(f"{type(error).__name__}: {error}")
-            return True
 
     def _push_prompt(self, told: PromptLogprobs, now_s: float) -> list[str]:
         """Give an answer what is known of its prompt; return its id if that failed: it ends."""
@@ -495,3 +476,14 @@ class Front:
         self.metrics.set_guesses(
             stats.num_drafts, stats.num_draft_tokens, stats.accepted_at, stats.saved_s
         )
+
+
+def _push(state: OutputState, events: TokenEvents, index: int, end: Finished | None) -> bool:
+    """Give an answer its token with what is told beside it; return what OutputState.push does."""
+    token, logprobs = int(events.token_ids[index]), None
+    num_logprobs = state.request.params.logprobs
+    if events.logprobs is not None and num_logprobs is not None:
+        logprobs = take_row(events.logprobs, index, num_logprobs)
+    if state.request.pool is not None and events.vectors is not None and token >= 0:
+        state.vector, token = events.vectors[index], -1
+    return state.push(token, end, logprobs)

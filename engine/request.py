@@ -185,6 +185,13 @@ class CompletionOutput(Struct, frozen=True, kw_only=True):
     """The seed that drew it: give it to replay the answer."""
 
 
+class MoreText(Struct, frozen=True):
+    """That an answer goes on, for a reader who wants no more of a token than its text."""
+
+    text: str
+    num_tokens: int
+
+
 class BeamSearchSequence(Struct, frozen=True, kw_only=True):
     """One answer of a beam search, vLLM's names."""
 

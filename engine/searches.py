@@ -43,6 +43,9 @@ class Searches:
         self._changed: list[Step] = []
         """Steps that something has come of."""
 
+    def __bool__(self) -> bool:
+        return bool(self._steps)
+
     def __contains__(self, sequence_id: str) -> bool:
         return sequence_id in self._steps
 

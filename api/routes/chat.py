@@ -8,9 +8,10 @@ from aiohttp import web
 
 from ..answer import answer
 from ..caller import Caller, caller_of
+from ..choices import ChatChoices
 from ..conversation import ask
 from ..decode import read_body
-from ..reply import ChatChoices, Reply
+from ..reply import Reply
 from ..schema import ChatBody
 
 if TYPE_CHECKING:

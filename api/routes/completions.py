@@ -10,6 +10,7 @@ from ...engine.params import BeamSearchParams, SamplingParams, num_kept
 from ..answer import admit, answer, check_accepting, priority_of
 from ..auth import cache_salt, tenant_of
 from ..caller import Caller, caller_of
+from ..choices import CompletionChoices
 from ..convert import (
     TokenPrompt,
     check_length,
@@ -21,7 +22,7 @@ from ..convert import (
     split_prompts,
 )
 from ..decode import read_body
-from ..reply import CompletionChoices, Reply
+from ..reply import Reply
 from ..schema import CompletionBody
 from ..state import ServerState
 

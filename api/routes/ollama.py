@@ -12,6 +12,7 @@ from ...engine.params import PoolingParams
 from ..answer import admit, answer, check_accepting, priority_of, respond_whole
 from ..auth import cache_salt, tenant_of
 from ..caller import Caller, caller_of
+from ..choices import ChatChoices
 from ..conversation import Asked, ask
 from ..convert import chat_params, check_length, check_model, encode, prepare, renamed
 from ..decode import read_body
@@ -33,7 +34,6 @@ from ..ollama_schema import (
 )
 from ..pooled import Told, Wanted, check_pooled, prepare_vectors
 from ..pooled_schema import PooledBody
-from ..reply import ChatChoices
 from ..route import json_response
 from ..schema import ChatBody
 from ..state import STATE, Engine

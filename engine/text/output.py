@@ -15,6 +15,7 @@ from ..request import (
     FinishReason,
     Logprob,
     LogprobRows,
+    MoreText,
     PromptLogprobs,
     Request,
     RequestOutput,
@@ -142,8 +143,6 @@ class OutputState:
         token_id: int,
         finished: Finished | None = None,
         logprobs: TokenLogprobs | None = None,
-        *,
-        num_cached_tokens: int | None = None,
     ) -> bool:
         """Take one token (-1: none) and why it was the last, if it was.
 
@@ -151,15 +150,15 @@ class OutputState:
         """
         if self.finish_reason is not None:
             return False
-        if num_cached_tokens is not None:
-            self.num_cached_tokens = num_cached_tokens
         if token_id >= 0:
             self._token_ids.append(token_id)
             if self._logprobs is not None:
                 assert logprobs is not None, (self.request.request_id, token_id)
                 self._note(token_id, logprobs, self._logprobs)
-            if self._detokenizer is not None and self._shows(finished):
-                self._release(self._detokenizer.push(token_id))
+            if self._detokenizer is not None and (finished is None or self._shows(finished)):
+                text = self._detokenizer.push(token_id)
+                if text:
+                    self._release(text)
         if finished is None:
             return self.finish_reason is not None
         self._finish(finished)
@@ -210,15 +209,24 @@ class OutputState:
             vector=self.vector,
         )
 
-    def _shows(self, finished: Finished | None) -> bool:
-        """Tell whether the new token has text: a stop token has none, unless asked for."""
-        stopped = finished is not None and finished.reason == "stop"
-        return not stopped or self.request.params.include_stop_str_in_output
+    def more(self) -> MoreText | None:
+        """Return what is new since the last delta where that is text alone, else None: see output.
+
+        There is more to say of the first delta, of the last one and of log probabilities.
+        """
+        if self.finish_reason is not None or self._logprobs is not None or not self._seen_tokens:
+            return None
+        texts, num_tokens = self._texts, len(self._token_ids)
+        told = MoreText("".join(texts[self._seen_texts :]), num_tokens - self._seen_tokens)
+        self._seen_tokens, self._seen_texts = num_tokens, len(texts)
+        return told
+
+    def _shows(self, finished: Finished) -> bool:
+        """Tell whether the last token has text: a stop token has none, unless asked for."""
+        return finished.reason != "stop" or self.request.params.include_stop_str_in_output
 
     def _release(self, text: str) -> None:
         """Show new text, up to a stop string."""
-        if not text:
-            return
         if self._matcher is not None:
             # As in vLLM: a stop string counts when a token past min_tokens completes it.
             armed = len(self._token_ids) > self.request.params.min_tokens
@@ -229,8 +237,9 @@ class OutputState:
             self._texts.append(text)
 
     def _finish(self, finished: Finished) -> None:
-        if self._detokenizer is not None and self.finish_reason is None:
-            self._release(self._detokenizer.flush())
+        detokenizer = None if self.finish_reason is not None else self._detokenizer
+        if detokenizer is not None and (text := detokenizer.flush()):
+            self._release(text)
         if self.finish_reason is not None and finished.reason in ("stop", "length", "repetition"):
             return  # a stop string came first
         if self._matcher is not None and (text := self._matcher.flush()):

@@ -6,7 +6,7 @@ import asyncio
 import json
 import threading
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import aclosing, closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -190,6 +190,42 @@ class FakeTokenizer:
         return chr(token_id).encode()
 
 
+class FakeReading:
+    """Twin of Reading: has the outputs of a stream, which waits until each is taken."""
+
+    def __init__(
+        self, outputs: AsyncGenerator[RequestOutput, None], call: Callable[[], None]
+    ) -> None:
+        self._call = call
+        self._next: RequestOutput | Exception | None = None
+        self._taken = asyncio.Event()
+        self._task = asyncio.create_task(self._run(outputs))
+
+    def more(self) -> None:
+        return None
+
+    def take(self) -> RequestOutput | None:
+        given, self._next = self._next, None
+        self._taken.set()
+        if isinstance(given, Exception):
+            raise given
+        return given
+
+    def close(self) -> None:
+        self._task.cancel()
+
+    async def _run(self, outputs: AsyncGenerator[RequestOutput, None]) -> None:
+        try:
+            async with aclosing(outputs):
+                async for self._next in outputs:
+                    self._taken.clear()
+                    self._call()
+                    await self._taken.wait()
+        except Exception as error:
+            self._next = error
+            self._call()
+
+
 @dataclass(slots=True, eq=False)
 class FakeEngine:
     """Answers what it is told, when it is told; keeps what became of each request."""
@@ -283,6 +319,15 @@ class FakeEngine:
         finally:
             (self.ended if num_done == len(self.pieces) else self.aborted).append(name)
             self.changed.set()
+
+    def read(
+        self,
+        prepared: Prepared,
+        call: Callable[[], None],
+        *,
+        on_added: Callable[[], None] | None = None,
+    ) -> FakeReading:
+        return FakeReading(self.generate(prepared, on_added=on_added), call)
 
     async def until(self, true: Callable[[], bool]) -> None:
         """Wait for the requests to come to a state."""

@@ -9,18 +9,14 @@ import asyncio
 import json
 import socket
 import struct
-from collections.abc import AsyncGenerator
-from contextlib import aclosing
 from typing import Any
 
 import aiohttp
 import pytest
 from quire import AsyncEngine
 from quire.api import outlet
-from quire.api.answer import merge
 from quire.api.limits import Limits
 from quire.api.server import Server, ServerOptions, bind
-from quire.engine.request import CompletionOutput, RequestOutput
 
 PIECE = "x" * 5000
 LIMITS = Limits(stream_buffer_bytes=4096, slow_reader_timeout_s=0.2, sse_heartbeat_s=0)
@@ -130,13 +126,23 @@ async def test_a_whole_answer_that_nobody_reads_is_given_up(
             assert json.loads(answer)["choices"][0]["text"] == PIECE * num_tokens
 
 
-async def test_tokens_gather_while_a_client_does_not_read(engine: AsyncEngine) -> None:
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {"logprobs": 10, "return_token_ids": True},
+        {"stream_options": {"include_usage": True}, "request_id": "long" * 200},
+    ],
+    ids=["more than text", "text alone"],
+)
+async def test_tokens_gather_while_a_client_does_not_read(
+    engine: AsyncEngine, asked: dict[str, Any]
+) -> None:
     """The engine goes on; what was made in between comes as few events, and all of it comes."""
     limits = Limits(stream_buffer_bytes=1024, slow_reader_timeout_s=30)
     server = Server(engine, ServerOptions(limits=limits))
     await server.start(bind("127.0.0.1", 0))
     body = {"prompt": [[7, 8], [9, 10]], "max_tokens": 60, "ignore_eos": True, "seed": 1}
-    body |= {"temperature": 1, "logprobs": 10, "stream": True, "return_token_ids": True}
+    body |= {"temperature": 1, "stream": True, **asked}
     with connect(server.url) as sock:
         await ask(sock, body)
         begun = await asyncio.get_running_loop().sock_recv(sock, 1)
@@ -151,7 +157,7 @@ async def test_tokens_gather_while_a_client_does_not_read(engine: AsyncEngine) -
         quick = events_of(await response.read())
     await server.stop()
     assert len(slow) < len(quick) / 2
-    assert tokens_of(slow) == tokens_of(quick)
+    assert said(slow) == said(quick)
 
 
 def events_of(data: bytes) -> list[Any]:
@@ -167,33 +173,16 @@ def events_of(data: bytes) -> list[Any]:
     return [json.loads(one[6:]) for one in data.split(b"\n\n")[:-2]]
 
 
-def tokens_of(events: list[Any]) -> dict[int, list[int]]:
-    """All tokens of each choice."""
-    found: dict[int, list[int]] = {}
+def said(events: list[Any]) -> Any:
+    """All tokens and texts of each choice, and the usage where it is told."""
+    tokens: dict[int, list[int]] = {}
+    texts: dict[int, str] = {}
     for event in events:
         for choice in event["choices"]:
-            found.setdefault(choice["index"], []).extend(choice["token_ids"])
-    return found
-
-
-async def test_merge_lets_no_stream_run_ahead() -> None:
-    """A stream that is never waited for would pile its outputs up beside the engine's own."""
-    made = [0, 0, 0]
-
-    async def stream(index: int) -> AsyncGenerator[RequestOutput, None]:
-        for _ in range(1000):
-            made[index] += 1
-            one = CompletionOutput(index=0, text="a", token_ids=(1,))
-            yield RequestOutput(
-                request_id="", prompt=None, prompt_token_ids=(), outputs=(one,), finished=False
-            )
-            await asyncio.sleep(0)
-
-    async with aclosing(merge([stream(index) for index in range(3)])) as batches:
-        num_taken = len(await anext(batches))
-        for _ in range(200):
-            await asyncio.sleep(0)
-        assert sum(made) <= num_taken + 2 * len(made) + 1
+            index = choice["index"]
+            tokens.setdefault(index, []).extend(choice.get("token_ids", ()))
+            texts[index] = texts.get(index, "") + choice["text"]
+    return tokens, texts, events[-1].get("usage")
 
 
 async def test_a_silent_stream_has_a_heartbeat(serve_fake: Any) -> None:

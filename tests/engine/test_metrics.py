@@ -42,7 +42,7 @@ def test_all_names_are_there() -> None:
 
 def test_numbers_come_out() -> None:
     metrics = EngineMetrics("m")
-    metrics.observe_tokens([0.5, 0.25], [0.01, 0.02, 0.03])
+    metrics.observe_tokens([0.5, 0.25], [1.0, 1.0, 1.5], 2.0)
     metrics.observe_finished("stop", prompt_tokens=7, output_tokens=3, e2e_seconds=2.0)
     metrics.observe_finished("error", prompt_tokens=1, output_tokens=0, e2e_seconds=1.0)
     metrics.observe_step(17)
@@ -55,6 +55,7 @@ def test_numbers_come_out() -> None:
         "time_to_first_token_seconds_count": 2,
         "time_to_first_token_seconds_sum": 0.75,
         "inter_token_latency_seconds_count": 3,
+        "inter_token_latency_seconds_sum": 2.5,
         "generation_tokens_total": 5,
         "request_success_totalstop": 1,
         "request_success_totalerror": 1,
@@ -121,7 +122,7 @@ def test_buckets_count_what_is_at_most_their_bound(values: list[float]) -> None:
 def test_counting_does_not_import_prometheus() -> None:
     code = (
         "import sys; from quire.engine.metrics import EngineMetrics;"
-        "EngineMetrics('m').observe_tokens([1.0], [1.0]);"
+        "EngineMetrics('m').observe_tokens([1.0], [1.0], 2.0);"
         "assert 'prometheus_client' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)

@@ -89,6 +89,37 @@ def test_deltas_add_up_to_the_answer(data: st.DataObject) -> None:
     assert [delta.finish_reason for delta in deltas[:-1]] == [None] * (len(deltas) - 1)
 
 
+@given(data=st.data())
+def test_more_text_is_what_a_delta_says(data: st.DataObject) -> None:
+    """Whoever asks for more text first, and for an output where there is none, misses nothing."""
+    params = SamplingParams(stop=data.draw(st.sampled_from([[], ["the"]])))
+    ids = data.draw(token_ids(TOKENIZER))
+    one, other = make_state(params), make_state(params)
+    assert one.more() is None, "the first delta names the prompt"
+    for number, token_id in enumerate([*ids, EOS + 40]):
+        end = finish() if number == len(ids) else None
+        assert one.push(token_id, end) == other.push(token_id, end)
+        if data.draw(st.booleans()) and not one.finished:
+            continue
+        delta, more = other.output(RequestOutputKind.DELTA).outputs[0], one.more()
+        if more is not None:
+            assert delta.finish_reason is None
+            assert (more.text, more.num_tokens) == (delta.text, len(delta.token_ids))
+        else:
+            assert one.output(RequestOutputKind.DELTA).outputs[0] == delta
+        if one.finished:
+            break
+    assert one.finished and one.more() is None, "the last one says why"
+
+
+def test_log_probabilities_are_more_than_text() -> None:
+    state = make_state(SamplingParams(logprobs=0))
+    for token_id in DOOR[:2]:
+        state.push(token_id, None, TokenLogprobs(-1.0, 1, (), ()))
+        assert state.more() is None
+        state.output(RequestOutputKind.DELTA)
+
+
 def stop_slowly(ids: list[int], params: SamplingParams) -> Cut:
     """The whole text, cut where the first stop string past min_tokens ends."""
     detokenizer = start_detokenizer(
@@ -103,9 +134,10 @@ def stop_slowly(ids: list[int], params: SamplingParams) -> Cut:
 
 def test_cumulative_outputs_grow_and_name_the_request() -> None:
     state = make_state()
+    state.num_cached_tokens = 5
     texts = []
     for token_id in DOOR:
-        assert not state.push(token_id, num_cached_tokens=5)
+        assert not state.push(token_id)
         output = state.output()
         texts.append(output.outputs[0].text)
         assert output.outputs[0].text.startswith(texts[-2] if len(texts) > 1 else "")
