@@ -7,7 +7,8 @@ cancels a handler whose client is gone, also while it waits.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -18,7 +19,7 @@ from .account import Account
 from .caller import Caller, caller_of
 from .errors import SERVER, ApiError, api_error
 from .outlet import respond
-from .outputs import Outputs, check_output
+from .outputs import Batch, Outputs, check_output
 from .relay import Relay
 from .reply import Teller, WholeTeller
 from .route import JSON
@@ -87,8 +88,21 @@ async def respond_whole(
 
 async def whole(caller: Caller, prepared: Sequence[Prepared], reply: WholeTeller) -> bytes:
     """Generate for all prompts at once; return the response as JSON."""
-    _describe(caller.account, prepared, reply)
     ended: dict[int, RequestOutput] = {}
+    async with aclosing(follow(caller, prepared, reply)) as batches:
+        async for batch in batches:
+            ended.update(batch)
+    told = [ended[index] for index in sorted(ended)]
+    for output in told:
+        check_output(output)
+    return msgspec.json.encode(reply.whole(told))
+
+
+async def follow(
+    caller: Caller, prepared: Sequence[Prepared], reply: WholeTeller
+) -> AsyncGenerator[Batch, None]:
+    """Generate for all prompts; yield what is new of each choice. Closing it aborts them."""
+    _describe(caller.account, prepared, reply)
     news = asyncio.Event()
 
     def call(place: int) -> None:
@@ -99,11 +113,7 @@ async def whole(caller: Caller, prepared: Sequence[Prepared], reply: WholeTeller
         while outputs.num_open:
             await news.wait()
             news.clear()
-            ended.update(outputs.take())
-    told = [ended[index] for index in sorted(ended)]
-    for output in told:
-        check_output(output)
-    return msgspec.json.encode(reply.whole(told))
+            yield outputs.take()
 
 
 def _describe(account: Account, prepared: Sequence[Prepared], reply: WholeTeller) -> None:

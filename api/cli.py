@@ -38,6 +38,8 @@ HELP = {
     "checkpoint is made for",
     "pooler_config": "how vectors are made, as JSON: "
     '{"pooling_type": "LAST", "CLS", "MEAN" or "MAX", "normalize": true}',
+    "hf_overrides": "fields of config.json to change, as JSON",
+    "chat_template": "file or text of a chat template, instead of the checkpoint's",
     "dtype": "of weights, activations and KV cache",
     "load_format": "dummy: random weights of the config's shape",
     "device": "where to compute; auto: a GPU where there is one",
@@ -85,6 +87,7 @@ LIMITS_HELP = {
     "max_answers": "most prompts of a request times n",
     "stream_buffer_bytes": "most bytes that wait for a client to read its response",
     "response_store_bytes": "most bytes of responses kept for requests that name them; 0: none",
+    "max_background_responses": "most responses that are made in the background",
     "max_file_bytes": "most bytes of a file for batches",
     "file_store_bytes": "most bytes of all files",
     "max_batch_lines": "most requests of a batch",
@@ -289,9 +292,11 @@ def _add_field_options(parser: argparse.ArgumentParser) -> None:
             settings["action"] = argparse.BooleanOptionalAction
         elif get_origin(kind) is Literal:
             settings["choices"] = get_args(kind)
-        elif get_origin(kind) is dict:
+        elif kind == dict[str, float]:
             settings.update(type=read_weights, metavar="JSON")
-        elif isinstance(kind, type) and issubclass(kind, msgspec.Struct):
+        elif get_origin(kind) is dict or (
+            isinstance(kind, type) and issubclass(kind, msgspec.Struct)
+        ):
             settings.update(type=partial(read_object, kind), metavar="JSON")
         else:
             settings["type"] = read_bytes if field.name.endswith("_bytes") else kind

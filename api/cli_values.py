@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import argparse
 import math
+from typing import TypeVar
 
 import msgspec
+
+T = TypeVar("T")
 
 
 def read_port(text: str) -> int:
@@ -52,7 +55,7 @@ def read_weights(text: str) -> dict[str, float]:
         raise argparse.ArgumentTypeError(message) from None
 
 
-def read_object(kind: type[msgspec.Struct], text: str) -> msgspec.Struct:
+def read_object(kind: type[T], text: str) -> T:
     """An object of a kind."""
     try:
         return msgspec.json.decode(text, type=kind)

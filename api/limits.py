@@ -34,6 +34,8 @@ class Limits(Struct, frozen=True, kw_only=True):
     """Of one response that its client has not read: no more of it is made until it reads."""
     response_store_bytes: int = 64 * 2**20
     """Of responses kept for requests that name them: the oldest are forgotten above. 0: none."""
+    max_background_responses: int = 1024
+    """That have not ended: 429 above."""
     max_file_bytes: int = 200 * 2**20
     """Of a file that a client sends: 413 above."""
     file_store_bytes: int = 16 * 2**30
@@ -60,6 +62,7 @@ class Limits(Struct, frozen=True, kw_only=True):
             ("max_request_id_chars", 0, 4096),
             ("stream_buffer_bytes", 1024, 2**30),
             ("response_store_bytes", 0, 2**40),
+            ("max_background_responses", 0, 2**20),
             ("max_file_bytes", 1024, 2**50),
             ("file_store_bytes", 1024, 2**60),
             ("max_batch_lines", 1, 2**31),

@@ -10,14 +10,14 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack, closing
 from functools import partial
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from msgspec.structs import replace
 
 from ..engine.request import MoreText, RequestOutput
 from .caller import Caller
 from .errors import SERVER, ApiError
-from .reply import WholeTeller
+from .reply import Teller, WholeTeller
 
 if TYPE_CHECKING:
     from ..engine.reading import Reading
@@ -107,6 +107,15 @@ def one_by_one(batch: Batch, reply: WholeTeller) -> Batch:
         for place, output in kept
         for one in output.outputs
     ]
+
+
+def chunks_of(batch: Batch, reply: Teller) -> list[Any]:
+    """Word what is new. ApiError where the engine could not finish a request."""
+    chunks: list[Any] = []
+    for index, output in batch:
+        check_output(output)
+        chunks += reply.chunks(index, output)
+    return chunks
 
 
 def check_output(output: RequestOutput) -> None:

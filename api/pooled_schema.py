@@ -33,6 +33,8 @@ class EmbeddingBody(PooledBody, kw_only=True):
     """float or base64 (of little-endian float32)."""
     dimensions: int | None = None
     normalize: bool | None = None
+    prompt_name: str | None = None
+    """Which of the model's prompts is written before each text; empty: none."""
 
 
 class PoolingBody(EmbeddingBody, kw_only=True):
@@ -57,6 +59,8 @@ class ScoreBody(PooledBody, kw_only=True):
     data_2: str | list[str] | None = None
     queries: str | list[str] | None = None
     documents: str | list[str] | None = None
+    instruction: str | None = None
+    """What is asked about the texts, where the model's template of pairs takes it."""
     use_activation: bool | None = None
 
 
@@ -71,6 +75,8 @@ class RerankBody(PooledBody, kw_only=True):
 
     query: str
     documents: list[str | RerankDocument]
+    instruction: str | None = None
+    """As ScoreBody has it."""
     top_n: int | None = None
     """Results to tell; null or 0: all."""
     return_documents: bool | None = None

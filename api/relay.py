@@ -13,10 +13,8 @@ import asyncio
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from msgspec import Struct
-
 from .caller import Caller
-from .outputs import Outputs, check_output
+from .outputs import Outputs, chunks_of
 from .reply import Teller
 from .sse import EventStream
 
@@ -47,7 +45,7 @@ class Relay:
                 await self._stream.room()
                 if self._failure is not None:
                     raise self._failure
-                await self._stream.send(self._events())
+                await self._stream.send(chunks_of(self._outputs.take(), self._reply))
 
     def _told(self, place: int) -> None:
         """Pass on what is new, where nothing has to be waited for."""
@@ -59,16 +57,9 @@ class Relay:
                 return
             outputs.note(place)
             if flows:
-                stream.put(stream.written(self._events()))
+                stream.put(stream.written(chunks_of(outputs.take(), self._reply)))
                 if outputs.num_open:
                     return
         except Exception as error:
             self._failure = error
         self._handler.set()
-
-    def _events(self) -> list[Struct]:
-        events: list[Struct] = []
-        for index, output in self._outputs.take():
-            check_output(output)
-            events += self._reply.chunks(index, output)
-        return events

@@ -21,6 +21,7 @@ from .responses_schema import (
     InputDetails,
     OutputDetails,
     OutputReasoning,
+    Queued,
     ResponseFailure,
     ResponseObject,
     ResponseUsage,
@@ -39,11 +40,12 @@ class ResponseReply:
     clock: Callable[[], float]
     num_tokens: Callable[[str], int]
     """Of a text."""
-    keep: Callable[[ResponseObject], None]
+    keep: Callable[[ResponseObject], None] | None = None
     n: int = 1
     wire: Wire = NAMED_EVENTS
     more: TellMore | None = None
     _num_told: int = 0
+    _begun: bool = False
 
     @property
     def response_id(self) -> str:
@@ -88,10 +90,29 @@ class ResponseReply:
         self.answer.read(output)
         return self._end()
 
+    def queued(self) -> list[StreamEvent]:
+        """Tell of a response that nobody waits for."""
+        assert not self._num_told, "the first events are told first"
+        return self._numbered([Created(response=self.so_far()), Queued(response=self.so_far())])
+
+    def so_far(self) -> ResponseObject:
+        """Return the response as far as it is: queued, or in progress with the items that are
+        over."""
+        begun = self.answer.last is not None
+        status = "in_progress" if begun or not self.asked.background else "queued"
+        return replace(self.asked, status=status, output=tuple(self.answer.items.done))
+
+    def cancelled(self) -> list[StreamEvent]:
+        """Tell the end of a response that is not wanted any more."""
+        response = replace(self.so_far(), status="cancelled")
+        return self._numbered([*self._begin(), Incomplete(response=response)])
+
     def _begin(self) -> list[StreamEvent]:
-        if self._num_told:
+        if self._begun:
             return []
-        return [Created(response=self.asked), InProgress(response=self.asked)]
+        self._begun = True
+        began: list[StreamEvent] = [InProgress(response=self.asked)]
+        return began if self._num_told else [Created(response=self.asked), *began]
 
     def _end(self) -> ResponseObject:
         """Return the response with its answer, and have it kept."""
@@ -108,7 +129,8 @@ class ResponseReply:
             seed=given.seed,
             usage=self._usage(output),
         )
-        self.keep(final)
+        if self.keep is not None:
+            self.keep(final)
         return final
 
     def _usage(self, output: RequestOutput) -> ResponseUsage:

@@ -5,11 +5,12 @@ Bounded in bytes, all keys together; the oldest are forgotten first.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import msgspec
 
-from .responses_schema import Item, ResponseObject
+from .responses_schema import Item, ResponseObject, StreamEvent
 
 
 class Stored(NamedTuple):
@@ -17,6 +18,8 @@ class Stored(NamedTuple):
 
     response: ResponseObject
     items: list[Item]
+    events: Sequence[StreamEvent] = ()
+    """Of a stream that may be read again."""
 
     def conversation(self) -> list[Item]:
         """Return what was said up to the answer, and the answer as a client would give it back."""
@@ -28,7 +31,7 @@ class ResponseStore:
     """Keeps responses by the name of their owner and their id."""
 
     def __init__(self, max_bytes: int) -> None:
-        """max_bytes: as JSON; a response counts with all of its items."""
+        """max_bytes: as JSON; a response counts with all of its items and events."""
         self._max_bytes = max_bytes
         self._kept: dict[tuple[str, str], tuple[Stored, int]] = {}
         self._num_bytes = 0

@@ -73,7 +73,8 @@ class ResponsesBody(Struct, forbid_unknown_fields=True, kw_only=True):
     include_reasoning: bool | None = None
     chat_template_kwargs: dict[str, Any] | None = None
 
-    background: Only = False
+    background: bool | None = None
+    """true: the answer is told at once, and made while nobody waits."""
     conversation: Only = None
     prompt: Only = None
     top_logprobs: Only = 0
@@ -247,6 +248,12 @@ class Created(StreamEvent, frozen=True, kw_only=True, tag="response.created"):
     response: ResponseObject
 
 
+class Queued(StreamEvent, frozen=True, kw_only=True, tag="response.queued"):
+    """The second, of one that is made in the background."""
+
+    response: ResponseObject
+
+
 class InProgress(StreamEvent, frozen=True, kw_only=True, tag="response.in_progress"):
     """The second."""
 
@@ -260,7 +267,7 @@ class Completed(StreamEvent, frozen=True, kw_only=True, tag="response.completed"
 
 
 class Incomplete(StreamEvent, frozen=True, kw_only=True, tag="response.incomplete"):
-    """The last, of one that was cut."""
+    """The last, of one that was cut or cancelled."""
 
     response: ResponseObject
 
@@ -355,6 +362,7 @@ class ArgumentsDone(
 
 ResponseEvent = (
     Created
+    | Queued
     | InProgress
     | ItemAdded
     | PartAdded

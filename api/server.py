@@ -24,6 +24,7 @@ from ..engine.errors import ConfigError
 from .access_log import LOGGER_NAME, AccessLog, AccessLogFormat
 from .app import create_app
 from .auth import ApiKeys
+from .background import BACKGROUND
 from .batch.archive import ARCHIVE
 from .limits import Limits
 from .state import Engine, ServerState
@@ -143,6 +144,7 @@ class Server:
             tracer=tracer,
             files_dir=None if options.files_dir is None else Path(options.files_dir),
         )
+        self._app = app
         self._archive = app[ARCHIVE]
         # A handler is cancelled when its client goes: that is what aborts the request at once.
         self._runner = web.AppRunner(
@@ -211,7 +213,8 @@ class Server:
         await self._archive.close()
 
     async def stop(self) -> None:
-        """Close all connections."""
+        """End what is made in the background, and close all connections."""
+        await self._app[BACKGROUND].close()
         await self._archive.close()
         await self._runner.cleanup()
         if self._tracer is not None:

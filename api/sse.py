@@ -119,6 +119,9 @@ class EventStream:
         if self._wire.end:
             await self._write(self._wire.end)
         async with self._writing:
+            if not self.is_open:
+                self.is_open = True
+                await self._outlet.open()
             return await self._outlet.close()
 
     async def _write(self, data: bytes) -> None:

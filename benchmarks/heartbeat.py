@@ -14,6 +14,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from ..engine.async_engine import AsyncEngine
 from ..engine.params import RequestOutputKind, SamplingParams
 from .offline import make_transformers
@@ -82,7 +84,7 @@ def main() -> None:
     asyncio.run(measure(None, options.requests, 200, 100))
     print("125 M parameters, 1,024 tokens in, 16 out")
     with tempfile.TemporaryDirectory() as folder:
-        make_transformers(Path(folder))
+        make_transformers(Path(folder), torch.bfloat16)
         asyncio.run(measure(folder, options.requests // 8, 1024, 16))
 
 

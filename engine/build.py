@@ -6,6 +6,7 @@ import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -32,9 +33,10 @@ from .guesses import Guesses, make_drafter, read_guesses
 from .models.encoder import Model
 from .models.loader import load_model
 from .models.pooled_loader import load_pooled
-from .models.registry import ModelConfig, read_model_config
+from .models.registry import ModelConfig, read_model_config, refuse_words
 from .opset import Device, choose_device, choose_ops, choose_sums, refuse_shape
 from .sched.scheduler import Scheduler, SchedulerLimits
+from .text.tokenizer import load_tokenizer
 from .vectors import PoolingConfig
 
 logger = logging.getLogger("quire")
@@ -123,6 +125,8 @@ def load_runner(
         sums,
         runner=config.runner,
         pooler=config.pooler_config,
+        overrides=config.hf_overrides,
+        token_id=refuse_words if config.skip_tokenizer_init else partial(_token_id, config),
     )
     config = fit_to_model(config, model_config, asked)
     ops = choose_ops(device, config.backend)
@@ -403,6 +407,15 @@ def plan_memory(
         num_blocks * block_bytes / 2**20,
     )
     return num_blocks, longest
+
+
+def _token_id(config: EngineConfig, word: str) -> int:
+    """Find the one token that a word is. ConfigError where it is none or several."""
+    tokenizer = load_tokenizer(resolve_model(config.tokenizer or config.model))
+    ids = tokenizer.encode(word, add_special_tokens=False)
+    if len(ids) != 1:
+        raise ConfigError(f"a class is the word {word!r}: it has {len(ids)} tokens, and needs one.")
+    return ids[0]
 
 
 def resolve_model(name: str) -> Path:

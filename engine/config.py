@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import os
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import msgspec
 from msgspec import Struct
@@ -121,6 +121,9 @@ class PoolerConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
 
     pooling_type: PoolingType | None = None
     normalize: bool | None = None
+    default_prompt_name: str | None = None
+    """Of sentence-transformers' prompts, what is written before the texts of requests that do not
+    say; empty: nothing. None: as the checkpoint says."""
 
 
 class EngineConfig(Struct, frozen=True, kw_only=True):
@@ -137,6 +140,11 @@ class EngineConfig(Struct, frozen=True, kw_only=True):
     the checkpoint is made for."""
     pooler_config: PoolerConfig | None = None
     """A dict of its fields will do."""
+    hf_overrides: dict[str, Any] = {}
+    """Fields of the checkpoint's config.json that count instead of what stands there."""
+    chat_template: str | None = None
+    """A file with a chat template, or its text, instead of the checkpoint's own. One that knows the
+    roles query and document writes the pairs of texts that are scored."""
     dtype: DTypeName = "auto"
     load_format: LoadFormat = "auto"
     device: DeviceName = "auto"

@@ -31,7 +31,7 @@ from .request import BACKGROUND, Finished, PromptLogprobs, Request, TokenEvents
 from .searches import Searches
 from .text.chat import ChatTemplate
 from .text.output import OutputState, take_row
-from .text.pooled import PooledIds, PooledPrompts
+from .text.pooled import PooledIds, PooledPrompts, pair_template
 from .text.prepare import (
     FoundGrammar,
     ModelFacts,
@@ -80,7 +80,9 @@ class Front:
         self.max_model_len = parts.max_model_len
         self.model_name = config.served_model_name or config.model
         self._tokenizer = (
-            None if config.skip_tokenizer_init else load_tokenizer(parts.tokenizer_path)
+            None
+            if config.skip_tokenizer_init
+            else load_tokenizer(parts.tokenizer_path, config.chat_template)
         )
         self._chat_template: ChatTemplate | None = None
         self.parsers = parsers_of(config, self._tokenizer)
@@ -88,7 +90,11 @@ class Front:
         self._clock = clock
         self.metrics = EngineMetrics(self.model_name)
         self.pooled = PooledPrompts(
-            self._tokenizer, parts.pooling, parts.vocab_size, parts.max_pooled_len
+            self._tokenizer,
+            parts.pooling,
+            parts.vocab_size,
+            parts.max_pooled_len,
+            pair_template(self._tokenizer, parts.pooling.pair_template, clock),
         )
         self._builder = RequestBuilder(
             self._tokenizer,
@@ -478,6 +484,6 @@ def _push(state: OutputState, events: TokenEvents, index: int, end: Finished | N
     num_logprobs = state.request.params.logprobs
     if events.logprobs is not None and num_logprobs is not None:
         logprobs = take_row(events.logprobs, index, num_logprobs)
-    if state.request.pool and events.vectors is not None and token >= 0:
+    if state.request.pool is not None and events.vectors is not None and token >= 0:
         state.vector, token = events.vectors[index], -1
     return state.push(token, end, logprobs)

@@ -8,6 +8,8 @@ from datetime import datetime
 from types import TracebackType
 from typing import Any, cast
 
+from msgspec.structs import replace
+
 from .build import build_engine
 from .config import EngineConfig
 from .core import EngineCore
@@ -172,10 +174,19 @@ class LLM:
         pooling_params: PoolingParams | Sequence[PoolingParams] | None = None,
         *,
         use_tqdm: bool = True,
+        prompt_name: str | None = None,
     ) -> list[PoolingRequestOutput]:
-        """Return the embedding of every prompt, as `outputs.embedding`. See encode."""
+        """Return the embedding of every prompt, as `outputs.embedding`. See encode.
+
+        prompt_name: as PoolingParams has it, for all.
+        """
         if self._front.pooling.labels is not None:
             raise ParamsError("The model classifies and does not embed: use classify.", "model")
+        if prompt_name is not None:
+            items = _as_prompts(prompts)
+            each = _one_each(pooling_params or PoolingParams(), len(items), "pooling_params")
+            prompts = items
+            pooling_params = [replace(one, prompt_name=prompt_name) for one in each]
         return self.encode(prompts, pooling_params, use_tqdm=use_tqdm)
 
     def classify(
@@ -197,14 +208,16 @@ class LLM:
         pooling_params: PoolingParams | None = None,
         *,
         use_tqdm: bool = True,
+        instruction: str | None = None,
     ) -> list[ScoringRequestOutput]:
         """Score pairs of texts, one with many or as many with as many, as `outputs.score`.
 
-        By a model that reads both, else by the cosine of their embeddings.
+        By a model that reads both, else by the cosine of their embeddings. instruction: what is
+        asked about them, where the model's template takes it.
         """
         firsts = [data_1] if isinstance(data_1, str) else list(data_1)
         seconds = [data_2] if isinstance(data_2, str) else list(data_2)
-        comparison = compare(firsts, seconds, self._front.pooling)
+        comparison = compare(firsts, seconds, self._front.pooling, instruction)
         outputs = self.encode(comparison.prompts, pooling_params, use_tqdm=use_tqdm)
         scores = comparison.scores([output.outputs.data for output in outputs])
         return [

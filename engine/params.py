@@ -170,9 +170,6 @@ class SamplingParams(Struct, frozen=True, kw_only=True):
         form = self.structured_outputs
         if form is not None and not isinstance(form, StructuredOutputsParams):
             raise _wrong(self, "structured_outputs", "StructuredOutputsParams")
-        if form is not None and self.thinking_token_budget is not None:
-            allowed = "left out with structured_outputs, whose form has no thoughts"
-            raise _wrong(self, "thinking_token_budget", allowed)
         _kind(self, "repetition_detection", RepetitionDetectionParams | None)
         _kind(self, "output_kind", RequestOutputKind)
         _stops(self)
@@ -245,8 +242,11 @@ class PoolingParams(Struct, frozen=True, kw_only=True):
     """Whether a classifier's numbers become scores; None: as the model says, which mostly does."""
     truncate_prompt_tokens: int | None = None
     """A longer text loses its end; -1: beyond what the model takes. None: it is refused."""
+    prompt_name: str | None = None
+    """Which of the model's prompts is written before the text; empty: none. None: the usual one."""
 
     def __post_init__(self) -> None:
+        _kind(self, "prompt_name", str | None)
         if self.dimensions is not None:
             _integer(self, "dimensions", 1, 2**31 - 1)
         for name in ("normalize", "use_activation"):

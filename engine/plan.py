@@ -37,8 +37,9 @@ class Admitted(Struct, frozen=True):
     thinking: ThinkingBudget | None = None
     num_candidates: int = 0
     """So many of the likeliest tokens are told at least."""
-    pool: bool = False
-    """Its vector is told with what it draws first."""
+    pool: int | None = None
+    """Where in its prompt what its vector is made of begins: the vector is told with what it draws
+    first. None: none is wanted."""
 
 
 class Scored(Struct, frozen=True):

@@ -115,10 +115,15 @@ class Comparison(NamedTuple):
         return found
 
 
-def compare(firsts: Sequence[str], seconds: Sequence[str], config: PoolingConfig) -> Comparison:
+def compare(
+    firsts: Sequence[str],
+    seconds: Sequence[str],
+    config: PoolingConfig,
+    instruction: str | None = None,
+) -> Comparison:
     """Say what to compute for pairs of texts: one with many, or as many with as many.
 
-    ParamsError where the model cannot score, or the numbers do not fit.
+    instruction: see TextPair. ParamsError where the model cannot score, or the numbers do not fit.
     """
     if config.labels is not None and len(config.labels) != 1:
         raise ParamsError(
@@ -134,8 +139,13 @@ def compare(firsts: Sequence[str], seconds: Sequence[str], config: PoolingConfig
         )
     repeated = list(firsts) * (len(seconds) if len(firsts) == 1 else 1)
     if config.labels is not None:
-        pairs = [TextPair(*texts) for texts in zip(repeated, seconds, strict=True)]
+        pairs = [TextPair(*texts, instruction) for texts in zip(repeated, seconds, strict=True)]
         return Comparison(list(pairs), [(index, index) for index in range(len(pairs))])
+    if instruction is not None:
+        raise ParamsError(
+            "instruction is given: the model embeds texts one by one and has no place for it.",
+            "instruction",
+        )
     start = len(firsts)
     return Comparison(
         [*firsts, *seconds],

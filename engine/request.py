@@ -30,12 +30,24 @@ class ThinkingBudget(Struct, frozen=True):
     end: tuple[int, ...]
 
 
+class BoundedThought(Struct, frozen=True):
+    """The thought that a grammar begins with, where it has a budget."""
+
+    source: str
+    """A grammar of the thought alone,"""
+    limit: ThinkingBudget
+    """how long it may be,"""
+    is_open: bool = False
+    """and whether the prompt has begun it, be it by other tokens than the marker's."""
+
+
 class GrammarUse(Struct, frozen=True):
     """A grammar that a sequence follows."""
 
     source: str
     num_read: int = 0
     """How many of the prompt's last tokens belong to what follows it: a fork goes on inside."""
+    thought: BoundedThought | None = None
 
 
 class Request(Struct, frozen=True, kw_only=True):
@@ -64,8 +76,8 @@ class Request(Struct, frozen=True, kw_only=True):
     """Whose request it is: tenants wait in turn."""
     num_candidates: int = 0
     """So many of the likeliest tokens are told with each, also where params.logprobs is less."""
-    pool: bool = False
-    """Wants the vector of its prompt, and no token."""
+    pool: int | None = None
+    """Wants the vector of its prompt, from this token on, and no token."""
     keep: bool = False
     """When its length has ended it, what it computed stays for forks until it is aborted."""
 

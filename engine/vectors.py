@@ -7,9 +7,10 @@ from typing import Literal, NamedTuple
 
 from msgspec import Struct
 
-Kind = Literal["last", "cls", "mean", "max", "mean_sqrt_len"]
+Kind = Literal["last", "cls", "mean", "max", "mean_sqrt_len", "weighted_mean"]
 """Which states of a text make its vector: reference.pooling.Kind."""
-Activation = Literal["identity", "tanh"]
+Activation = Literal["identity", "tanh", "margin"]
+"""margin: of two numbers, how much greater the second is."""
 Scores = Literal["identity", "sigmoid", "softmax"]
 
 
@@ -24,6 +25,8 @@ class Stage(NamedTuple):
     activation: Activation
     folder: Path | None = None
     """and where they are; None: with the model's."""
+    rows: tuple[int, ...] | None = None
+    """Of its tensor, which has one for each token: those that it consists of. None: all."""
 
 
 class PoolingConfig(Struct, frozen=True, kw_only=True):
@@ -31,7 +34,14 @@ class PoolingConfig(Struct, frozen=True, kw_only=True):
 
     beside: bool = False
     """Whether the model generates, and vectors are made beside: of its last states."""
-    kind: Kind = "last"
+    kinds: tuple[Kind, ...] = ("last",)
+    """One behind the other, where there are several."""
+    prompts: dict[str, str] = {}
+    """What a request may have written before its text, by name;"""
+    default_prompt_name: str | None = None
+    """and what is written where it does not say."""
+    includes_prompt: bool = True
+    """Whether the states of such a prompt's tokens count too."""
     stages: tuple[Stage, ...] = ()
     normalize: bool = True
     """Whether an embedding has the length of one, unless the request says."""
@@ -47,3 +57,6 @@ class PoolingConfig(Struct, frozen=True, kw_only=True):
     """Texts of a prompt that the model tells apart."""
     max_tokens: int | None = None
     """Of a text, where that is less than the model's own."""
+    pair_template: str | None = None
+    """What writes two texts as one prompt, where the checkpoint's chat template does not: a chat
+    template that knows the roles query and document."""

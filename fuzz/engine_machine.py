@@ -338,7 +338,7 @@ class EngineMachine(NotedMachine):
         bad_words = BAD_WORDS[self.num_requests % len(BAD_WORDS)]
         thinking = THINKING[self.num_requests % len(THINKING)]
         if params.structured_outputs is not None:
-            thinking = None  # refused beside it
+            thinking = None  # they begin at once
         grammar = use_of(params, num_read)
         return msgspec.structs.replace(
             request, bad_word_ids=bad_words, thinking=thinking, grammar=grammar

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from msgspec.structs import replace
 from torch import Tensor
 
 from ..engine.config import DTypeName, SumsName
@@ -23,6 +24,7 @@ from ..engine.opset import choose_ops, choose_sums
 from ..engine.params import SamplingParams
 from ..engine.request import RequestOutput, ThinkingBudget
 from ..engine.sched.scheduler import SchedulerStats
+from ..engine.structured import Thought
 from ..reference.generate import Wish, generate
 from ..reference.ops import Logprobs
 from .checkpoints import VOCAB_SIZE
@@ -37,7 +39,9 @@ NUM_LOGPROBS = 3
 PROMPT_LOGPROBS = {0: 2, 2: 0, 3: -1, 4: 1}
 """What some of the requests want to know of their prompts."""
 START, END = (7,), (11, 13)
-"""What begins and ends a thought."""
+"""What begins and ends a thought,"""
+END_TEXT = b"".join(make_vocabulary().tokens[one] for one in END).decode()
+"""and how its end is written."""
 REASONING = {"reasoning_start_token_ids": START, "reasoning_end_token_ids": END}
 
 
@@ -61,7 +65,10 @@ EDITS: dict[int, dict[str, Any]] = {
         "thinking_token_budget": 1,
         "logit_bias": {START[0]: 12.0},
     },
-    2: {"structured_outputs": FORMS[4]},
+    2: {
+        "structured_outputs": replace(FORMS[4], thought=Thought("", END_TEXT)),
+        "thinking_token_budget": 2,
+    },
     3: {
         "frequency_penalty": -0.7,
         "logit_bias": {2: 2.5, 9: -100.0},
@@ -232,7 +239,7 @@ def expect(
             seed=(params.seed or 0) % 2**64,
             num_logprobs=NUM_LOGPROBS,
             num_prompt_logprobs=count_of(params.prompt_logprobs, config.vocab_size),
-            edits=edits_of(params, thinking=thinking),
+            edits=edits_of(params, thinking=thinking, prompt=prompt),
         )
         given = generate(config.decoder, weights, list(prompt), wish)
         top = tuple(

@@ -13,9 +13,10 @@ import numpy as np
 
 from ..engine.grammar.follower import Follower
 from ..engine.grammar.grammars import Grammars, Vocabulary
-from ..engine.grammar.source import grammar_source
+from ..engine.grammar.source import grammar_source, thought_grammar
+from ..engine.grammar.thought import ThoughtLimit
 from ..engine.params import SamplingParams
-from ..engine.request import GrammarUse
+from ..engine.request import BoundedThought, GrammarUse, ThinkingBudget
 from ..engine.structured import StructuredOutputsParams
 from .checkpoints import VOCAB_SIZE
 
@@ -50,6 +51,9 @@ FORMS: tuple[StructuredOutputsParams, ...] = (
 """One of each kind."""
 
 
+SPECIAL_TOKENS = ("<|end|>", "<|stop|>")
+
+
 def make_vocabulary() -> Vocabulary:
     """Return tokens for VOCAB_SIZE ids: two that end, letters, bytes of letters, longer texts."""
     tokens = [b"<|end|>", b"<|stop|>", *(bytes((i,)) for i in range(32, 127)), b"\n"]
@@ -70,13 +74,21 @@ def tiny_grammars() -> Grammars:
 
 def source_of(form: StructuredOutputsParams) -> str:
     """Return the text of a form's grammar."""
-    return grammar_source(form, ("<|end|>", "<|stop|>"))
+    return grammar_source(form, SPECIAL_TOKENS)
 
 
-def next_token_ids(source: str, outputs: Sequence[int]) -> list[int]:
-    """Return what may come after outputs, read from the beginning."""
+def next_token_ids(
+    source: str,
+    outputs: Sequence[int],
+    thought: BoundedThought | None = None,
+    prompt: Sequence[int] = (),
+) -> list[int]:
+    """Return what may come after outputs, read from the beginning. prompt: before a thought."""
     mask = np.zeros(-(-VOCAB_SIZE // 32), np.uint32)
-    follower = Follower(tiny_grammars().resume(source), outputs)
+    limit = None
+    if thought is not None:
+        limit = ThoughtLimit(tiny_grammars().resume(thought.source), thought, prompt)
+    follower = Follower(tiny_grammars().resume(source), outputs, limit)
     assert follower.fault is None, (source, outputs, follower.fault)
     follower.fill(mask)
     bits = np.unpackbits(mask.view(np.uint8), bitorder="little")[:VOCAB_SIZE]
@@ -84,13 +96,23 @@ def next_token_ids(source: str, outputs: Sequence[int]) -> list[int]:
 
 
 def next_of(
-    params: SamplingParams, read: Sequence[int] = ()
+    params: SamplingParams,
+    read: Sequence[int] = (),
+    thinking: ThinkingBudget | None = None,
+    prompt: Sequence[int] = (),
 ) -> Callable[[Sequence[int]], Sequence[int]] | None:
-    """Say in the oracle's words what a form allows. read: what came before the outputs."""
-    if params.structured_outputs is None:
+    """Say in the oracle's words what a form allows, and a budget of the thought before it.
+
+    read: what came before the outputs; prompt: before that.
+    """
+    form = params.structured_outputs
+    if form is None:
         return None
-    source = source_of(params.structured_outputs)
-    return lambda outputs: next_token_ids(source, [*read, *outputs])
+    source, thought = source_of(form), None
+    if thinking is not None and form.thought is not None:
+        grammar = thought_grammar(form.thought, SPECIAL_TOKENS)
+        thought = BoundedThought(grammar, thinking, is_open=not form.thought.start)
+    return lambda outputs: next_token_ids(source, [*read, *outputs], thought, prompt)
 
 
 def use_of(params: SamplingParams, num_read: int = 0) -> GrammarUse | None:

@@ -39,12 +39,18 @@ class Layout(NamedTuple):
     """transformers' class."""
     config: str
     changes: Mapping[str, Any] = MappingProxyType({})
-    pooling: str | None = None
-    """The mode of sentence-transformers' pooling; None: without its files."""
+    pooling: str | tuple[str, ...] | None = None
+    """The modes of sentence-transformers' pooling; None: without its files."""
     dense: int = 0
     """Width of a dense layer behind it; 0: none."""
     normalize: bool = True
     encodes: bool = True
+
+    @property
+    def modes(self) -> tuple[str, ...]:
+        """One or more, in their order."""
+        given = self.pooling or "pooling_mode_cls_token"
+        return (given,) if isinstance(given, str) else given
 
 
 LAYOUTS: dict[str, Layout] = {
@@ -55,6 +61,9 @@ LAYOUTS: dict[str, Layout] = {
     ),
     "bert-mean-dense": Layout("BertModel", "BertConfig", {}, "pooling_mode_mean_tokens", 48, False),
     "bert-masked": Layout("BertForMaskedLM", "BertConfig", {}, "pooling_mode_max_tokens"),
+    "bert-weighted": Layout(
+        "BertModel", "BertConfig", {}, "pooling_mode_weightedmean_tokens", normalize=False
+    ),
     "bert-classes": Layout("BertForSequenceClassification", "BertConfig", {"num_labels": 3}),
     "xlmr-cross": Layout(
         "XLMRobertaForSequenceClassification",
@@ -75,6 +84,18 @@ LAYOUTS: dict[str, Layout] = {
         {"head_dim": 32, "num_labels": 3, "pad_token_id": 2},
         encodes=False,
     ),
+    "qwen3-many": Layout(
+        "Qwen3Model",
+        "Qwen3Config",
+        {"head_dim": 32},
+        (
+            *("pooling_mode_cls_token", "pooling_mode_max_tokens", "pooling_mode_mean_tokens"),
+            *("pooling_mode_mean_sqrt_len_tokens", "pooling_mode_weightedmean_tokens"),
+            "pooling_mode_lasttoken",
+        ),
+        24,
+        encodes=False,
+    ),
     "llama-mean": Layout(
         "LlamaModel", "LlamaConfig", {}, "pooling_mode_mean_tokens", encodes=False
     ),
@@ -91,10 +112,13 @@ class PooledCheckpoint(NamedTuple):
     dense: tuple[Tensor, Tensor] | None
     """Weight and bias, with a tanh behind."""
 
-    def vector(self, first: Sequence[int], second: Sequence[int] = ()) -> Tensor:
+    def vector(
+        self, first: Sequence[int], second: Sequence[int] = (), *, skipped: int = 0
+    ) -> Tensor:
         """What transformers gives for one text, or for two: [width] float32, as the model has it.
 
-        Behind the pooling and the dense layer, before it is normalized or scored.
+        Behind the pooling and the dense layer, before it is normalized or scored. skipped: tokens
+        at the beginning that are not pooled.
         """
         layout, ids = LAYOUTS[self.kind], torch.tensor([[*first, *second]])
         options: dict[str, Any] = {"attention_mask": torch.ones_like(ids)}
@@ -107,18 +131,31 @@ class PooledCheckpoint(NamedTuple):
                 return logits
             body = getattr(self.model, "bert", self.model)
             states = body(ids, **options).last_hidden_state[0]
-            match layout.pooling:
-                case "pooling_mode_mean_tokens":
-                    pooled = states.mean(0)
-                case "pooling_mode_max_tokens":
-                    pooled = states.amax(0)
-                case "pooling_mode_lasttoken":
-                    pooled = states[-1]
-                case _:
-                    pooled = states[0]
+            pooled = torch.cat([pool_as_theirs(states, mode, skipped) for mode in layout.modes])
             if self.dense is not None:
                 pooled = torch.tanh(torch.nn.functional.linear(pooled, *self.dense))
-            return pooled  # type: ignore[no-any-return]  # transformers is not typed
+            return pooled
+
+
+def pool_as_theirs(states: Tensor, mode: str, skipped: int = 0) -> Tensor:
+    """Pool states [tokens, width] as sentence-transformers defines it, by masks, in float64."""
+    wide, places = states.double(), torch.arange(1.0, len(states) + 1)[:, None].double()
+    mask = (places > skipped).double()
+    match mode.removeprefix("pooling_mode_"):
+        case "cls_token":
+            pooled = wide[skipped]
+        case "max_tokens":
+            pooled = wide.masked_fill(mask == 0, -torch.inf).amax(0)
+        case "mean_tokens":
+            pooled = (wide * mask).sum(0) / mask.sum()
+        case "mean_sqrt_len_tokens":
+            pooled = (wide * mask).sum(0) / mask.sum().sqrt()
+        case "weightedmean_tokens":
+            pooled = (wide * mask * places).sum(0) / (mask * places).sum()
+        case _:
+            assert mode == "pooling_mode_lasttoken", mode
+            pooled = wide[-1]
+    return pooled.float()
 
 
 def make_pooled(kind: str, folder: Path, *, seed: int = 0, **changes: Any) -> PooledCheckpoint:
@@ -166,8 +203,10 @@ def write_modules(
         *("pooling_mode_mean_sqrt_len_tokens", "pooling_mode_weightedmean_tokens"),
         "pooling_mode_lasttoken",
     ]
-    flags = {mode: mode == layout.pooling for mode in modes}
-    add("Pooling", {"word_embedding_dimension": width, "include_prompt": True} | flags)
+    hidden = width
+    flags = {mode: mode in layout.modes for mode in modes}
+    width *= len(layout.modes)
+    add("Pooling", {"word_embedding_dimension": hidden, "include_prompt": True} | flags)
     dense = None
     if layout.dense:
         config: dict[str, Any] = {"in_features": width, "out_features": layout.dense, "bias": True}

@@ -33,13 +33,14 @@ def edits_of(
     bad_words: Sequence[Sequence[int]] = (),
     thinking: ThinkingBudget | None = None,
     read: Sequence[int] = (),
+    prompt: Sequence[int] = (),
 ) -> Edits:
     """Say in the oracle's words what a request changes in its logits.
 
-    read: what its grammar has read before its outputs.
+    read: what its grammar has read before its outputs; prompt: for the thought before a form.
     """
     thought = None
-    if thinking is not None:
+    if thinking is not None and params.structured_outputs is None:
         thought = Thinking(budget=thinking.budget, start=thinking.start, end=thinking.end)
     return Edits(
         repetition_penalty=params.repetition_penalty,
@@ -48,7 +49,7 @@ def edits_of(
         logit_bias=params.logit_bias or {},
         allowed_token_ids=params.allowed_token_ids,
         bad_words=bad_words,
-        next_token_ids=next_of(params, read),
+        next_token_ids=next_of(params, read, thinking, prompt),
         thinking=thought,
         processors=tuple(map(_with_prompt, params.logits_processors or ())),
     )

@@ -8,12 +8,14 @@ of a second text has its id plus vocab_size: so one array says words and types.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from .activation import gelu
+from .activation import gelu, silu_mul
 from .attention import paged_attention
 from .decoder import block_size_of, whole
 from .embedding import embed
@@ -23,6 +25,14 @@ from .norm import add_layer_norm, layer_norm
 from .ops import PackedLinear
 from .rope import qkv_post
 from .sums import Sums
+
+Bend = Literal["gelu", "gelu_tanh", "relu", "silu"]
+"""What stands between a layer's two last matrices."""
+TANH_SLOPE = 2 * math.sqrt(2 / math.pi)
+TANH_CUBE = 0.044715
+"""Of GELU by tanh (Hendrycks and Gimpel 2016): x * sigmoid(TANH_SLOPE * (x + TANH_CUBE * x^3))."""
+STRAIGHT = 32.0
+"""From here on that is x or nothing, to the last bit."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,6 +56,7 @@ class EncoderConfig:
     """float32 or bfloat16."""
     linear_segments: int = 1
     sums: Sums = "pairs"
+    bend: Bend = "gelu"
 
     @property
     def head_dim(self) -> int:
@@ -125,6 +136,31 @@ def embed_typed(
     return (total + embed(places, weights.positions).float()).to(config.dtype)
 
 
+def bent(
+    x: Tensor,
+    kind: Bend,
+    gelu: Callable[[Tensor], Tensor],
+    silu_mul: Callable[[Tensor], Tensor],
+) -> Tensor:
+    """Return an activation of x [tokens, width] dtype, made of two operations of a backend.
+
+    What torch does beside them is elementwise, each step rounded once: the same bits everywhere.
+    """
+    match kind:
+        case "gelu":
+            return gelu(x)
+        case "relu":
+            return x.clamp(min=0.0)
+        case "silu":
+            return silu_mul(torch.cat((x, torch.ones_like(x)), 1))
+        case "gelu_tanh":
+            wide = x.float()
+            # silu(slope * x) / slope is x * sigmoid(slope * x).
+            slope = (wide * wide * TANH_CUBE + 1.0) * TANH_SLOPE
+            made = silu_mul(torch.cat((slope * wide, 1.0 / slope), 1))
+            return torch.where(wide.abs() < STRAIGHT, made, wide.clamp(min=0.0)).to(x.dtype)
+
+
 def hidden(config: EncoderConfig, weights: EncoderWeights, tokens: Tensor) -> Tensor:
     """Return what the last layer gives of a sequence: tokens [n] int32 -> [n, hidden] dtype."""
     num_tokens = len(tokens)
@@ -147,7 +183,7 @@ def hidden(config: EncoderConfig, weights: EncoderWeights, tokens: Tensor) -> Te
         out = linear(seen.reshape(num_tokens, config.hidden_size), layer.o)
         norm = layer.attention_norm
         x = add_layer_norm(out, x, norm.weight, norm.bias, config.eps)
-        out = linear(gelu(linear(x, layer.up)), layer.down)
+        out = linear(bent(linear(x, layer.up), config.bend, gelu, silu_mul), layer.down)
         norm = layer.output_norm
         x = add_layer_norm(out, x, norm.weight, norm.bias, config.eps)
     return x

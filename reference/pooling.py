@@ -14,12 +14,16 @@ from torch import Tensor
 
 from .activation import LOG2_E, exp2
 
-Kind = Literal["last", "cls", "mean", "max", "mean_sqrt_len"]
-"""Of the last token, of the first one, the mean, the greatest, the sum over the length's root."""
+Kind = Literal["last", "cls", "mean", "max", "mean_sqrt_len", "weighted_mean"]
+"""Of the last token, of the first one, the mean, the greatest, the sum over the length's root, the
+mean weighted by positions from 1."""
 
 
-def pool(hidden: Tensor, kind: Kind) -> Tensor:
-    """Return the vector [width] float32 of a sequence: hidden [tokens, width], one or more."""
+def pool(hidden: Tensor, kind: Kind, start: int = 0) -> Tensor:
+    """Return the vector [width] float32 of a sequence: hidden [tokens, width], one or more.
+
+    start: the position of the first of them.
+    """
     match kind:
         case "last":
             return hidden[-1].float()
@@ -29,6 +33,10 @@ def pool(hidden: Tensor, kind: Kind) -> Tensor:
             return hidden.float().amax(0)
         case "mean":
             return sum_rows(hidden) / len(hidden)
+        case "weighted_mean":
+            places = range(start + 1, start + len(hidden) + 1)
+            weights = torch.tensor(places, dtype=torch.float32, device=hidden.device)
+            return sum_rows(hidden.float() * weights[:, None]) / float(sum(places))
         case "mean_sqrt_len":
             return sum_rows(hidden) / torch.tensor(float(len(hidden))).sqrt().item()
 

@@ -20,7 +20,10 @@ from quire.reference import decoder, encoder
 from quire.reference.pooling import pool
 
 RAW = PoolingParams(normalize=False, use_activation=False)
-KINDS = ("bert-mean-dense", "xlmr-cross", "bert-masked", "qwen3-last", "llama-mean")
+KINDS = (
+    *("bert-mean-dense", "xlmr-cross", "bert-masked", "qwen3-last", "llama-mean"),
+    *("bert-weighted", "qwen3-many"),
+)
 WAYS: dict[str, dict[str, Any]] = {
     "together": {},
     "one slot": {"max_num_seqs": 1},
@@ -67,7 +70,7 @@ def oracle(path: Path, dtype: Any) -> list[NDArray[np.float32]]:
                 states = encoder.hidden(model.config, model.weights, tokens)
             else:
                 states = decoder.hidden(model.config, model.weights, tokens).last
-            pooled = pool(states, model.pooler.kind)[None]
+            pooled = torch.cat([pool(states, kind) for kind in model.pooler.kinds])[None]
             vectors.append(model.pooler.vectors(pooled, ops, config.dtype)[0].numpy())
     return vectors
 

@@ -72,6 +72,7 @@ async def prepare_embeddings(
     params = PoolingParams(
         dimensions=body.dimensions,
         normalize=body.normalize,
+        prompt_name=body.prompt_name,
         truncate_prompt_tokens=body.truncate_prompt_tokens,
     )
 
@@ -91,6 +92,7 @@ async def prepare_pooling(caller: Caller, body: PoolingBody) -> tuple[list[Prepa
     params = PoolingParams(
         dimensions=body.dimensions,
         normalize=body.normalize,
+        prompt_name=body.prompt_name,
         use_activation=body.use_activation,
         truncate_prompt_tokens=body.truncate_prompt_tokens,
     )
@@ -136,7 +138,7 @@ async def prepare_scores(caller: Caller, body: ScoreBody) -> tuple[list[Prepared
         raise ApiError(f"The texts must be given once, as {allowed}.", param="text_1")
     first, second = names[0]
     firsts, seconds = _list(getattr(body, first)), _list(getattr(body, second))
-    comparison = compare(firsts, seconds, config)
+    comparison = compare(firsts, seconds, config, body.instruction)
 
     def word(told: Told) -> Struct:
         scores = enumerate(comparison.scores(told.vectors))
@@ -155,7 +157,7 @@ async def prepare_ranks(caller: Caller, body: RerankBody) -> tuple[list[Prepared
         raise ApiError(f"top_n is {body.top_n}: it must be 0 or more.", param="top_n")
     if not documents:
         raise ApiError("documents is empty: give at least one.", param="documents")
-    comparison = compare([body.query], documents, config)
+    comparison = compare([body.query], documents, config, body.instruction)
     shows = body.return_documents is not False
 
     def word(told: Told) -> Struct:

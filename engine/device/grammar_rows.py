@@ -19,14 +19,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..grammar.follower import ALL, Follower
+from ..grammar.follower import ALL, BITS, Follower
 from ..grammar.grammars import Grammars
+from ..grammar.thought import ThoughtLimit
 from ..plan import Admitted
 from .link import Landing, Link
 
 logger = logging.getLogger("quire")
-
-BITS = 32
 
 
 class MaskedRows(NamedTuple):
@@ -92,7 +91,12 @@ class GrammarRows:
             return False
         start = admitted.num_prompt_tokens - use.num_read
         tokens = admitted.token_ids[start:].tolist()
-        follower = Follower(self.compiled.resume(use.source), tokens)
+        thought = None
+        if use.thought is not None:
+            compiled = self.compiled.resume(use.thought.source)
+            prompt = admitted.token_ids[:start].tolist()
+            thought = ThoughtLimit(compiled, use.thought, prompt)
+        follower = Follower(self.compiled.resume(use.source), tokens, thought)
         stops = tuple(token for token in admitted.stop_token_ids if token < self._vocab_size)
         self._slots[admitted.slot] = Constrained(follower, stops)
         return True

@@ -277,7 +277,8 @@ class ModelRunner:
             assert plan.samples.all(), "prompts are whole here"
             ends = plan.num_tokens.cumsum()
             spans = np.stack((ends - plan.num_tokens, ends), 1)
-            pooled = pooler.pool(forward.hidden.last, spans.tolist())
+            starts = self._sampling.pool_starts[plan.slots]
+            pooled = pooler.pool(forward.hidden.last, spans.tolist(), starts.tolist())
         vectors = pooler.vectors(pooled, self.ops, self.model.config.dtype)
         tokens = torch.where(vectors.isfinite().all(1), 0, -1).int()
         return Drawn(tokens, None, vectors)

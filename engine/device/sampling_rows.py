@@ -65,6 +65,8 @@ class SamplingTable:
         self._num_logprobs = self._words[6]
         self._features = self._words[7]
         self._seeds = np.zeros(num_slots, dtype=np.int64)
+        self.pool_starts = np.zeros(num_slots, dtype=np.int32)
+        """Where what vectors are made of begins."""
         self._top_p[:] = 1.0
         self._num_logprobs[:] = NO_LOGPROBS
         self._stop_token_ids: list[tuple[int, ...]] = [()] * num_slots
@@ -82,7 +84,9 @@ class SamplingTable:
         num_logprobs = NO_LOGPROBS if params.logprobs is None else params.logprobs
         self._num_logprobs[slot] = max(num_logprobs, admitted.num_candidates or NO_LOGPROBS)
         edits, grammar = self.edits.admit(admitted), self.grammars.admit(admitted)
-        self._features[slot] = HAS_EDITS * edits | HAS_GRAMMAR * grammar | POOLS * admitted.pool
+        pools = admitted.pool is not None
+        self.pool_starts[slot] = admitted.pool or 0
+        self._features[slot] = HAS_EDITS * edits | HAS_GRAMMAR * grammar | POOLS * pools
         self._stop_token_ids[slot] = tuple(
             token for token in admitted.stop_token_ids if token < self._vocab_size
         )

@@ -13,16 +13,23 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .grammars import Compiled
+from .thought import ThoughtLimit
 
 ALL = np.uint32(0xFFFFFFFF)
+BITS = 32
 
 
 class Follower:
     """One output's place in its grammar. One thread at a time."""
 
-    def __init__(self, compiled: Compiled, token_ids: Sequence[int] = ()) -> None:
-        """token_ids: what the output has already."""
-        self._compiled = compiled
+    def __init__(
+        self,
+        compiled: Compiled,
+        token_ids: Sequence[int] = (),
+        thought: ThoughtLimit | None = None,
+    ) -> None:
+        """token_ids: what the output has already; thought: bounds what it begins with."""
+        self._compiled, self._thought = compiled, thought
         self._matcher: Any = compiled.start()
         self.read(token_ids)
 
@@ -40,11 +47,14 @@ class Follower:
                 return
             if token_id < 0 or not self._matcher.consume_token(token_id):
                 return
+            if self._thought is not None:
+                self._thought.read(token_id)
 
     def copy(self) -> Follower:
         """Return another at the same place."""
         other = object.__new__(Follower)
         other._compiled, other._matcher = self._compiled, self._matcher.deep_copy()
+        other._thought = None if self._thought is None else self._thought.copy()
         return other
 
     def fill(self, mask: NDArray[np.uint32]) -> None:
@@ -56,3 +66,15 @@ class Follower:
             self._matcher.unsafe_compute_mask_ptr(mask.ctypes.data, mask.nbytes)
         if self._matcher.is_error():
             mask[:] = ALL
+        elif self._thought is not None:
+            _leave(mask, self._thought.due)
+
+
+def _leave(mask: NDArray[np.uint32], token_id: int | None) -> None:
+    """Take all tokens but one out of a mask, where there is one."""
+    if token_id is None:
+        return
+    place, bit = divmod(token_id, BITS)
+    assert mask[place] >> np.uint32(bit) & 1, f"a thought may end by token {token_id}"
+    mask[:] = 0
+    mask[place] = np.uint32(1 << bit)

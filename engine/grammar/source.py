@@ -12,9 +12,9 @@ from typing import Any
 import msgspec
 
 from ..errors import ParamsError
-from ..structured import FIELD, StructuredOutputsParams
+from ..structured import FIELD, StructuredOutputsParams, Thought
 from .literals import quote, regex_literal, with_space
-from .tags import tags_source, thought_source
+from .tags import tags_source, thought_alone, thought_source
 
 MAX_SOURCE_BYTES = 2**20
 MAX_SCHEMA_NODES = 200_000
@@ -43,6 +43,11 @@ def grammar_source(asked: StructuredOutputsParams, special_tokens: Collection[st
             FIELD,
         )
     return source
+
+
+def thought_grammar(thought: Thought, special_tokens: Collection[str] = ()) -> str:
+    """Return the grammar of what comes before a form, alone."""
+    return f"{thought_alone(thought.start, thought.end, special_tokens)}\n{OPTIONS}\n"
 
 
 def _write(asked: StructuredOutputsParams, special_tokens: Collection[str]) -> str:

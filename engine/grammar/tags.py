@@ -59,6 +59,13 @@ def thought_source(start: str, end: str, special_tokens: Collection[str]) -> str
     return "\n".join([f"start: {whole}", *writer.rules, f"SPACE: {SPACE}"])
 
 
+def thought_alone(start: str, end: str, special_tokens: Collection[str]) -> str:
+    """Return the grammar of a thought, from its start, if it has one, to its end."""
+    writer = _Writer(special_tokens)
+    begun = f"{writer.literal(start)} " if start else ""
+    return "\n".join([f"start: {begun}{writer.ended(TEXT, end)}", *writer.rules])
+
+
 class _Writer:
     """Collects rules while formats are written."""
 

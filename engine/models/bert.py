@@ -11,11 +11,23 @@ from typing import NamedTuple
 
 import torch
 
-from ...reference.encoder import EncoderConfig
+from ...reference.encoder import Bend, EncoderConfig
 from ...reference.sums import Sums
 from ..vectors import Stage
 from .pooling import read_labels
 from .values import ConfigValues
+
+BENDS: dict[str, Bend] = {
+    "gelu": "gelu",
+    "gelu_python": "gelu",
+    "gelu_new": "gelu_tanh",
+    "gelu_fast": "gelu_tanh",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "relu": "relu",
+    "silu": "silu",
+    "swish": "silu",
+}
+"""transformers' names."""
 
 StagesOf = Callable[[ConfigValues, str], tuple[Stage, ...]]
 
@@ -83,7 +95,9 @@ def encoder_config(
     sums: Sums,
 ) -> EncoderConfig:
     """Read the shape. Raises ConfigError for everything that is not supported."""
-    values.demand("hidden_act", "gelu")
+    act = values.get("hidden_act") or "gelu"
+    if act not in BENDS:
+        raise values.wrong("hidden_act", f"one of {', '.join(BENDS)}")
     values.demand("position_embedding_type", "absolute")
     values.demand("is_decoder", False)
     values.demand("add_cross_attention", False)
@@ -106,4 +120,5 @@ def encoder_config(
         dtype=dtype,
         linear_segments=linear_segments,
         sums=sums,
+        bend=BENDS[act],
     )

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ...reference.decoder import Hidden
-from ...reference.encoder import EncoderConfig, EncoderWeights, embed_typed, unturned
+from ...reference.encoder import EncoderConfig, EncoderWeights, bent, embed_typed, unturned
 from ...reference.ops import Batch, KVCache, Ops
 from .base import DecoderModel, Tail
 from .pooler import Pooler
@@ -73,7 +73,8 @@ class EncoderModel:
             seen = ops.paged_attention(q, cache, batch, scale=scale, causal=False)
             out = ops.linear(seen.view(len(x), -1), layer.o)
             x = ops.add_layer_norm(out, x, first.weight, first.bias, eps)
-            out = ops.linear(ops.gelu(ops.linear(x, layer.up)), layer.down)
+            wide = bent(ops.linear(x, layer.up), self.config.bend, ops.gelu, ops.silu_mul)
+            out = ops.linear(wide, layer.down)
             x = ops.add_layer_norm(out, x, last.weight, last.bias, eps)
         return Hidden(x, ())
 

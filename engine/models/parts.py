@@ -90,6 +90,14 @@ class Parts:
         self._expect(Part(f"{module}.{name}", shape, staging, 0, None))
         return staging
 
+    def shared(self, module: str, shape: tuple[int, ...]) -> Staging:
+        """Expect a module's weight as it is, or find it where it is expected already."""
+        known = self.parts.get(f"{module}.weight")
+        if known is None:
+            return self.tensor(module, shape)
+        assert known.matrix is None and known.shape == shape, (module, known.shape, shape)
+        return known.staging
+
     def matrix(
         self,
         modules: tuple[str, ...],

@@ -9,14 +9,15 @@ import torch
 
 from ...reference.decoder import DecoderWeights
 from ...reference.encoder import EncoderConfig, EncoderWeights
-from ...reference.ops import Ops
+from ...reference.ops import Ops, PackedLinear
+from ...reference.sums import Sums
 from ..config import LoadFormat
 from ..vectors import Stage
 from .base import DecoderModel
 from .encoder import EncoderModel, Model
 from .encoder_weights import EncoderBuilder
 from .loader import Stored, check_tensors, fill, read_all, scan
-from .parts import Matrix, Part, Parts, packed
+from .parts import Matrix, Part, Parts, Staging, complete, packed
 from .pooler import PackedStage, Pooler
 from .registry import ENCODERS, ModelConfig
 from .weights import WeightBuilder
@@ -41,7 +42,6 @@ def load_pooled(
     # A dense layer of sentence-transformers lies in a folder of its own.
     folders = {config.path: Parts(ops, config.dtype, shape.sums, device)}
     main = folders[config.path]
-    stages = _expect_stages(config, folders, ops, device)
     builder: EncoderBuilder | WeightBuilder
     if isinstance(shape, EncoderConfig):
         encoder = ENCODERS[config.architecture]
@@ -51,6 +51,7 @@ def load_pooled(
         names = config.family.names
         builder = WeightBuilder(shape, names, ops, device, with_head=False, parts=main)
         prefix, ignored = DECODER_PREFIX, (names.head,)
+    stages = _expect_stages(config, folders, ops, device)
     for folder, parts in folders.items():
         if load_format == "dummy":
             fill(parts, seed, device, config.dtype)
@@ -61,8 +62,8 @@ def load_pooled(
         read_all(parts, stored)
     weights = builder.build()
     pooler = Pooler(
-        config.pooling.kind,
-        tuple(PackedStage(packed(matrix), stage.activation) for stage, matrix in stages),
+        config.pooling.kinds,
+        tuple(PackedStage(_packed(*one, ops, shape.sums), one[0].activation) for one in stages),
     )
     if isinstance(shape, EncoderConfig):
         assert isinstance(weights, EncoderWeights), config.architecture
@@ -73,17 +74,30 @@ def load_pooled(
 
 def _expect_stages(
     config: ModelConfig, folders: dict[Path, Parts], ops: Ops, device: torch.device
-) -> list[tuple[Stage, Matrix]]:
+) -> list[tuple[Stage, Matrix | Staging]]:
     """Expect the layers behind the pooling, each in its folder."""
-    expected = []
+    expected: list[tuple[Stage, Matrix | Staging]] = []
     for stage in config.pooling.stages:
         folder = stage.folder or config.path
         if folder not in folders:
             folders[folder] = Parts(ops, config.dtype, config.shape.sums, device)
         num_out, num_in = stage.shape
+        if stage.rows is not None:
+            # The model may have the tensor anyway, as its embedding.
+            whole = folders[folder].shared(stage.module, (config.vocab_size, num_in))
+            expected.append((stage, whole))
+            continue
         matrix = folders[folder].matrix((stage.module,), (num_out,), num_in, biased=stage.biased)
         expected.append((stage, matrix))
     return expected
+
+
+def _packed(stage: Stage, matrix: Matrix | Staging, ops: Ops, sums: Sums) -> PackedLinear:
+    """Return a layer of which no part is missing."""
+    if isinstance(matrix, Matrix):
+        return packed(matrix)
+    assert stage.rows is not None, stage
+    return ops.pack_linear(complete(matrix)[list(stage.rows)], None, sums=sums)
 
 
 def canonical(

@@ -23,22 +23,35 @@ class PackedStage(NamedTuple):
 class Pooler(NamedTuple):
     """How vectors are made. Each is computed alone, so that none depends on its neighbours."""
 
-    kind: Kind = "last"
+    kinds: tuple[Kind, ...] = ("last",)
     stages: tuple[PackedStage, ...] = ()
 
     @property
     def needs_all(self) -> bool:
         """Whether it takes the states of all tokens, and not just of those that sample."""
-        return self.kind != "last"
+        return self.kinds != ("last",)
 
-    def pool(self, hidden: Tensor, spans: Sequence[tuple[int, int]]) -> Tensor:
-        """Return the pooled states [samples, width] float32 of the tokens in spans."""
-        return torch.stack([pool(hidden[start:end], self.kind) for start, end in spans])
+    def pool(
+        self, hidden: Tensor, spans: Sequence[tuple[int, int]], starts: Sequence[int]
+    ) -> Tensor:
+        """Return the pooled states [samples, width] float32 of the tokens in spans.
+
+        starts: how many at the beginning of each do not count.
+        """
+        return torch.stack(
+            [
+                torch.cat([pool(hidden[begin + skip : end], kind, skip) for kind in self.kinds])
+                for (begin, end), skip in zip(spans, starts, strict=True)
+            ]
+        )
 
     def vectors(self, pooled: Tensor, ops: Ops, dtype: torch.dtype) -> Tensor:
         """Send pooled states [samples, width] through the stages: [samples, out] float32."""
         for weight, activation in self.stages:
             pooled = ops.linear(pooled.to(dtype), weight).float()
-            if activation == "tanh":
-                pooled = tanh(pooled)
+            match activation:
+                case "tanh":
+                    pooled = tanh(pooled)
+                case "margin":
+                    pooled = pooled[:, 1:] - pooled[:, :1]
         return pooled

@@ -6,6 +6,7 @@ Qwen3Model and Qwen3ForSequenceClassification give vectors.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, get_args
 
@@ -29,6 +30,7 @@ from .pooling import (
     embedding_config,
     read_labels,
 )
+from .token_classes import TokenId, names_tokens, token_classifier
 from .values import ConfigValues, read_json
 
 FAMILIES = {
@@ -77,7 +79,12 @@ class ModelConfig(Struct, frozen=True, kw_only=True):
     @property
     def takes_whole_prompts(self) -> bool:
         """Whether a prompt must be computed in one step: no part of it says enough alone."""
-        return isinstance(self.shape, EncoderConfig) or self.pooling.kind != "last"
+        return isinstance(self.shape, EncoderConfig) or self.pooling.kinds != ("last",)
+
+
+def refuse_words(word: str) -> int:
+    """Find no token: nobody has a tokenizer."""
+    raise ConfigError(f"a class is the word {word!r}, and there is no tokenizer: give token ids.")
 
 
 def read_model_config(
@@ -88,14 +95,16 @@ def read_model_config(
     *,
     runner: RunnerKind = "auto",
     pooler: PoolerConfig | None = None,
+    overrides: Mapping[str, Any] | None = None,
+    token_id: TokenId = refuse_words,
 ) -> ModelConfig:
     """Read config.json and generation_config.json of a checkpoint's folder.
 
-    runner, pooler: see EngineConfig. Raises CheckpointError where a file is missing or broken,
-    ConfigError where a value is not supported.
+    runner, pooler, overrides: see EngineConfig; token_id: of words that are classes. Raises
+    CheckpointError where a file is missing or broken, ConfigError where a value is not supported.
     """
     file = path / "config.json"
-    values = ConfigValues(read_json(file), str(file))
+    values = ConfigValues(read_json(file) | dict(overrides or {}), str(file))
     architecture = _architecture(values)
     found = _dtype(values, dtype)
     encoder = ENCODERS.get(architecture)
@@ -105,12 +114,16 @@ def read_model_config(
     else:
         family = FAMILIES[_stem(architecture) + DRAWS]
         shape = decoder_config(values, family.traits(values), found, linear_segments, sums)
-    if _generates(path, architecture, runner):
+    if _generates(path, values, architecture, runner):
         pooling = apply_wish(PoolingConfig(beside=True, width=shape.hidden_size), pooler)
-        if pooling.kind != "last":
+        if pooling.kinds != ("last",):
             raise ConfigError("pooler_config: a model that generates pools LAST, and nothing else.")
     else:
-        pooling = _pooling(path, values, architecture, shape, pooler)
+        found_tokens = None
+        if isinstance(shape, DecoderConfig):
+            names = FAMILIES[_stem(architecture) + DRAWS].names
+            found_tokens = token_classifier(path, values, shape, names, pooler, token_id)
+        pooling = found_tokens or _pooling(path, values, architecture, shape, pooler)
     longest = shape.max_positions
     return ModelConfig(
         path=path,
@@ -146,7 +159,7 @@ def _architecture(values: ConfigValues) -> str:
     )
 
 
-def _generates(path: Path, architecture: str, runner: RunnerKind) -> bool:
+def _generates(path: Path, values: ConfigValues, architecture: str, runner: RunnerKind) -> bool:
     """Find out what a checkpoint is for."""
     can = architecture.endswith(DRAWS)
     if runner == "generate" and not can:
@@ -155,7 +168,7 @@ def _generates(path: Path, architecture: str, runner: RunnerKind) -> bool:
             "be 'auto' or 'pooling'."
         )
     if runner == "auto":
-        return can and not (path / MODULES).exists()
+        return can and not (path / MODULES).exists() and not names_tokens(path, values)
     return runner == "generate"
 
 

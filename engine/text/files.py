@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 
-from ..errors import CheckpointError
+from ..errors import CheckpointError, ConfigError
 
 CONFIG_FILE = "tokenizer_config.json"
 
@@ -111,6 +111,19 @@ def _added_tokens(entries: Any, path: Path) -> dict[int, AddedText]:
         return msgspec.convert(entries, dict[int, AddedText], strict=False)
     except msgspec.ValidationError as error:
         raise CheckpointError(f"{path}: added_tokens_decoder: {error}") from error
+
+
+def read_template(given: str) -> str:
+    """Return the text of a template that is given by its file's name, or itself. ConfigError."""
+    if "{" in given:
+        return given
+    try:
+        return Path(given).expanduser().read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"chat_template is {given!r}: it must be a file that can be read, or a template, which "
+            f"has braces: {error}."
+        ) from error
 
 
 def _chat_templates(folder: Path, config: Mapping[str, Any]) -> dict[str, str]:

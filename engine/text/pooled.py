@@ -6,7 +6,9 @@ fault is a ParamsError.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Mapping
+from datetime import datetime
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,9 +17,12 @@ from ..errors import ParamsError
 from ..params import PoolingParams
 from ..request import IntArray
 from ..vectors import PoolingConfig
+from .chat import ChatTemplate
 from .ids import as_ids, check_unicode, wrong
 from .tokenizer import Tokenizer
 
+ROLES = {role: re.compile(rf"""['"]{role}['"]""") for role in ("query", "document")}
+"""How a template that writes pairs names their roles."""
 CHARS_PER_TOKEN = 64
 """A text longer than this for each token that it may have is tried by its beginning first."""
 
@@ -27,6 +32,8 @@ class TextPair(NamedTuple):
 
     first: str
     second: str
+    instruction: str | None = None
+    """What is asked about them, where the model's template of pairs takes it."""
 
 
 class PooledIds(NamedTuple):
@@ -35,6 +42,8 @@ class PooledIds(NamedTuple):
     token_ids: IntArray
     """[prompt] int32"""
     text: str | None
+    start: int = 0
+    """The first token whose state counts."""
 
 
 class PooledPrompts:
@@ -46,7 +55,10 @@ class PooledPrompts:
         config: PoolingConfig,
         vocab_size: int,
         max_prompt_len: int,
+        template: ChatTemplate | None = None,
     ) -> None:
+        """template: writes two texts as one prompt, as a chat of the roles query and document."""
+        self._template = template
         self._tokenizer = tokenizer
         self._config = config
         self._vocab_size = vocab_size
@@ -66,21 +78,57 @@ class PooledPrompts:
         match prompt:
             case PooledIds():
                 return prompt
+            case TextPair() if self._template is not None:
+                usual = self._before(params.prompt_name) or None
+                pair = (
+                    prompt if prompt.instruction is not None else prompt._replace(instruction=usual)
+                )
+                return self._write(self._template, pair, most)
+            case TextPair(_, _, instruction) if instruction is not None:
+                raise wrong("instruction", instruction, "left out: the model has no place for it")
             case TextPair(first, second):
+                self._refuse_name(params, "two texts")
                 return self._encode(first, second, most)
             case str():
-                return self._encode(prompt, None, most)
+                return self._prefixed(prompt, params, most)
             case {"prompt_token_ids": ids, **others} if others.keys() <= {"prompt"}:
+                self._refuse_name(params, "token ids")
                 shown = others.get("prompt")
                 if shown is not None and not isinstance(shown, str):
                     raise wrong("prompt", shown, "a text beside prompt_token_ids")
                 return self._take(ids, most)._replace(text=shown)
             case {"prompt": str(text), **others} if not others:
-                return self._encode(text, None, most)
+                return self._prefixed(text, params, most)
             case Mapping():
                 allowed = "an object with prompt (text) or prompt_token_ids, no more"
                 raise wrong("prompt", prompt, allowed)
+        self._refuse_name(params, "token ids")
         return self._take(prompt, most)
+
+    def _before(self, name: str | None) -> str:
+        """Return what is written before a text: sentence-transformers' prompt of that name."""
+        prompts = self._config.prompts
+        name = self._config.default_prompt_name if name is None else name
+        if not name:
+            return ""
+        if name not in prompts:
+            allowed = f"empty or one of {sorted(prompts)}" if prompts else "left out: there is none"
+            raise wrong("prompt_name", name, allowed)
+        return prompts[name]
+
+    def _refuse_name(self, params: PoolingParams, given: str) -> None:
+        if params.prompt_name:
+            raise wrong("prompt_name", params.prompt_name, f"left out with {given}")
+
+    def _prefixed(self, text: str, params: PoolingParams, most: int | None) -> PooledIds:
+        """Encode a text behind its prompt."""
+        before = self._before(params.prompt_name)
+        read = self._encode(before + text, None, most)
+        if not before or self._config.includes_prompt:
+            return read
+        assert self._tokenizer is not None, "a text was encoded"
+        start = min(_num_before(before, self._tokenizer), len(read.token_ids) - 1)
+        return read._replace(start=start)
 
     def _check_dimensions(self, params: PoolingParams) -> None:
         config, asked = self._config, params.dimensions
@@ -114,6 +162,33 @@ class PooledPrompts:
             taken.token_ids[num_first:] += self._vocab_size
         return taken._replace(text=first if second is None else None)
 
+    def _write(self, template: ChatTemplate, pair: TextPair, most: int | None) -> PooledIds:
+        """Write a pair by a template; where that is too long, its second text loses its end."""
+        tokenizer = self._tokenizer
+        if tokenizer is None:
+            raise wrong("prompt", pair.second, "a list of token ids: there is no tokenizer")
+        for text in pair:
+            check_unicode(text or "")
+        pair = pair._replace(
+            first=self._beginning(pair.first, most), second=self._beginning(pair.second, most)
+        )
+
+        def written(num_chars: int) -> list[int]:
+            text = template.render(_as_chat(pair._replace(second=pair.second[:num_chars])))
+            return tokenizer.encode(text, add_special_tokens=False)
+
+        low, high = 0, len(pair.second)
+        ids = written(high)
+        if most is not None and len(ids) > most:
+            # What stands behind the text must stay, so that tokens cannot be cut.
+            while low < high:
+                middle = (low + high + 1) // 2
+                low, high = (middle, high) if len(written(middle)) <= most else (low, middle - 1)
+            ids = written(low)
+        if most is not None and len(ids) > most:
+            raise self._too_long(str(len(ids)))
+        return self._take(ids, None)
+
     def _beginning(self, text: Any, most: int | None) -> Any:
         """Cut a text that is far too long, or refuse it, without tokenizing megabytes."""
         chars = self._max_prompt_len * CHARS_PER_TOKEN
@@ -134,3 +209,31 @@ class PooledPrompts:
             "truncate_prompt_tokens must be given.",
             "prompt",
         )
+
+
+def pair_template(
+    tokenizer: Tokenizer | None, own: str | None, clock: Callable[[], datetime]
+) -> ChatTemplate | None:
+    """Return what writes pairs: the tokenizer's chat template if it knows them, else `own`."""
+    if tokenizer is None:
+        return None
+    source = tokenizer.chat_template
+    if source is not None and all(ROLES[role].search(source) for role in ROLES):
+        own = source
+    return None if own is None else ChatTemplate(own, tokenizer.special_tokens, clock=clock)
+
+
+def _num_before(text: str, tokenizer: Tokenizer) -> int:
+    """Count a prompt's tokens as sentence-transformers does: with the special ones before it, and
+    not with those behind it."""
+    whole, bare = (tokenizer.encode(text, add_special_tokens=one) for one in (True, False))
+    places = range(len(whole) - len(bare), -1, -1)
+    begin = next((place for place in places if whole[place : place + len(bare)] == bare), 0)
+    return begin + len(bare)
+
+
+def _as_chat(pair: TextPair) -> list[dict[str, str]]:
+    """Write a pair as templates take it."""
+    asked = [] if pair.instruction is None else [{"role": "system", "content": pair.instruction}]
+    texts = {"query": pair.first, "document": pair.second}
+    return asked + [{"role": role, "content": text} for role, text in texts.items()]

@@ -14,7 +14,7 @@ from msgspec.structs import replace
 
 from ..errors import ParamsError
 from ..grammar.grammars import Compiled, Grammars
-from ..grammar.source import grammar_source
+from ..grammar.source import grammar_source, thought_grammar
 from ..params import (
     BeamSearchParams,
     Params,
@@ -23,7 +23,7 @@ from ..params import (
     SamplingParams,
     num_kept,
 )
-from ..request import GrammarUse, IntArray, Request, ThinkingBudget
+from ..request import BoundedThought, GrammarUse, IntArray, Request, ThinkingBudget
 from .chat import ChatTemplate
 from .ids import as_ids, check_unicode, wrong
 from .pooled import CHARS_PER_TOKEN, PooledIds, PooledPrompts, TextPair
@@ -123,7 +123,7 @@ class RequestBuilder:
         grammar: FoundGrammar | None = None,
     ) -> Prepared:
         """Check and tokenize. Raises ParamsError that names the field."""
-        beams, num_candidates, pools = None, 0, isinstance(params, PoolingParams)
+        beams, num_candidates, pool = None, 0, None
         if isinstance(params, PoolingParams):
             assert self._pooled is not None, prompt
             prompt, params = self._pooled.read(prompt, params), ONE_VECTOR
@@ -142,7 +142,7 @@ class RequestBuilder:
         if not isinstance(tenant, str):
             raise wrong("tenant", tenant, "a text")
         if isinstance(prompt, PooledIds):
-            token_ids, text = prompt
+            token_ids, text, pool = prompt
         else:
             token_ids, text = self._read(prompt, num_kept(beams or params, self._max_model_len))
         if params.seed is None:
@@ -156,15 +156,15 @@ class RequestBuilder:
             seed=seed,
             eos_token_ids=self._eos_token_ids,
             bad_word_ids=bad_word_ids,
-            grammar=None if grammar is None else GrammarUse(grammar.source),
-            thinking=self._thinking(params),
+            grammar=None if grammar is None else self._use(grammar, params),
+            thinking=self._thinking(params) if grammar is None else None,
             priority=priority,
             arrival_s=arrival_s,
             cache_salt=cache_salt,
             tenant=tenant,
             num_candidates=num_candidates,
             keep=beams is not None,
-            pool=pools,
+            pool=pool,
         )
         compiled = None if grammar is None else grammar.compiled
         return Prepared(request, text, grammar=compiled, beams=beams)
@@ -177,7 +177,28 @@ class RequestBuilder:
         assert params.structured_outputs is not None, params
         special = self._grammars.vocabulary.special
         source = grammar_source(params.structured_outputs, special)
+        thought = params.structured_outputs.thought
+        if thought is not None and params.thinking_token_budget is not None:
+            # Of our own making: nobody has to check it. It is kept for who follows it.
+            self._grammars.resume(thought_grammar(thought, special))
         return FoundGrammar(source, self._grammars.compile(source))
+
+    def _use(self, grammar: FoundGrammar, params: SamplingParams) -> GrammarUse:
+        """Say how a sequence follows its grammar. A form without a thought has none to bound."""
+        limit, form = self._thinking(params), params.structured_outputs
+        assert form is not None, params
+        if limit is None or form.thought is None:
+            return GrammarUse(grammar.source)
+        tokenizer, end = self._tokenizer, form.thought.end
+        if tokenizer is not None:
+            said = tokenizer.decode(limit.end, skip_special_tokens=False)
+            if not said.endswith(end):
+                # What the options say ends no thought that the form begins behind.
+                ids = tokenizer.encode(end, add_special_tokens=False)
+                limit = replace(limit, end=tuple(ids))
+        source = thought_grammar(form.thought, self._grammars.vocabulary.special)
+        bounded = BoundedThought(source, limit, is_open=not form.thought.start)
+        return GrammarUse(grammar.source, thought=bounded)
 
     def _check(
         self, params: SamplingParams, request_id: str, priority: int, cache_salt: str | None

@@ -12,8 +12,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+from msgspec.structs import replace
+
 from ..errors import CheckpointError
-from .files import TokenizerConfig, read_tokenizer_config
+from .files import TokenizerConfig, read_template, read_tokenizer_config
 from .ids import cut
 from .pieces import Pieces, choose_pieces
 from .tiktoken_tokenizer import TiktokenTokenizer, find_tiktoken_file, load_tiktoken
@@ -96,16 +98,19 @@ class Tokenizer(Protocol):
         """Return the bytes of one token in mid-sentence: part of a character where it is that."""
 
 
-def load_tokenizer(path: Path | str) -> Tokenizer:
+def load_tokenizer(path: Path | str, chat_template: str | None = None) -> Tokenizer:
     """Load the tokenizer of a checkpoint directory, or from a tokenizer file.
 
-    Raises CheckpointError that names what is missing or broken.
+    chat_template: instead of those that it brings, a file's name or the template itself. Raises
+    CheckpointError that names what is missing or broken, and ConfigError for chat_template.
     """
     path = Path(path)
     if not path.exists():
         raise CheckpointError(f"{path} does not exist: there is no tokenizer to load.")
     folder = path if path.is_dir() else path.parent
     config = read_tokenizer_config(folder)
+    if chat_template is not None:
+        config = replace(config, chat_templates={"default": read_template(chat_template)})
     json_file = path if path.suffix == ".json" else path / TOKENIZER_FILE
     if json_file.is_file():
         return JsonTokenizer(_read_backend(json_file), config)

@@ -19,7 +19,7 @@ from ...reference import pack_linear as defined_pack_linear
 from ...reference.activation import LEAST_NORMAL
 from ...reference.sums import TILE, Sums
 from .emit import TAGS, promised_tag
-from .matmul import block_weight, multiply, tile_blocks
+from .matmul import block_weight, lies_apart, multiply
 from .matmul_amx import multiply_amx
 
 logger = logging.getLogger("quire")
@@ -49,9 +49,8 @@ def form_weight(weight: Tensor, sums: Sums, empty: Callable[..., Tensor] = torch
 
     empty: as in matmul.block_weight.
     """
-    if sums == "pairs":
-        return block_weight(weight, unit=2, empty=empty)
-    return tile_blocks(block_weight(weight, unit=TILE), empty)
+    unit = TILE if sums == "tiles" else 2
+    return block_weight(weight, unit=unit, is_apart=lies_apart(TAGS[sums][0]), empty=empty)
 
 
 def multiply_by(tag: str, x: Tensor, weight: Tensor, columns: int, bias: Tensor | None) -> Tensor:

@@ -47,6 +47,10 @@ FLOATS = ir.VectorType(FLOAT, LANES)
 DOUBLES = ir.VectorType(ir.DoubleType(), LANES)
 I16S = ir.VectorType(I16, LANES)
 I32S = ir.VectorType(I32, LANES)
+NARROW = not llvmlite.binding.get_host_cpu_features().get("avx512f")
+"""A vector takes two of 16 registers, instead of one of 32."""
+NARROW_SUMS = 6
+"""Vectors of sums that those hold beside the operands."""
 _FLUSH_MODES = 0x8040
 """Bits of MXCSR: flush results to zero, denormals are zeros."""
 
@@ -176,6 +180,16 @@ class Emit:
         nan = b.fcmp_unordered("uno", x, x)
         return b.trunc(b.select(nan, ir.Constant(I32S, [0x7FC0] * LANES), rounded), I16S)
 
+    def at_once(self, num_rows: int, num_vectors: int) -> list[tuple[int, int]]:
+        """Cut the vectors of a register tile into ranges whose sums registers hold.
+
+        Sums that lie in memory cost half the speed and more.
+        """
+        size = num_vectors
+        if NARROW:
+            size = 1 << max(0, (NARROW_SUMS // num_rows).bit_length() - 1)
+        return [(i, min(num_vectors, i + size)) for i in range(0, num_vectors, size)]
+
     def sum_products(
         self,
         sums: list[list[Any]],
@@ -185,7 +199,8 @@ class Emit:
     ) -> None:
         """Add left[i] * right[j] of steps first..last-1 to sums[i][j], which are stack places.
 
-        load(step) returns left and right, vectors of 16 x 4 bytes. tile_steps: steps in a block of
+        load(step) returns left and right, vectors of 16 x 4 bytes; on the left also tuples of the
+        halves that `halves` would take out of them. tile_steps: steps in a block of
         "tiles", whose first begins at `first`.
         """
         first, last = steps
@@ -205,23 +220,24 @@ class Emit:
             )
             with cgutils.for_range(self.b, end, start=start) as loop:
                 left, right = load(loop.index)
-                for chains, take in zip((odd, even), self.halves(), strict=True):
-                    self._add_half(chains, left, right, take)
+                for half, chains in enumerate((odd, even)):
+                    self._add_half(chains, left, right, half)
             for totals, evens, odds in zip(sums, even, odd, strict=True):
                 for place, e, o in zip(totals, evens, odds, strict=True):
                     pair = self._add_flushed(self.b.load(e), self.b.load(o))
                     self.b.store(self._add_flushed(self.b.load(place), pair), place)
 
     def _add_step(self, sums: list[list[Any]], left: list[Any], right: list[Any]) -> None:
-        for take in self.halves():
-            self._add_half(sums, left, right, take)
+        for half in range(len(self.halves())):
+            self._add_half(sums, left, right, half)
 
     def _add_half(
-        self, sums: list[list[Any]], left: list[Any], right: list[Any], take: Callable[[Any], Any]
+        self, sums: list[list[Any]], left: list[Any], right: list[Any], half: int
     ) -> None:
+        take = self.halves()[half]
         right_half = [take(x) for x in right]
         for row, x in zip(sums, left, strict=True):
-            left_half = take(x)
+            left_half = x[half] if isinstance(x, tuple) else take(x)
             for place, y in zip(row, right_half, strict=True):
                 self.b.store(self.add_product(self.b.load(place), left_half, y), place)
 

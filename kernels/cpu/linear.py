@@ -11,7 +11,7 @@ from ...reference.ops import PackedLinear
 from ...reference.sums import Sums, round_sums
 from .activation import silu_mul
 from .choice import best_tag, form_weight, multiply_by
-from .matmul import COLUMNS, block_weight, unblock_weight
+from .matmul import COLUMNS, block_weight, lies_apart, unblock_weight
 from .pages import Arena
 
 __all__ = ["gated_linear", "linear", "pack_linear", "unpack_linear"]
@@ -32,7 +32,8 @@ def pack_linear(
 
     def block(part: Tensor) -> Tensor:
         if weight.dtype == torch.float32:
-            return block_weight(part, unit=1, empty=_arena.empty)
+            is_apart = lies_apart("float32")
+            return block_weight(part, unit=1, is_apart=is_apart, empty=_arena.empty)
         return form_weight(part, sums, _arena.empty)
 
     out_features, in_features = weight.shape

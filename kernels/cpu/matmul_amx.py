@@ -275,7 +275,7 @@ def _palette() -> Tensor:
 def multiply_amx(x: Tensor, blocked: Tensor, out_features: int, bias: Tensor | None) -> Tensor:
     """Multiply x [rows, in] bfloat16 (its rows may lie apart) -> [rows, out_features].
 
-    in: a multiple of 32; blocked: from matmul.tile_blocks; bias: [blocks * COLUMNS].
+    in: a multiple of 32; blocked: its vectors apart; bias: [blocks * COLUMNS].
     """
     check_shapes(x, blocked, bias)
     rows = len(x)

@@ -8,7 +8,7 @@ head_dim, 16 keys], of values [steps of 16 keys, head_dim].
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import reduce
+from functools import partial, reduce
 from typing import Any
 
 from llvmlite import ir
@@ -59,16 +59,12 @@ def _scores(num_rows: int, num_parts: int = PARTS) -> Callable[..., None]:
         b = e.b
         keys = [e.load(e.address(parts, 8 * j), I64) for j in range(num_parts)]
         coming = [e.load(e.address(parts, 8 * (2 * PARTS + j)), I64) for j in range(PARTS)]
-        sums = [
-            [cgutils.alloca_once_value(b, e.floats(0.0)) for _ in range(num_parts)]
-            for _ in range(num_rows)
-        ]
         row_bytes = e.times(steps, STEP_BYTES)
 
-        def load(step: Any) -> tuple[list[Any], list[Any]]:
+        def load(step: Any, first: int, end: int) -> tuple[list[Any], list[Any]]:
             offset = e.times(step, VECTOR_BYTES)
-            k = [e.load(e.address(part, offset), I32S) for part in keys]
-            for part in coming:
+            k = [e.load(e.address(part, offset), I32S) for part in keys[first:end]]
+            for part in coming if first == 0 else ():
                 e.prefetch(e.address(part, offset))
             places = [
                 e.address(q, e.times(row_bytes, i), e.times(step, STEP_BYTES))
@@ -76,10 +72,16 @@ def _scores(num_rows: int, num_parts: int = PARTS) -> Callable[..., None]:
             ]
             return [e.splat(e.load(place, I32)) for place in places], k
 
-        e.sum_products(sums, (ir.Constant(I64, 0), steps), load, TILE // 2)
-        for i, row in enumerate(sums):
-            for j, total in enumerate(row):
-                e.store(b.load(total), e.address(out, (i * PARTS + j) * VECTOR_BYTES))
+        for first, end in e.at_once(num_rows, num_parts):
+            sums = [
+                [cgutils.alloca_once_value(b, e.floats(0.0)) for _ in range(first, end)]
+                for _ in range(num_rows)
+            ]
+            some = partial(load, first=first, end=end)
+            e.sum_products(sums, (ir.Constant(I64, 0), steps), some, TILE // 2)
+            for i, row in enumerate(sums):
+                for j, total in enumerate(row, first):
+                    e.store(b.load(total), e.address(out, (i * PARTS + j) * VECTOR_BYTES))
 
     return emit
 
@@ -99,28 +101,18 @@ def _values(num_rows: int, num_vectors: int) -> Callable[..., None]:
         part_steps = 16 if e.tag == types.float32 else 8
         p_bytes = PARTS * part_steps * STEP_BYTES
         first, last = b.lshr(span, ir.Constant(I64, 32)), b.and_(span, ir.Constant(I64, 0xFFFF))
-        places = [
-            [
-                e.address(out, e.times(row_bytes, i), column, j * VECTOR_BYTES)
-                for j in range(num_vectors)
-            ]
-            for i in range(num_rows)
-        ]
-        sums = [[cgutils.alloca_once_value(b, e.load(place)) for place in row] for row in places]
 
-        def load(step: Any) -> tuple[list[Any], list[Any]]:
+        def load(step: Any, start: int, end: int) -> tuple[list[Any], list[Any]]:
             part = b.udiv(step, ir.Constant(I64, part_steps))
             base, next_base = (
                 e.load(e.address(parts, e.times(part, 8), 8 * PARTS * table), I64)
                 for table in (1, 3)
             )
             inner = b.mul(b.urem(step, ir.Constant(I64, part_steps)), row_bytes)
-            v = [
-                e.load(e.address(base, inner, column, j * VECTOR_BYTES), I32S)
-                for j in range(num_vectors)
-            ]
-            for j in range(num_vectors):
-                e.prefetch(e.address(next_base, inner, column, j * VECTOR_BYTES))
+            columns = [e.address(inner, column, j * VECTOR_BYTES) for j in range(start, end)]
+            v = [e.load(e.address(base, place), I32S) for place in columns]
+            for place in columns:
+                e.prefetch(e.address(next_base, place))
             left = [
                 e.splat(e.load(e.address(p, i * p_bytes, e.times(step, STEP_BYTES)), I32))
                 for i in range(num_rows)
@@ -133,10 +125,22 @@ def _values(num_rows: int, num_vectors: int) -> Callable[..., None]:
             last = b.and_(
                 b.add(last, ir.Constant(I64, tile_steps - 1)), ir.Constant(I64, -tile_steps)
             )
-        e.sum_products(sums, (first, last), load, tile_steps)
-        for row, row_places in zip(sums, places, strict=True):
-            for total, place in zip(row, row_places, strict=True):
-                e.store(b.load(total), place)
+        for start, end in e.at_once(num_rows, num_vectors):
+            places = [
+                [
+                    e.address(out, e.times(row_bytes, i), column, j * VECTOR_BYTES)
+                    for j in range(start, end)
+                ]
+                for i in range(num_rows)
+            ]
+            sums = [
+                [cgutils.alloca_once_value(b, e.load(place)) for place in row] for row in places
+            ]
+            some = partial(load, start=start, end=end)
+            e.sum_products(sums, (first, last), some, tile_steps)
+            for row, row_places in zip(sums, places, strict=True):
+                for total, place in zip(row, row_places, strict=True):
+                    e.store(b.load(total), place)
 
     return emit
 

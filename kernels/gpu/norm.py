@@ -65,7 +65,7 @@ def _centre_and_normalize(
         *(x, residual, *weights, out, x.stride(0), residual.stride(0), width, eps),
         IS_ADDING=is_adding,
         BLOCK=block,
-        warps=min(16, max(1, block // 512)),
+        warps=min(16, max(1, block // 256)),
     )
     return out
 

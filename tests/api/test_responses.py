@@ -233,7 +233,6 @@ MESSAGE = {"role": "user", "content": "a"}
         ({"text": {"format": {"type": "xml"}}}, "text.format", "json_object"),
         ({"text": {"format": {"type": "json_schema", "name": "a"}}}, "text.format", "schema"),
         ({"text": {"verbosity": "low"}}, "text.verbosity", "only"),
-        ({"background": True}, "background", "only false"),
         ({"conversation": "c"}, "conversation", "not supported"),
         ({"truncation": "auto"}, "truncation", "disabled"),
         ({"include": ["message.output_text.logprobs"]}, "include", "encrypted_content"),

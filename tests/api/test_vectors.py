@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import json
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
 from pathlib import Path
@@ -14,9 +15,10 @@ import openai
 import pytest
 import requests
 import torch
-from quire import AsyncEngine
+from quire import LLM, AsyncEngine
 from quire.fuzz.checkpoints import VOCAB_SIZE
 from quire.fuzz.pooled_checkpoints import PooledCheckpoint, make_pooled
+from quire.fuzz.rerankers import asked, make_reranker, overrides
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 from .conftest import served
@@ -170,6 +172,32 @@ def test_bad_bodies_are_told_what_is_allowed(
     assert embedding.live.num_used_blocks() == 0
 
 
+def test_prompts_of_sentence_transformers_are_written(tmp_path: Path) -> None:
+    """By name or by default; the states of their tokens count only where the checkpoint says so."""
+    made = make_pooled("bert-weighted", tmp_path)
+    write_tokenizer(tmp_path, types=True)
+    settings = {"prompts": {"query": "w50 w51 ", "plain": ""}, "default_prompt_name": "query"}
+    (tmp_path / "config_sentence_transformers.json").write_text(json.dumps(settings))
+    file = tmp_path / "1_Pooling/config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"include_prompt": False}))
+    long = made.vector(ids(f"w50 w51 {QUERY}"), skipped=3).numpy()
+    wanted = {None: long, "query": long, "plain": made.vector(ids(QUERY)).numpy()}
+    options: dict[str, Any] = {"pooler_config": {"default_prompt_name": ""}}
+    with LLM(str(tmp_path), num_threads=1, **options) as llm:
+        for name, vector in (wanted | {None: wanted["plain"]}).items():
+            (output,) = llm.embed(QUERY, prompt_name=name, use_tqdm=False)
+            np.testing.assert_allclose(output.outputs.data, vector, rtol=0, atol=1e-5)
+    engine = AsyncEngine(model=str(tmp_path), num_threads=1)
+    with served(engine) as live, make_client(live) as client:
+        asks = Served(live, made, client)
+        for name, vector in wanted.items():
+            for path, what in (("/v1/embeddings", "embedding"), ("/pooling", "data")):
+                given = asks.post(path, input=[QUERY], prompt_name=name)["data"][0][what]
+                np.testing.assert_allclose(given, vector, rtol=0, atol=1e-5)
+        told = asks.refused("/v1/embeddings", input=QUERY, prompt_name="passage")
+        assert told == "prompt_name is 'passage': it must be empty or one of ['plain', 'query']."
+
+
 def test_embeddings_score_by_their_angle(embedding: Served) -> None:
     query, *rest = (embedding.made.vector(ids(text)).double() for text in (QUERY, *DOCUMENTS))
     wanted = [float(torch.cosine_similarity(query, one, 0)) for one in rest]
@@ -203,6 +231,29 @@ def test_a_model_that_reads_both_texts_scores(cross: Served) -> None:
     assert best == [{"index": order[0], "relevance_score": ranked[0]["relevance_score"]}]
     assert "documents is empty" in cross.refused("/rerank", query="w10", documents=[])
     assert "top_n" in cross.refused("/rerank", query="w10", documents=["w11"], top_n=-1)
+
+
+def test_a_causal_model_ranks_by_how_likely_yes_is(tmp_path: Path) -> None:
+    made = make_reranker(tmp_path, "qwen3")
+    engine = AsyncEngine(model=str(tmp_path), hf_overrides=overrides("qwen3"), num_threads=1)
+    texts = ["yes, a cat", "a dog", "no"]
+    likely = [1 / (1 + np.exp(-made.margin(asked("A cat?", text)))) for text in texts]
+    with served(engine) as live, make_client(live) as client:
+        asks = Served(live, made, client)  # type: ignore[arg-type]  # another kind of checkpoint
+        given = asks.post("/v1/score", text_1="A cat?", text_2=texts)["data"]
+        np.testing.assert_allclose([one["score"] for one in given], likely, rtol=0, atol=1e-5)
+        ranked = asks.post("/v1/rerank", query="A cat?", documents=texts)["results"]
+        assert [one["index"] for one in ranked] == sorted(range(3), key=lambda i: -likely[i])
+        body = {"query": "A cat?", "documents": texts[:1], "instruction": "Find cats."}
+        margin = made.margin(asked("A cat?", texts[0], "Find cats."))
+        (one,) = asks.post("/v1/rerank", use_activation=False, **body)["results"]
+        assert abs(one["relevance_score"] - margin) < 1e-5
+
+
+def test_an_instruction_needs_a_model_that_takes_it(embedding: Served, cross: Served) -> None:
+    body = {"query": "w10", "documents": ["w11"], "instruction": "w12"}
+    assert "has no place for it" in embedding.refused("/v1/rerank", **body)
+    assert "has no place for it" in cross.refused("/v1/rerank", **body)
 
 
 def test_texts_are_told_apart_by_their_types(serve: Callable[[str], Served]) -> None:

@@ -15,7 +15,7 @@ from quire.kernels import gpu
 from quire.reference.ops import Ops
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(case=edit_cases, at_once=st.sampled_from((2**24, 1, 40)))
 def test_all_rows_at_once_equal_the_definition(device: str, case: EditCase, at_once: int) -> None:
     """In how many turns soever rows are penalized."""

@@ -11,8 +11,12 @@ import numpy as np
 import pytest
 import torch
 from quire import LLM, PoolingParams
+from quire.engine.config import PoolerConfig
 from quire.engine.errors import CheckpointError, ConfigError
+from quire.engine.models.bert import BENDS
 from quire.engine.models.registry import read_model_config
+from quire.engine.opset import choose_ops
+from quire.engine.text.pooled import PooledIds
 from quire.fuzz.checkpoints import VOCAB_SIZE
 from quire.fuzz.pooled_checkpoints import (
     LAYOUTS,
@@ -21,6 +25,7 @@ from quire.fuzz.pooled_checkpoints import (
     PooledCheckpoint,
     make_pooled,
 )
+from quire.reference.encoder import bent
 from safetensors.torch import load_file, save_file
 
 RAW = PoolingParams(normalize=False, use_activation=False)
@@ -156,7 +161,7 @@ def rewrite(file: Path, **changes: Any) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"hidden_act": "relu"}, "hidden_act is 'relu': it must be 'gelu'"),
+        ({"hidden_act": "mish"}, "hidden_act is 'mish': it must be one of gelu, gelu_python"),
         ({"position_embedding_type": "relative_key"}, "position_embedding_type"),
         ({"is_decoder": True}, "is_decoder is True"),
         ({"num_attention_heads": 3}, "num_attention_heads is 3: it must be a divisor"),
@@ -185,8 +190,8 @@ def test_modules_that_are_not_supported_are_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="activation_function"):
         read_model_config(tmp_path)
     dense.write_text(before[0])
-    rewrite(pooling, pooling_mode_cls_token=True)
-    with pytest.raises(ConfigError, match="2 of its modes are true"):
+    rewrite(pooling, pooling_mode="sum")
+    with pytest.raises(ConfigError, match="pooling_mode is 'sum': it must be one of cls, max"):
         read_model_config(tmp_path)
     pooling.write_text(before[1])
     modules = json.loads((tmp_path / "modules.json").read_text())
@@ -195,6 +200,101 @@ def test_modules_that_are_not_supported_are_named(tmp_path: Path) -> None:
         (tmp_path / "modules.json").write_text(json.dumps(changed))
         with pytest.raises((ConfigError, CheckpointError), match="LSTM|must be a folder beside"):
             read_model_config(tmp_path)
+
+
+@pytest.mark.parametrize("act", [act for act in BENDS if act != "gelu"])
+def test_activations_equal_transformers(act: str, tmp_path: Path) -> None:
+    made = make_pooled("bert-weighted", tmp_path, hidden_act=act)
+    prompts = [make_prompt(length) for length in LENGTHS]
+    with LLM(str(tmp_path), skip_tokenizer_init=True) as llm:
+        together = llm.encode(prompts, RAW, use_tqdm=False)
+        (alone,) = llm.encode(prompts[3], RAW, use_tqdm=False)
+    assert np.array_equal(alone.outputs.data, together[3].outputs.data)
+    for prompt, output in zip(prompts, together, strict=True):
+        wanted = made.vector(prompt).numpy()
+        np.testing.assert_allclose(output.outputs.data, wanted, rtol=0.0, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("kind", ["gelu", "gelu_tanh", "relu", "silu"])
+def test_activations_have_the_same_bits_on_every_backend(kind: Any, dtype: torch.dtype) -> None:
+    """And the right ones, far out too."""
+    generator = torch.Generator().manual_seed(1)
+    x = (torch.randn(7, 48, generator=generator) * torch.logspace(-3, 4, 48)).to(dtype)
+    x[0, :3] = torch.tensor([0.0, 1e30, -1e30])
+    reference, kernels = (choose_ops("cpu", name) for name in ("reference", "kernels"))
+    given = bent(x, kind, reference.gelu, reference.silu_mul)
+    assert torch.equal(given, bent(x, kind, kernels.gelu, kernels.silu_mul))
+    wide, functions = x.double(), torch.nn.functional
+    wanted = {
+        "gelu": lambda: functions.gelu(wide),
+        "gelu_tanh": lambda: functions.gelu(wide, approximate="tanh"),
+        "relu": lambda: functions.relu(wide),
+        "silu": lambda: functions.silu(wide),
+    }[kind]()
+    bound = 1e-6 if dtype == torch.float32 else 2**-8
+    assert ((given.double() - wanted).abs() <= bound * wanted.abs().clamp(min=1.0)).all()
+
+
+def test_modes_are_known_by_their_new_names(tmp_path: Path) -> None:
+    """One or a list of them, in the list's order; no mode at all is the mean."""
+    made = make_pooled("qwen3-many", tmp_path)
+    file = tmp_path / "1_Pooling/config.json"
+    modes = ["cls", "max", "mean", "mean_sqrt_len_tokens", "weightedmean", "lasttoken"]
+    file.write_text(json.dumps({"embedding_dimension": 64, "pooling_mode": modes}))
+    assert read_model_config(tmp_path).pooling.width == 24
+    with LLM(str(tmp_path), skip_tokenizer_init=True) as llm:
+        (output,) = llm.encode(make_prompt(9), RAW, use_tqdm=False)
+    wanted = made.vector(make_prompt(9)).numpy()
+    np.testing.assert_allclose(output.outputs.data, wanted, rtol=0.0, atol=1e-5)
+    with pytest.raises(ConfigError, match="several ways at once"):
+        read_model_config(tmp_path, pooler=PoolerConfig(pooling_type="MEAN"))
+    (tmp_path / "modules.json").write_text(
+        json.dumps([{}, {"type": "Pooling", "path": "1_Pooling"}])
+    )
+    for given, kinds in (
+        ("max", ("max",)),
+        (None, ("mean",)),
+        (modes[3:1:-1], ("mean_sqrt_len", "mean")),
+    ):
+        file.write_text(json.dumps({"embedding_dimension": 64, "pooling_mode": given}))
+        pooling = read_model_config(tmp_path).pooling
+        assert (pooling.kinds, pooling.width) == (kinds, 64 * len(kinds))
+
+
+@pytest.mark.parametrize("kind", ["qwen3-many", "bert-weighted", "bert-mean-dense"])
+def test_tokens_that_do_not_count_are_not_pooled(kind: str, tmp_path: Path) -> None:
+    """Each request of a batch has its own."""
+    made = make_pooled(kind, tmp_path)
+    prompts = [
+        PooledIds(np.array(make_prompt(length), np.int32), None, start)
+        for length in (1, 9, 40)
+        for start in (0, 1, 7)
+        if start < length
+    ]
+    with LLM(str(tmp_path), skip_tokenizer_init=True) as llm:
+        given = llm.encode(prompts, RAW, use_tqdm=False)  # type: ignore[arg-type]  # as the API does
+    for one, output in zip(prompts, given, strict=True):
+        wanted = made.vector(one.token_ids.tolist(), skipped=one.start).numpy()
+        np.testing.assert_allclose(output.outputs.data, wanted, rtol=0.0, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("settings", "wish", "message"),
+    [
+        ({"prompts": ["a"]}, None, "prompts is .* an object of texts"),
+        ({"prompts": {"a": 1}}, None, "prompts is .* an object of texts"),
+        ({"default_prompt_name": "q"}, None, r"default_prompt_name is 'q': it must be one of \[\]"),
+        ({"prompts": {"a": "x"}}, "q", r"default_prompt_name is 'q': .* one of \['a'\]"),
+    ],
+)
+def test_prompts_that_are_none_are_named(
+    tmp_path: Path, settings: dict[str, Any], wish: str | None, message: str
+) -> None:
+    make_pooled("bert-mean-dense", tmp_path)
+    (tmp_path / "config_sentence_transformers.json").write_text(json.dumps(settings))
+    with pytest.raises(ConfigError, match=message):
+        read_model_config(tmp_path, pooler=PoolerConfig(default_prompt_name=wish))
 
 
 def test_options_decide_what_a_checkpoint_leaves_open(tmp_path: Path) -> None:

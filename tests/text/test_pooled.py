@@ -139,9 +139,56 @@ def test_dimensions_are_those_that_the_model_has() -> None:
             make_prompts(**config).read("a", PoolingParams(dimensions=asked))
 
 
+PROMPTS = {"query": "a b ", "document": ""}
+
+
+def test_a_prompt_is_written_before_a_text_and_no_other() -> None:
+    prompts = make_prompts(prompts=PROMPTS, default_prompt_name="query")
+    for name, whole in ((None, "a b c"), ("query", "a b c"), ("document", "c"), ("", "c")):
+        for text in ("c", {"prompt": "c"}):
+            taken = prompts.read(text, PoolingParams(prompt_name=name))
+            alone = make_prompts().read(whole, PoolingParams())
+            assert taken.token_ids.tolist() == alone.token_ids.tolist()
+            assert (taken.text, taken.start) == (whole, 0)
+    assert prompts.read([3], PoolingParams()).token_ids.tolist() == [3]
+    pair = prompts.read(TextPair("c", "c"), PoolingParams())
+    assert pair.token_ids.tolist() == read(TextPair("c", "c"))
+
+
+def test_a_prompt_that_does_not_count_is_skipped_as_far_as_there_is_more() -> None:
+    prompts = make_prompts(prompts=PROMPTS, includes_prompt=False)
+    how = PoolingParams(prompt_name="query")
+    assert prompts.read("c d", how).start == 3  # [CLS] a b
+    assert prompts.read("c d", PoolingParams()).start == 0
+    assert prompts.read("c d", PoolingParams(prompt_name="document")).start == 0
+    cut = prompts.read("c d", PoolingParams(prompt_name="query", truncate_prompt_tokens=3))
+    assert (cut.token_ids.tolist(), cut.start) == ([CLS, 3, SEP], 2)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "name", "message"),
+    [
+        ("a", "passage", r"prompt_name is 'passage': it must be empty or one of \['document', 'qu"),
+        ([3], "query", "left out with token ids"),
+        (TextPair("a", "b"), "query", "left out with two texts"),
+    ],
+)
+def test_a_prompt_that_cannot_be_is_refused(prompt: Any, name: str, message: str) -> None:
+    with pytest.raises(ParamsError, match=message):
+        make_prompts(prompts=PROMPTS).read(prompt, PoolingParams(prompt_name=name))
+    with pytest.raises(ParamsError, match="left out"):
+        make_prompts().read(prompt, PoolingParams(prompt_name=name))
+
+
 @pytest.mark.parametrize(
     "wrong",
-    [{"dimensions": 0}, {"normalize": 1}, {"truncate_prompt_tokens": 0}, {"dimensions": True}],
+    [
+        {"dimensions": 0},
+        {"prompt_name": 1},
+        {"normalize": 1},
+        {"truncate_prompt_tokens": 0},
+        {"dimensions": True},
+    ],
 )
 def test_parameters_out_of_range_are_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(ParamsError, match=next(iter(wrong))):

@@ -47,7 +47,7 @@ def test_answers_are_those_of_a_server(live: Any, options: list[str], tmp_path: 
     """Of all endpoints in one input, in its order, errors among them."""
     asked: Sequence[tuple[str, dict[str, Any]]] = [
         (CHAT, {"messages": [{"role": "user", "content": "the cat"}], "seed": 4, "max_tokens": 9}),
-        ("/v1/completions", {"prompt": "the", "max_tokens": 6, "temperature": 0}),
+        ("/v1/completions", {"prompt": "the", "max_tokens": 6, "temperature": 0, "seed": 4}),
         ("/v1/completions", {"prompt": "the", "top_p": 7}),
         ("/v1/responses", {"input": "the", "max_output_tokens": 3, "temperature": 0}),
         ("/v1/embeddings", {"input": "the cat", "model": "tiny"}),

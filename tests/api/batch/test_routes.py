@@ -259,7 +259,7 @@ def test_forms_that_are_no_file(demo: Any, form: Any, kind: Any, status: int, wo
 async def send(fake: Any, data: bytes, key: str = "", filename: str = "a.jsonl") -> Any:
     form = aiohttp.FormData()
     form.add_field("purpose", "batch")
-    form.add_field("file", data, filename=filename)
+    form.add_field("file", io.BytesIO(data), filename=filename)
     headers = {"Authorization": f"Bearer {key}"} if key else {}
     async with fake.session.post(f"{fake.url}/v1/files", data=form, headers=headers) as response:
         return response.status, await response.json()
