@@ -24,9 +24,10 @@ from ..engine.device.check import run_checks
 from ..engine.opset import choose_ops
 from ..fuzz.engine_runs import ways_that_differ
 from . import gpu_engine
+from .gpu_guesses import measure_guesses
 from .gpu_shapes import SHAPES
 
-PARTS = ("right", "start", "8b", "0.6b", "llama", "float32")
+PARTS = ("right", "start", "8b", "guesses", "0.6b", "llama", "float32")
 GOALS = {1: 0.80, 8: 0.80, 64: 0.72, 256: 0.65}
 """Shares of the floor that decode steps of an 8B model are to reach, by batch."""
 
@@ -124,6 +125,9 @@ def measure_part(report: Report, part: str) -> None:
             report.add("ways that differ, float32", partial(ways_that_differ, "float32"), "none")
         case "8b":
             measure_8b(report)
+        case "guesses":
+            shape = SHAPES["qwen3-8b"]
+            report.add(f"{shape.name} guesses, all right", lambda: measure_guesses(shape))
         case "0.6b":
             measure_steps(report, "qwen3-0.6b", (1, 8, 64, 256), "share 0.45")
         case "llama":

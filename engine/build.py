@@ -171,10 +171,16 @@ def make_limits(config: EngineConfig) -> SchedulerLimits:
         enable_prefix_caching=config.enable_prefix_caching,
         policy=config.scheduling_policy,
         overlap=overlap,
-        num_drafts=0 if speculative is None else speculative.num_speculative_tokens,
+        num_drafts=_num_drafts(config),
         guess_costs=GuessCosts() if speculative is None else speculative.costs or GuessCosts(),
         tenant_weights=config.tenant_weights,
     )
+
+
+def _num_drafts(config: EngineConfig) -> int:
+    """Return the most guesses of a row."""
+    speculative = config.speculative_config
+    return 0 if speculative is None else speculative.num_speculative_tokens
 
 
 def make_scheduler(config: EngineConfig, limits: SchedulerLimits) -> Scheduler:
@@ -265,12 +271,13 @@ def make_gpu_runner(
             config.max_num_batched_tokens,
             longest_model_len(config, model_config),
             config.max_logprobs,
+            _num_drafts(config),
         )
         with_graphs = model_config.generates and not config.enforce_eager
         budget = measure(
             model,
-            ops,
             sizes,
+            make_head,
             utilization=config.gpu_memory_utilization,
             with_graphs=with_graphs,
         )
@@ -323,11 +330,11 @@ def _make_runner(
     assert config.num_kv_blocks and config.max_model_len, config
     runner = ModelRunner(
         model,
-        model.ops,
         num_blocks=config.num_kv_blocks,
         block_size=config.block_size,
         max_num_seqs=config.max_num_seqs,
         max_model_len=config.max_model_len + (model.pooler is not None),
+        num_drafts=_num_drafts(config),
         decoding=decoding,
     )
     runner.warm_up()

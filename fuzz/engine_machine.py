@@ -140,7 +140,6 @@ class EngineMachine(NotedMachine):
         model = tiny(key)
         runner = ModelRunner(
             model.model,
-            model.ops,
             num_blocks=limits.num_blocks,
             block_size=limits.block_size,
             max_num_seqs=limits.max_num_seqs,

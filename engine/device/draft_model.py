@@ -27,6 +27,7 @@ class ModelHead:
         self.model = model
         self.watched: Watched | None = None
         self.caches = model.new_caches(num_blocks, places.block_size)
+        self.table_bytes = 0
         self._places = places
         self._blocks = np.zeros(tuple(places.table.block_tables.shape), np.int32)
         """The table of blocks, on the host."""

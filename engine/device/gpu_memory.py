@@ -7,14 +7,14 @@ no later step takes more. Owns nothing.
 from __future__ import annotations
 
 import gc
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
-from ...reference.ops import Ops
 from ..models.encoder import Model
 from ..opset import most_split_rows
 from . import warm_up
+from .guesser import HeadMaker
 from .inputs import largest_buckets, make_buckets
 from .prompt_scores import scored_rows
 from .runner import ModelRunner
@@ -35,6 +35,8 @@ class StepSizes(NamedTuple):
     max_model_len: int
     max_logprobs: int
     """-1: all of the vocabulary."""
+    num_drafts: int
+    """Guesses of a row."""
 
 
 class GpuBudget(NamedTuple):
@@ -84,34 +86,45 @@ class GpuBudget(NamedTuple):
 
 
 def measure(
-    model: Model, ops: Ops, sizes: StepSizes, *, utilization: float, with_graphs: bool
+    model: Model,
+    sizes: StepSizes,
+    make_head: HeadMaker | None = None,
+    *,
+    utilization: float,
+    with_graphs: bool,
 ) -> GpuBudget:
     """Run the largest steps on the model's GPU, which compiles their kernels, and add up.
 
-    Raises torch.OutOfMemoryError where not even one of them fits.
+    make_head: what guesses there. Raises torch.OutOfMemoryError where not even one of them fits.
     """
     device = model.device
     weights = _reserved(device)
+    num_drafts = max(0, min(sizes.num_drafts, sizes.max_model_len - 2))
+    guesses: dict[str, Any] = {"num_drafts": num_drafts, "guess": make_head is not None}
     runner = ModelRunner(
         model,
-        ops,
         num_blocks=1,
         block_size=sizes.block_size,
         max_num_seqs=sizes.max_num_seqs,
         max_model_len=sizes.max_model_len,
+        num_drafts=num_drafts,
+        decoding="padded" if with_graphs else "exact",
     )
+    if make_head is not None:
+        runner.guess_by(make_head)
     tables = runner.table_bytes + 2 * model.config.num_kv_layers * ROUNDING_BYTES
     bounds = (sizes.max_num_seqs, sizes.max_num_batched_tokens, sizes.max_model_len)
-    split = most_split_rows(ops, model.config.num_kv_heads)
+    split = most_split_rows(model.ops, model.config.num_kv_heads)
     vocab = model.config.vocab_size
     num_logprobs = vocab if sizes.max_logprobs < 0 else min(sizes.max_logprobs, vocab)
-    largest = warm_up.largest_steps(*bounds, num_logprobs, scored_rows(vocab))
+    largest = warm_up.largest_steps(*bounds, num_logprobs, scored_rows(vocab), **guesses)
     activations = _peak(runner, device, largest)
     activations += _peak(runner, device, warm_up.row_steps(*bounds, split))
     graphs = 0
     if with_graphs:
-        buckets = make_buckets(sizes.max_num_seqs)
-        plans = warm_up.plain_steps(largest_buckets(buckets, split), sizes.max_model_len)
+        buckets = make_buckets(sizes.max_num_seqs, num_drafts)
+        counts = largest_buckets(buckets, split)
+        plans = warm_up.drawing_steps(counts, sizes.max_model_len, **guesses)
         graphs = _peak(runner, device, plans) + GRAPH_KINDS * len(buckets) * GRAPH_BYTES
     del runner
     gc.collect()

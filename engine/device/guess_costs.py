@@ -28,7 +28,11 @@ LEAST_RUNS, MOST_RUNS, SECONDS = 3, 60, 0.4
 def measure_costs(runner: ModelRunner, *, on_device: bool) -> GuessCosts:
     """Time steps without and with guesses in a memory of their own."""
     scratch = runner.renewal(
-        num_blocks=1, block_size=MAX_MODEL_LEN, max_num_seqs=1, max_model_len=MAX_MODEL_LEN
+        num_blocks=1,
+        block_size=MAX_MODEL_LEN,
+        max_num_seqs=1,
+        max_model_len=MAX_MODEL_LEN,
+        num_drafts=MANY,
     )()
     kinds = [None, *(_guesses(count, known=True) for count in (FEW, MANY))]
     if on_device:

@@ -76,6 +76,10 @@ class Head(Protocol):
     def caches(self) -> Sequence[KVCache]:
         """Its KV memory, in the blocks of the target's: copied with them."""
 
+    @property
+    def table_bytes(self) -> int:
+        """Memory of what it keeps of each slot."""
+
     def begin(self, plan: StepPlan) -> bool:
         """Take in a step, before anything is copied or computed; whether `first` is needed even
         where nobody guesses."""

@@ -24,6 +24,8 @@ from .sampling_rows import NUM_PARAMETERS, PADDING, PLAIN, SamplingTable, StepEx
 
 ALIGNMENT = 16
 """Words: 64 bytes."""
+MOST_GUESSING = 256
+"""Rows up to which steps with guesses are padded; what more take is the device's own time."""
 MOST_LAYOUTS = 1024
 """Views that are kept; prefill steps make ever new ones."""
 
@@ -104,9 +106,10 @@ class PackedStep(NamedTuple):
     extras: StepExtras
 
 
-def make_buckets(most: int) -> tuple[int, ...]:
+def make_buckets(max_num_seqs: int, num_drafts: int = 0) -> tuple[int, ...]:
     """Return the numbers of rows that decode steps are padded to: 1, 2, 4, 8, then steps of 8 to
-    256 and of 32 above, up to `most`."""
+    256 and of 32 above, up to max_num_seqs; or to MOST_GUESSING, where sequences have guesses."""
+    most = max(max_num_seqs, min(MOST_GUESSING, max_num_seqs * (1 + num_drafts)))
     sizes = [1, 2, 4, *range(8, 257, 8), *range(288, most + 32, 32)]
     return (*(size for size in sizes if size < most), most)
 
@@ -126,19 +129,23 @@ class StepInputs:
 
     def __init__(self, link: Link, max_rows: int, max_len: int, buckets: tuple[int, ...]) -> None:
         """buckets: numbers of rows that decode steps are padded to, ascending; none: no padding."""
-        assert not buckets or buckets[-1] <= max_rows, (buckets, max_rows)
         self._link = link
         self._max_len = max_len
         self._buckets = buckets
-        _, num_words = _cut(Layout(max_rows, max_rows * (1 + MAX_DRAFTS), has_tail=True))
+        most = max(max_rows, *buckets, 0)
+        _, num_words = _cut(Layout(most, max(most, max_rows * (1 + MAX_DRAFTS)), has_tail=True))
         # torch allocates at cache lines, numpy does not.
         self._host: IntArray = torch.zeros(num_words, dtype=torch.int32).numpy()
         self._mirror = link.mirror(self._host)
         self._views: dict[Layout, tuple[_Arrays, StepTensors, int]] = {}
 
     def pack(self, plan: StepPlan, table: SamplingTable) -> PackedStep:
-        """Lay the tokens of the rows one after another, and send what the device must know."""
-        num_rows = len(plan.slots)
+        """Lay the tokens of the rows one after another, and send what the device must know.
+
+        Where all of them yield samples and there is a bucket for so many, each is a row of its own:
+        a token's bits are the same, and a step with guesses is one more decode step.
+        """
+        row_slots, row_starts = plan.slots, plan.starts
         ends = np.cumsum(plan.num_tokens, dtype=np.int32)
         num_tokens = int(ends[-1])
         kv_lens = plan.starts + plan.num_tokens
@@ -150,11 +157,15 @@ class StepInputs:
         has_tail = num_tokens > num_samples
         # A token that is drawn must have a place, too.
         assert not num_samples or positions.max() < self._max_len, (positions, self._max_len)
-        bucket = 0 if num_tokens > num_rows or has_tail else self._bucket(num_rows)
+        bucket = 0 if has_tail else self._bucket(num_samples)
+        if bucket:
+            row_slots, row_starts = slots, positions - 1
+            ends = np.arange(1, num_tokens + 1, dtype=np.int32)
+        num_rows = len(row_slots)
         layout = Layout(bucket or num_rows, bucket or num_samples, has_tail)
         arrays, tensors, num_words = self._view(layout)
-        arrays.slots[:num_rows] = plan.slots
-        arrays.starts[:num_rows] = plan.starts
+        arrays.slots[:num_rows] = row_slots
+        arrays.starts[:num_rows] = row_starts
         arrays.query_starts[0] = 0
         arrays.query_starts[1 : num_rows + 1] = ends
         extras = PLAIN
@@ -169,9 +180,7 @@ class StepInputs:
         if bucket > num_rows:
             _pad(arrays, num_rows)
         self._link.send(self._host, self._mirror, num_words)
-        return PackedStep(
-            tensors, num_tokens + max(0, bucket - num_rows), num_samples, bucket, extras
-        )
+        return PackedStep(tensors, bucket or num_tokens, num_samples, bucket, extras)
 
     def pack_padding(self, bucket: int) -> PackedStep:
         """Return a step of padding alone."""

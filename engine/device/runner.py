@@ -20,7 +20,7 @@ from msgspec.structs import replace
 from torch import Tensor
 
 from ...reference.decoder import Hidden
-from ...reference.ops import Batch, Ops, SamplingRows, StepRows
+from ...reference.ops import Batch, SamplingRows, StepRows
 from ..grammar.grammars import Grammars
 from ..models.base import Tail
 from ..models.encoder import Model
@@ -42,8 +42,8 @@ from .state import DeviceTable
 logger = logging.getLogger("quire")
 
 Decoding = Literal["exact", "padded", "graphs"]
-"""How steps of one token a row are computed: as they are, padded to some numbers of rows, or by a
-CUDA graph for each of those numbers."""
+"""How steps whose tokens all yield samples are computed: as they are, padded to some numbers of
+rows of one token, or by a CUDA graph for each of those numbers."""
 
 
 class _Forward(NamedTuple):
@@ -61,27 +61,29 @@ class ModelRunner:
     def __init__(
         self,
         model: Model,
-        ops: Ops,
         *,
         num_blocks: int,
         block_size: int,
         max_num_seqs: int,
         max_model_len: int,
+        num_drafts: int = 0,
         decoding: Decoding = "exact",
         link: Link | None = None,
     ) -> None:
-        """Block ids are below num_blocks, slots below max_num_seqs. link: None for the device's."""
+        """Block ids are below num_blocks, slots below max_num_seqs. num_drafts: guesses of a row
+        for which steps are padded. link: None for the device's."""
         config = model.config
         # A vector has the place of a token that nobody computes.
         most = config.max_positions + (model.pooler is not None)
         assert max_model_len <= most, (max_model_len, most)
         self.model = model
-        self.ops = ops
+        self.ops = ops = model.ops
         self._options: dict[str, Any] = {
             "num_blocks": num_blocks,
             "block_size": block_size,
             "max_num_seqs": max_num_seqs,
             "max_model_len": max_model_len,
+            "num_drafts": num_drafts,
             "decoding": decoding,
         }
         self._block_size = block_size
@@ -91,7 +93,7 @@ class ModelRunner:
         """With those of what guesses: all that is copied."""
         self._table = DeviceTable(self._link, max_num_seqs, max_model_len, block_size)
         self._sampling = SamplingTable(ops, self._link, max_num_seqs, config.vocab_size)
-        self._buckets = () if decoding == "exact" else make_buckets(max_num_seqs)
+        self._buckets = () if decoding == "exact" else make_buckets(max_num_seqs, num_drafts)
         self._inputs = StepInputs(self._link, max_num_seqs, max_model_len, self._buckets)
         self._graphs = StepGraphs(CudaCapture()) if decoding == "graphs" else None
         self._faults: dict[int, RowFault] = {}
@@ -111,11 +113,11 @@ class ModelRunner:
 
         sizes: where it differs, in the words of __init__.
         """
-        model, ops, options = self.model, self.ops, self._options | sizes
+        model, options = self.model, self._options | sizes
         grammars, make_head = self._sampling.grammars.compiled, self._make_head
 
         def renew() -> ModelRunner:
-            other = ModelRunner(model, ops, **options)
+            other = ModelRunner(model, **options)
             other.follow(grammars)
             if make_head is not None:
                 other.guess_by(make_head)
@@ -233,8 +235,8 @@ class ModelRunner:
 
     @property
     def table_bytes(self) -> int:
-        """Memory of the device table."""
-        return self._table.num_bytes
+        """Memory of what is kept of each slot."""
+        return self._table.num_bytes + (self._guesser.head.table_bytes if self._guesser else 0)
 
     def _copy(self, plan: StepPlan) -> None:
         sources = self._link.upload(plan.copy_sources.astype(np.int64))

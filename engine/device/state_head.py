@@ -35,6 +35,7 @@ class StateHead:
             num_slots + 1, RING, layer.hidden_size, dtype=layer.dtype, device=places.link.device
         )
         """[slots + 1, RING, hidden] by the token's position; padding writes the last line."""
+        self.table_bytes = self._states.nbytes
         self._carried = self._states[0]
         """[rows, hidden] of the newest pass."""
 

@@ -2,7 +2,7 @@
 
 PLANS is what ModelRunner.warm_up executes: a prefill of two sequences (of two and one tokens) with
 the parameters that choose different code, then a decode step of both with a copied block.
-`largest_steps`, `row_steps` and `plain_steps` are what a GPU's memory is measured by. Pure.
+`largest_steps`, `row_steps` and `drawing_steps` are what a GPU's memory is measured by. Pure.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import numpy as np
 from msgspec.structs import replace
 
 from ..params import SamplingParams
-from ..plan import Admitted, Scored, StepPlan
+from ..plan import Admitted, Drafts, Scored, StepPlan
 from ..request import IntArray
 
 Plans = Iterable[StepPlan]
@@ -82,27 +82,33 @@ def largest_steps(
     max_model_len: int,
     num_logprobs: int,
     num_scored: int,
+    num_drafts: int = 0,
+    guess: bool = False,
 ) -> Iterator[StepPlan]:
-    """Yield prefill steps of the most tokens, in one row and in all rows.
+    """Yield prefill steps of the most tokens, in one row and in all rows, and one that draws the
+    most, with num_drafts guesses a row (guess: which the device makes).
 
     All rows sample, with every feature. All slots use block 0: what they read is undefined. Of the
     first row num_scored tokens are scored as those of a prompt, as far as it has them.
     """
     most = min(max_num_seqs, max_num_batched_tokens)
+    params = SamplingParams(
+        temperature=1.0,
+        top_k=50,
+        top_p=0.9,
+        min_p=0.01,
+        min_tokens=max_num_batched_tokens,
+        logprobs=num_logprobs,
+        max_tokens=None,
+    )
     for step, num_rows in enumerate(sorted({1, most})):
         size = max(1, min(max_num_batched_tokens // num_rows, max_model_len - 1))
-        params = SamplingParams(
-            temperature=1.0,
-            top_k=50,
-            top_p=0.9,
-            min_p=0.01,
-            min_tokens=size,
-            logprobs=num_logprobs,
-            max_tokens=None,
-        )
         plan = _step(step, num_rows, size, size < max_model_len, _admit(num_rows, params))
         scored = Scored(0, 1, min(size, num_scored + 1), num_logprobs)
         yield replace(plan, scored=(scored,)) if scored.end > 1 else plan
+    if num_drafts:
+        num_drawn = min(max_num_batched_tokens, most * (1 + num_drafts))
+        yield from drawing_steps((num_drawn,), max_model_len, params, num_drafts, guess=guess)
 
 
 def row_steps(
@@ -122,11 +128,32 @@ def row_steps(
         yield _step(step, num_rows, size, size < max_model_len, _admit(num_rows, params))
 
 
-def plain_steps(counts: Iterable[int], max_model_len: int) -> Iterator[StepPlan]:
-    """Yield decode steps of so many rows, as most are: without any feature that is rare."""
-    params = SamplingParams(temperature=1.0, max_tokens=None)
-    for step, num_rows in enumerate(counts):
-        yield _step(step, num_rows, 1, max_model_len > 1, _admit(num_rows, params))
+PLAIN = SamplingParams(temperature=1.0, max_tokens=None)
+"""As most rows are: without any feature that is rare."""
+
+
+def drawing_steps(
+    counts: Iterable[int],
+    max_model_len: int,
+    params: SamplingParams = PLAIN,
+    num_drafts: int = 0,
+    *,
+    guess: bool = False,
+) -> Iterator[StepPlan]:
+    """Yield decode steps that draw so many tokens, behind num_drafts guesses a row.
+
+    guess: leave these to the device. num_drafts is at most max_model_len - 2, or 0.
+    """
+    size = 1 + num_drafts
+    for step, count in enumerate(counts):
+        num_rows = -(-count // size)
+        plan = _step(step, num_rows, size, max_model_len > 1, _admit(num_rows, params))
+        plan.num_tokens[-1] = count - size * (num_rows - 1)
+        of_rows = plan.num_tokens - 1
+        if of_rows.any():
+            tokens = None if guess else np.zeros(int(of_rows.sum()), np.int32)
+            plan = replace(plan, drafts=Drafts(of_rows, tokens))
+        yield plan
 
 
 def _admit(num_rows: int, params: SamplingParams) -> tuple[Admitted, ...]:

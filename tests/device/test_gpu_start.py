@@ -222,24 +222,29 @@ def test_the_largest_steps_run_in_one_block(
     tiny = tiny_model("qwen3", "bfloat16", "kernels")
     runner = ModelRunner(
         tiny.model,
-        tiny.ops,
         num_blocks=1,
         block_size=4,
         max_num_seqs=seqs,
         max_model_len=length,
     )
-    plans = list(warm_up.largest_steps(seqs, tokens, length, tiny.config.vocab_size, 9))
+    most, num_drafts = min(seqs, tokens), max(0, min(3, length - 2))
+    plans = list(warm_up.largest_steps(seqs, tokens, length, tiny.config.vocab_size, 9, num_drafts))
+    drawn = plans.pop() if num_drafts else plans[-1]
+    assert len(drawn.slots) <= most
+    assert length < 2 or len(drawn.sampled()[0]) == min(tokens, (1 + num_drafts) * most)
     size = max(1, min(tokens, length - 1))
     scored = [one for plan in plans for one in plan.scored]
     assert sum(one.end - one.start for one in scored[:1]) == min(9, size - 1)
     assert max(plan.num_scheduled_tokens for plan in plans) <= max(tokens, 1)
-    assert len(plans[-1].slots) == min(seqs, tokens)
+    assert len(plans[-1].slots) == most
     rows = list(warm_up.row_steps(seqs, tokens, length, most_split_rows=5))
     assert min(5, seqs, tokens) in {len(plan.slots) for plan in rows}
     assert len(rows[0].slots) == 1 and len(rows[-1].slots) == min(seqs, tokens)
     assert max(plan.num_scheduled_tokens for plan in rows) <= max(tokens, 1)
-    for plan in (*plans, *rows, *warm_up.plain_steps((seqs, 1), length)):
-        assert len(runner.execute(plan).token_ids) == plan.samples.sum()
+    counts = (most * (1 + num_drafts), seqs, 1)
+    drawing = warm_up.drawing_steps(counts, length, num_drafts=num_drafts)
+    for plan in (*plans, drawn, *rows, *drawing):
+        assert len(runner.execute(plan).token_ids) == len(plan.sampled()[0])
 
 
 @pytest.mark.parametrize(

@@ -7,12 +7,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from msgspec.structs import replace
 from quire.engine.device.inputs import ALIGNMENT, MOST_LAYOUTS, StepInputs, make_buckets
 from quire.engine.device.link import HostLink
 from quire.engine.device.sampling_rows import SamplingTable
 from quire.engine.opset import choose_ops
 from quire.engine.params import SamplingParams
-from quire.engine.plan import Admitted, StepPlan
+from quire.engine.plan import Admitted, Drafts, StepPlan
 
 NUM_SLOTS = 12
 MAX_LEN = 50
@@ -99,6 +100,30 @@ def test_other_steps_are_not_padded(counts: list[int], samples: list[bool]) -> N
     assert (step.bucket, step.num_tokens) == (0, sum(counts))
     assert step.tensors.rows.slots.tolist() == [5, 2, 7]
     assert step.tensors.tail is not None
+
+
+def test_a_step_with_guesses_is_a_decode_step_of_more_rows() -> None:
+    """Guesses are rows of their own, so that there is one graph for so many tokens."""
+    inputs = make_inputs(make_buckets(NUM_SLOTS))
+    plan = make_plan([5, 2, 7], [3, 0, 9], [1, 3, 2], [True] * 3)
+    drafts = Drafts(np.array([0, 2, 1], np.int32), np.array([4, 6, 8], np.int32))
+    step = inputs.pack(replace(plan, drafts=drafts), make_table())
+    assert (step.bucket, step.num_tokens, step.num_samples) == (8, 8, 6)
+    rows = step.tensors.rows
+    assert rows.slots.tolist() == step.tensors.sample_slots.tolist() == [5, 2, 2, 2, 7, 7, -1, -1]
+    assert rows.starts.tolist() == [3, 0, 1, 2, 9, 10, 0, 0]
+    assert step.tensors.sample_positions.tolist() == [4, 1, 2, 3, 10, 11, 0, 0]
+    assert rows.query_starts.tolist() == list(range(9))
+    assert step.tensors.tail is None
+
+
+@pytest.mark.parametrize(
+    ("seqs", "drafts", "most"),
+    [(1, 4, 5), (8, 0, 8), (60, 4, 256), (256, 4, 256), (300, 16, 300), (3, 16, 51)],
+)
+def test_buckets_hold_guesses_up_to_a_bound(seqs: int, drafts: int, most: int) -> None:
+    assert make_buckets(seqs, drafts)[-1] == most
+    assert set(make_buckets(seqs)) - {seqs} <= set(make_buckets(seqs, drafts))
 
 
 def test_more_rows_than_any_bucket_are_not_padded() -> None:

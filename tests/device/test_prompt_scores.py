@@ -49,7 +49,6 @@ def test_pieces_give_the_oracles_bits(
     made: Link = HostLink() if link is HostLink else CudaLink(torch.device("cpu"))
     runner = ModelRunner(
         tiny.model,
-        tiny.ops,
         num_blocks=128,
         block_size=8,
         max_num_seqs=8,
@@ -72,9 +71,7 @@ def test_steps_that_tell_nothing_are_computed_as_ever(
 ) -> None:
     """Where no sequence of a step asks, no row of it pays for those that do."""
     tiny = tiny_model("qwen3", "bfloat16", "kernels")
-    runner = ModelRunner(
-        tiny.model, tiny.ops, num_blocks=64, block_size=8, max_num_seqs=4, max_model_len=64
-    )
+    runner = ModelRunner(tiny.model, num_blocks=64, block_size=8, max_num_seqs=4, max_model_len=64)
     scored: list[StepPlan] = []
     compute = runner._compute_scored
 

@@ -34,7 +34,6 @@ def make_runner(
 ) -> ModelRunner:
     return ModelRunner(
         tiny.model,
-        tiny.ops,
         num_blocks=-(-1024 // block_size),
         block_size=block_size,
         max_num_seqs=NUM_SLOTS,
@@ -299,17 +298,13 @@ def test_warm_up_leaves_no_trace(tiny_model: TinyModel, backend: Backend) -> Non
 def test_the_smallest_runner_warms_up(tiny_model: TinyModel) -> None:
     """Warming up needs none of the runner's own slots, blocks and lengths."""
     tiny = tiny_model("llama2", "float32", "kernels")
-    ModelRunner(
-        tiny.model, tiny.ops, num_blocks=1, block_size=1, max_num_seqs=1, max_model_len=1
-    ).warm_up()
+    ModelRunner(tiny.model, num_blocks=1, block_size=1, max_num_seqs=1, max_model_len=1).warm_up()
 
 
 def test_a_sequence_ends_at_the_last_place(tiny_model: TinyModel) -> None:
     """The last token of the model length is drawn and written; one more is refused."""
     tiny = tiny_model("llama2", "float32", "kernels")
-    runner = ModelRunner(
-        tiny.model, tiny.ops, num_blocks=4, block_size=4, max_num_seqs=3, max_model_len=4
-    )
+    runner = ModelRunner(tiny.model, num_blocks=4, block_size=4, max_num_seqs=3, max_model_len=4)
     assert runner.execute(first_step((3, 4, 5), 1)).token_ids.shape == (1,)
     with pytest.raises(AssertionError):
         runner.execute(next_step(1, 4))
