@@ -133,7 +133,9 @@ def load_runner(
     ops = wrap(ops) if wrap is not None else ops
     guesses = None
     if guesses_on_device:
-        guesses = read_guesses(config.speculative_config, model_config, resolve_model)
+        guesses = read_guesses(
+            config.speculative_config, model_config, resolve_model, config.load_format
+        )
     if device == "cpu":
         made = make_cpu_runner(config, model_config, ops, guesses)
     else:

@@ -16,7 +16,7 @@ from msgspec.structs import replace as replace_struct
 
 from ..reference.decoder import DecoderConfig
 from ..reference.ops import Ops
-from .config import DTypeName, SpeculativeConfig
+from .config import DTypeName, LoadFormat, SpeculativeConfig
 from .device.draft_model import ModelHead
 from .device.guesser import HeadMaker
 from .device.state_head import StateHead
@@ -58,11 +58,15 @@ def make_drafter(config: SpeculativeConfig) -> Drafter | None:
 
 
 def read_guesses(
-    config: SpeculativeConfig | None, target: ModelConfig, resolve: Callable[[str], Path]
+    config: SpeculativeConfig | None,
+    target: ModelConfig,
+    resolve: Callable[[str], Path],
+    load_format: LoadFormat = "auto",
 ) -> Guesses | None:
     """Read what guesses on the device; None where nothing does there.
 
-    resolve: finds a checkpoint's folder. Raises ConfigError or CheckpointError.
+    resolve: finds a checkpoint's folder. load_format: of a draft model; heads are always read.
+    Raises ConfigError or CheckpointError.
     """
     if config is None or config.method not in ON_DEVICE:
         return None
@@ -83,12 +87,14 @@ def read_guesses(
         )
     # It is asked about every place that the target has.
     shape = replace(draft.decoder, max_positions=decoder.max_positions)
-    return Guesses(shape, partial(_load_model, replace_struct(draft, shape=shape)))
+    return Guesses(shape, partial(_load_model, replace_struct(draft, shape=shape), load_format))
 
 
-def _load_model(config: ModelConfig, target: DecoderModel, ops: Ops) -> HeadMaker:
+def _load_model(
+    config: ModelConfig, load_format: LoadFormat, target: DecoderModel, ops: Ops
+) -> HeadMaker:
     with torch.inference_mode():
-        model = load_model(config, ops, device=target.device)
+        model = load_model(config, ops, load_format, device=target.device)
     return partial(ModelHead, model)
 
 

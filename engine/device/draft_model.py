@@ -9,15 +9,19 @@ how far each block is computed: what the target writes anew counts as missing.
 from __future__ import annotations
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from ..models.base import DecoderModel, Tail
-from ..plan import StepPlan
+from ..plan import MAX_DRAFTS, StepPlan
 from ..request import IntArray
-from .guesser import NO_ROWS, Pass, Places, Seen, Watched
+from .guesser import Seen, Watched
+from .inputs import PackedStep
+from .places import Places
 
 MOST_TOKENS = 16384
 """That a step computes of what is missing; what is left out only makes guesses worse."""
+NOBODY = np.zeros(0, np.int32)
 
 
 class ModelHead:
@@ -33,8 +37,8 @@ class ModelHead:
         """The table of blocks, on the host."""
         self._filled = np.zeros(num_blocks, np.int32)
         """Leading places of each block whose keys and values are those of its tokens."""
-        self._prompts = NO_ROWS
-        """Rows of this step that compute known tokens and do not guess: up to which place."""
+        self._prompts = (NOBODY, NOBODY)
+        """Slots of this step that compute known tokens and do not guess, and up to where."""
 
     def begin(self, plan: StepPlan) -> bool:
         """See Head: chunks of prompts are computed in any case."""
@@ -51,25 +55,29 @@ class ModelHead:
         if plan.drafts is not None:
             chunks &= plan.drafts.counts == 0
         rows = np.flatnonzero(chunks)
-        self._prompts = Pass(plan.slots[rows], ends[rows] - 1)
+        self._prompts = (plan.slots[rows], ends[rows])
         return len(rows) > 0
 
-    def first(self, rows: Pass) -> Tensor:
+    def fill(self) -> None:
         """See Head."""
-        num_rows, prompts = len(rows.slots), self._prompts
-        slots = np.concatenate((rows.slots, prompts.slots))
-        given, starts = self._missing(slots, np.concatenate((rows.places, prompts.places)))
-        tokens, batch = self._places.prepare(given, starts)
-        last, tail = batch.query_starts[1 : num_rows + 1].long() - 1, batch
-        if num_rows:
-            guessing = Pass(given.slots[:num_rows], given.places[:num_rows])
-            _, tail = self._places.prepare(guessing, guessing.places)
-        return self.model.hidden(tokens, batch, self.caches, Tail(last, tail)).last
+        slots, ends = self._prompts
+        self._fill(slots, self._begins(slots, ends - 1), ends)
 
-    def go_on(self, rows: Pass) -> Tensor:
+    def reach(self, slots: IntArray, places: IntArray) -> IntArray:
+        """See Head: a pass computes few tokens of a row; what is missing more comes before."""
+        starts = self._begins(slots, places)
+        far = np.flatnonzero(places - starts > MAX_DRAFTS)
+        if len(far):
+            self._fill(slots[far], starts[far], places[far])
+            starts = self._begins(slots, places)
+        near = places - starts <= MAX_DRAFTS
+        self._note(slots[near], starts[near], places[near] + 1)
+        return np.where(near, starts, places)
+
+    def compute(self, step: PackedStep) -> Tensor:
         """See Head: what is guessed is not counted as computed."""
-        tokens, batch = self._places.prepare(rows, rows.places)
-        return self.model.hidden(tokens, batch, self.caches, None).last
+        tokens, batch, tail = self._places.of_step(step)
+        return self.model.hidden(tokens, batch, self.caches, tail).last
 
     def logits(self, hidden: Tensor) -> Tensor:
         """See Head."""
@@ -78,21 +86,28 @@ class ModelHead:
     def observe(self, seen: Seen) -> None:
         """See Head: tokens are all that a model needs."""
 
-    def _missing(self, slots: IntArray, places: IntArray) -> tuple[Pass, IntArray]:
-        """Find where rows begin that compute what is missing, and note it as computed.
-
-        Rows may end before their places, where it were too much for a step.
-        """
-        size, left = self._places.block_size, MOST_TOKENS
-        starts, ends = np.empty(len(slots), np.int32), places + 1
+    def _begins(self, slots: IntArray, places: IntArray) -> IntArray:
+        """Find the first token of each row that is missing, at most its place."""
+        size, starts = self._places.block_size, places.copy()
         for row, (slot, place) in enumerate(zip(slots.tolist(), places.tolist(), strict=True)):
-            blocks = self._blocks[slot, : place // size + 1]
-            filled = self._filled[blocks]
+            filled = self._filled[self._blocks[slot, : place // size + 1]]
             first = int((filled < size).argmax())
-            start = min(first * size + int(filled[first]), place)
-            end = min(place + 1, start + max(1, left))
-            left -= end - start
-            starts[row], ends[row] = start, end
-            self._filled[blocks[first : (end - 1) // size]] = size
-            self._filled[blocks[(end - 1) // size]] = (end - 1) % size + 1
-        return Pass(slots, ends - 1), starts
+            starts[row] = min(first * size + int(filled[first]), place)
+        return starts
+
+    def _fill(self, slots: IntArray, starts: IntArray, ends: IntArray) -> None:
+        """Compute the tokens from starts to before ends, or as many as a step may; draw nothing."""
+        room = MOST_TOKENS - (ends - starts).cumsum() + (ends - starts)
+        ends = np.minimum(ends, starts + np.maximum(1, room)).astype(np.int32)
+        self._note(slots, starts, ends)
+        tokens, batch = self._places.send(slots, starts, ends)
+        none = torch.empty(0, dtype=torch.int64, device=tokens.device)
+        self.model.hidden(tokens, batch, self.caches, Tail(none, batch))
+
+    def _note(self, slots: IntArray, starts: IntArray, ends: IntArray) -> None:
+        """Count the tokens from starts to before ends as computed."""
+        size = self._places.block_size
+        for slot, start, end in zip(slots.tolist(), starts.tolist(), ends.tolist(), strict=True):
+            blocks = self._blocks[slot, start // size : (end - 1) // size + 1]
+            self._filled[blocks[:-1]] = size
+            self._filled[blocks[-1]] = (end - 1) % size + 1

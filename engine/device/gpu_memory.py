@@ -21,7 +21,8 @@ from .runner import ModelRunner
 
 GRAPH_BYTES = 8 * 2**20
 """Reserved for what CUDA keeps of one graph, beside the memory that all graphs share."""
-GRAPH_KINDS = 2
+GRAPH_KINDS = 4
+"""Of whole steps and of what is drawn from, with a tail and without; as many for what guesses."""
 ROUNDING_BYTES = 2 * 2**20
 """Torch takes memory of the GPU in multiples of this: so much is lost at most for each tensor."""
 
@@ -123,9 +124,10 @@ def measure(
     graphs = 0
     if with_graphs:
         buckets = make_buckets(sizes.max_num_seqs, num_drafts)
+        num_kinds = GRAPH_KINDS if make_head is None else 2 * GRAPH_KINDS
         counts = largest_buckets(buckets, split)
         plans = warm_up.drawing_steps(counts, sizes.max_model_len, **guesses)
-        graphs = _peak(runner, device, plans) + GRAPH_KINDS * len(buckets) * GRAPH_BYTES
+        graphs = _peak(runner, device, plans) + num_kinds * len(buckets) * GRAPH_BYTES
     del runner
     gc.collect()
     reserved = _reserved(device)

@@ -23,6 +23,8 @@ class GraphKey(NamedTuple):
 
     kind: str
     num_rows: int
+    has_tail: bool
+    """Whether some of the tokens yield no sample."""
 
 
 class Graph(NamedTuple):

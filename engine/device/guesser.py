@@ -3,42 +3,30 @@
 Each pass computes one more token of each row that guesses, and draws it with the parameters and the
 noise that the target will draw with at that place: where both think alike they draw alike, at any
 temperature. Guesses go into the device's table of tokens, so that edits of logits see them as the
-history that they will be if they are right. What is computed, a `Head` knows; none of it can
-change a token.
+history that they will be if they are right. A pass is packed, padded and captured as a decode step
+is. What is computed, a `Head` knows; none of it can change a token.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import NamedTuple, Protocol
 
 import numpy as np
-import torch
-from numpy.typing import NDArray
+from msgspec.structs import replace
 from torch import Tensor
 
-from ...reference.ops import Batch, KVCache, Ops, SamplingRows, StepRows
+from ...reference.ops import Batch, KVCache, SamplingRows
 from ..plan import StepPlan
 from ..request import IntArray
-from .link import Link
+from .inputs import PackedStep, StepInputs
+from .places import Places
 from .sampler import Source, draw
-from .sampling_rows import NUM_PARAMETERS, SamplingTable, StepExtras
-from .state import DeviceTable
+from .sampling_rows import SamplingTable, StepExtras
 
 Editor = Callable[[StepExtras], Callable[[Tensor], Source] | None]
 """What changes the logits of some rows; see ModelRunner."""
-
-
-class Pass(NamedTuple):
-    """Rows that compute one token more: its place is the last one that is known or guessed."""
-
-    slots: IntArray
-    """[rows] and"""
-    places: IntArray
-    """[rows] the position of that token."""
-
-
-NO_ROWS = Pass(np.zeros(0, np.int32), np.zeros(0, np.int32))
 
 
 class Watched(NamedTuple):
@@ -81,45 +69,23 @@ class Head(Protocol):
         """Memory of what it keeps of each slot."""
 
     def begin(self, plan: StepPlan) -> bool:
-        """Take in a step, before anything is copied or computed; whether `first` is needed even
-        where nobody guesses."""
+        """Take in a step, before anything is copied or computed; whether to `fill`."""
 
-    def first(self, rows: Pass) -> Tensor:
-        """Compute what is missing of rows up to the last known token.
+    def fill(self) -> None:
+        """Compute what a step needs even where nobody guesses."""
 
-        Returns [rows, hidden], of that token. May be asked of no rows.
-        """
+    def reach(self, slots: IntArray, places: IntArray) -> IntArray:
+        """Say from where rows [rows] are computed to go on at their places, known tokens: by the
+        next pass, or before."""
 
-    def go_on(self, rows: Pass) -> Tensor:
-        """Compute one token more, of the first of the rows that were computed last."""
+    def compute(self, step: PackedStep) -> Tensor:
+        """Compute a pass: [samples, hidden]. May run inside a graph."""
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """Return logits [rows, vocab of the target] of what first and go_on gave."""
+        """Return logits [rows, vocab of the target] of what compute gave."""
 
     def observe(self, seen: Seen) -> None:
         """Take in what the target has computed, once its tokens are drawn and in the table."""
-
-
-class Places(NamedTuple):
-    """Where a runner's sequences are: tokens and blocks by slot."""
-
-    ops: Ops
-    link: Link
-    table: DeviceTable
-    block_size: int
-
-    def prepare(self, rows: Pass, starts: IntArray) -> tuple[Tensor, Batch]:
-        """Gather what rows compute from starts [rows] to their places: (tokens [n] int32, Batch),
-        row after row."""
-        size = len(starts)
-        ends = np.zeros(size + 1, np.int32)
-        np.cumsum(rows.places + 1 - starts, out=ends[1:])
-        words = self.link.upload(np.concatenate((rows.slots, starts, ends)).astype(np.int32))
-        laid = StepRows(words[:size], words[size : 2 * size], words[2 * size :])
-        table = self.table
-        return self.ops.prepare(
-            laid, table.tokens, table.block_tables, self.block_size, int(ends[-1])
-        )
 
 
 class HeadMaker(Protocol):
@@ -128,13 +94,21 @@ class HeadMaker(Protocol):
     def __call__(self, places: Places, num_blocks: int) -> Head: ...
 
 
-class Guesser:
-    """Guesses of one runner's rows."""
+class Run(Protocol):
+    """Computes a part of a step, by its graph where it may have one; see ModelRunner."""
 
-    def __init__(self, head: Head, places: Places, sampling: SamplingTable) -> None:
+    def __call__(self, kind: str, step: PackedStep, compute: Callable[[], Tensor]) -> Tensor: ...
+
+
+class Guesser:
+    """Guesses of one runner's rows, whose inputs are packed as its own."""
+
+    def __init__(
+        self, head: Head, places: Places, inputs: StepInputs, sampling: SamplingTable, run: Run
+    ) -> None:
         self.head = head
-        self._ops, self._link, self._table = places.ops, places.link, places.table
-        self._sampling = sampling
+        self._ops, self._table = places.ops, places.table
+        self._inputs, self._sampling, self._run = inputs, sampling, run
         self._needed = False
 
     def begin(self, plan: StepPlan) -> None:
@@ -146,47 +120,51 @@ class Guesser:
 
         They are in the table of tokens, too.
         """
+        if self._needed:
+            self.head.fill()
         drafts = plan.drafts
         if drafts is None or drafts.token_ids is not None:
-            if self._needed:
-                self.head.first(NO_ROWS)
             return None
         rows = np.flatnonzero(drafts.counts)
         # The longest come first, so that those that go on are the first ones.
         order = rows[np.argsort(-drafts.counts[rows], kind="stable")]
-        counts = drafts.counts[order]
-        offsets = (drafts.counts.cumsum() - drafts.counts)[order].astype(np.int64)
+        counts, slots = drafts.counts[order], plan.slots[order]
         last = (plan.starts + plan.num_tokens - drafts.counts)[order] - 1
-        given = Pass(plan.slots[order], last)
-        hidden = self.head.first(given)
-        guesses = torch.zeros(int(counts.sum()), dtype=torch.int32, device=self._link.device)
+        starts = self.head.reach(slots, last)
         for number in range(int(counts[0])):
             size = int(np.count_nonzero(counts > number))
-            given = Pass(given.slots[:size], given.places[:size])
-            if number:
-                hidden = self.head.go_on(given)
-            given = given._replace(places=given.places + 1)
-            tokens = self._draw(given, self.head.logits(hidden), edit)
-            guesses.put_(self._link.upload(offsets[:size] + number), tokens)
-        return guesses
+            ends = last[:size] + (number + 1)
+            one = replace(
+                plan,
+                slots=slots[:size],
+                starts=starts[:size],
+                num_tokens=ends - starts[:size],
+                samples=np.ones(size, np.bool_),
+                scored=(),
+                drafts=None,
+            )
+            self._pass(one, edit)
+            starts = ends
+        return self._table.guesses(plan)
 
-    def _draw(self, rows: Pass, logits: Tensor, edit: Editor) -> Tensor:
-        """Draw the tokens at the places of rows, and put them into the table."""
-        size, link = len(rows.slots), self._link
-        parameters = np.empty((NUM_PARAMETERS, size), np.int32)
-        seeds: NDArray[np.int64] = np.empty(size, np.int64)
-        extras = self._sampling.fill(rows.slots, rows.places, parameters, seeds)
-        sent = link.upload(parameters.ravel()).view(NUM_PARAMETERS, size)
-        temperature, top_k, top_p, min_p, indices = sent.unbind()
-        sampling = SamplingRows(
-            temperature=temperature.view(torch.float32),
-            top_k=top_k,
-            top_p=top_p.view(torch.float32),
-            min_p=min_p.view(torch.float32),
-            seeds=link.upload(seeds),
-            indices=indices,
-        )
-        tokens = draw(self._ops, logits, sampling, None, edit(extras)).tokens.clamp_(min=0)
-        slots, places = link.upload(rows.slots.copy()), link.upload(rows.places.copy())
-        self._ops.store_tokens(self._table.tokens, slots, places, tokens)
+    def _pass(self, plan: StepPlan, edit: Editor) -> None:
+        """Compute rows, and put the token behind each into the table."""
+        step = self._inputs.pack(plan, self._sampling)
+        editor = edit(step.extras)
+        if editor is None:
+            self._run("guess", step, partial(self._draw_plainly, step))
+            return
+        size, tensors = step.num_samples, step.tensors
+        hidden = self._run("hidden guess", step, partial(self.head.compute, step))
+        sampling = SamplingRows(*(part[:size] for part in tensors.sampling))
+        drawn = draw(self._ops, self.head.logits(hidden[:size]), sampling, None, editor)
+        self._store(tensors.sample_slots[:size], tensors.sample_positions[:size], drawn.tokens)
+
+    def _draw_plainly(self, step: PackedStep) -> Tensor:
+        tensors = step.tensors
+        tokens = self._ops.sample(self.head.logits(self.head.compute(step)), tensors.sampling)
+        self._store(tensors.sample_slots, tensors.sample_positions, tokens)
         return tokens
+
+    def _store(self, slots: Tensor, places: Tensor, tokens: Tensor) -> None:
+        self._ops.store_tokens(self._table.tokens, slots, places, tokens.clamp(min=0))

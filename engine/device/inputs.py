@@ -142,8 +142,8 @@ class StepInputs:
     def pack(self, plan: StepPlan, table: SamplingTable) -> PackedStep:
         """Lay the tokens of the rows one after another, and send what the device must know.
 
-        Where all of them yield samples and there is a bucket for so many, each is a row of its own:
-        a token's bits are the same, and a step with guesses is one more decode step.
+        Where there is a bucket for so many, each is a row of its own: a token's bits are the same,
+        and so a step with guesses, or with a few tokens of a prompt, is one more decode step.
         """
         row_slots, row_starts = plan.slots, plan.starts
         ends = np.cumsum(plan.num_tokens, dtype=np.int32)
@@ -157,9 +157,10 @@ class StepInputs:
         has_tail = num_tokens > num_samples
         # A token that is drawn must have a place, too.
         assert not num_samples or positions.max() < self._max_len, (positions, self._max_len)
-        bucket = 0 if has_tail else self._bucket(num_samples)
+        drawing = _sampling_tokens(plan, ends) if has_tail else None
+        bucket = self._bucket(plan)
         if bucket:
-            row_slots, row_starts = slots, positions - 1
+            row_slots, row_starts = _tokens_of(plan, ends)
             ends = np.arange(1, num_tokens + 1, dtype=np.int32)
         num_rows = len(row_slots)
         layout = Layout(bucket or num_rows, bucket or num_samples, has_tail)
@@ -173,12 +174,12 @@ class StepInputs:
             arrays.sample_slots[:num_samples] = slots
             arrays.sample_positions[:num_samples] = positions
             extras = table.fill(slots, positions, arrays.parameters, arrays.seeds, plan.guesses())
-        if has_tail:
-            arrays.tail_tokens[:] = _sampling_tokens(plan, ends)
-            arrays.tail_starts[:] = positions - 1
-            arrays.tail_query_starts[:] = np.arange(num_samples + 1)
-        if bucket > num_rows:
-            _pad(arrays, num_rows)
+        if drawing is not None:
+            arrays.tail_tokens[:num_samples] = drawing
+            arrays.tail_starts[:num_samples] = positions - 1
+            arrays.tail_query_starts[:] = np.arange(len(arrays.tail_query_starts))
+        if bucket:
+            _pad(arrays, num_rows, num_samples)
         self._link.send(self._host, self._mirror, num_words)
         return PackedStep(tensors, bucket or num_tokens, num_samples, bucket, extras)
 
@@ -186,14 +187,17 @@ class StepInputs:
         """Return a step of padding alone."""
         arrays, tensors, num_words = self._view(Layout(bucket, bucket, has_tail=False))
         arrays.query_starts[0] = 0
-        _pad(arrays, 0)
+        _pad(arrays, 0, 0)
         self._link.send(self._host, self._mirror, num_words)
         return PackedStep(tensors, bucket, 0, bucket, PLAIN)
 
-    def _bucket(self, num_rows: int) -> int:
-        """Return the least bucket that holds num_rows; 0 where none does."""
-        index = bisect_left(self._buckets, num_rows)
-        return self._buckets[index] if index < len(self._buckets) else 0
+    def _bucket(self, plan: StepPlan) -> int:
+        """Return the least bucket that holds the tokens of a plan; 0 where none does, where a row
+        has more tokens than one that guesses, and where nothing is drawn."""
+        index = bisect_left(self._buckets, plan.num_scheduled_tokens)
+        if index == len(self._buckets) or plan.num_tokens.max() > 1 + MAX_DRAFTS:
+            return 0
+        return self._buckets[index] if plan.samples.any() else 0
 
     def _view(self, layout: Layout) -> tuple[_Arrays, StepTensors, int]:
         """Return the sections on the host and on the device, and how long they are in all."""
@@ -210,6 +214,14 @@ class StepInputs:
             )
             self._views[layout] = found
         return found
+
+
+def _tokens_of(plan: StepPlan, ends: IntArray) -> tuple[IntArray, IntArray]:
+    """Give slot and position of each token of a plan: [tokens]; ends: of the rows."""
+    counts = plan.num_tokens
+    positions: IntArray = np.arange(int(ends[-1]), dtype=np.int32)
+    positions += (plan.starts - ends + counts).repeat(counts)
+    return plan.slots.repeat(counts), positions
 
 
 def _sampling_tokens(plan: StepPlan, ends: IntArray) -> NDArray[np.int64]:
@@ -291,12 +303,15 @@ def _device_views(mirror: Tensor, sections: _Sections, layout: Layout) -> StepTe
     )
 
 
-def _pad(arrays: _Arrays, num_rows: int) -> None:
-    """Make all rows from num_rows on padding: one token each, drawn greedily, written nowhere."""
+def _pad(arrays: _Arrays, num_rows: int, num_samples: int) -> None:
+    """Make all rows from num_rows on padding: one token each; and all samples from num_samples on:
+    drawn greedily, written nowhere."""
     arrays.slots[num_rows:] = -1
     arrays.starts[num_rows:] = 0
     arrays.query_starts[num_rows + 1 :] = np.arange(num_rows + 1, len(arrays.query_starts))
-    arrays.sample_slots[num_rows:] = -1
-    arrays.sample_positions[num_rows:] = 0
-    arrays.parameters[:, num_rows:] = PADDING
-    arrays.seeds[num_rows:] = 0
+    arrays.sample_slots[num_samples:] = -1
+    arrays.sample_positions[num_samples:] = 0
+    arrays.parameters[:, num_samples:] = PADDING
+    arrays.seeds[num_samples:] = 0
+    arrays.tail_tokens[num_samples:] = 0
+    arrays.tail_starts[num_samples:] = 0

@@ -20,9 +20,8 @@ from msgspec.structs import replace
 from torch import Tensor
 
 from ...reference.decoder import Hidden
-from ...reference.ops import Batch, SamplingRows, StepRows
+from ...reference.ops import Batch, SamplingRows
 from ..grammar.grammars import Grammars
-from ..models.base import Tail
 from ..models.encoder import Model
 from ..models.pooler import Pooler
 from ..opset import most_split_rows
@@ -31,9 +30,10 @@ from ..plan import Admitted, RowFault, StepPlan, StepResult
 from . import warm_up
 from .grammar_rows import Masks
 from .graphs import CudaCapture, GraphKey, StepGraphs
-from .guesser import Guesser, HeadMaker, Places, Seen, Watched
+from .guesser import Guesser, HeadMaker, Seen, Watched
 from .inputs import PackedStep, StepInputs, largest_buckets, make_buckets
 from .link import FaultedLanding, Landing, Link, Scores, make_link
+from .places import Places
 from .prompt_scores import Scorer
 from .sampler import Drawn, Source, Told, draw
 from .sampling_rows import NO_LOGPROBS, PLAIN, SamplingTable, StepExtras
@@ -95,6 +95,7 @@ class ModelRunner:
         self._sampling = SamplingTable(ops, self._link, max_num_seqs, config.vocab_size)
         self._buckets = () if decoding == "exact" else make_buckets(max_num_seqs, num_drafts)
         self._inputs = StepInputs(self._link, max_num_seqs, max_model_len, self._buckets)
+        self._places = Places(self.ops, self._link, self._table, block_size)
         self._graphs = StepGraphs(CudaCapture()) if decoding == "graphs" else None
         self._faults: dict[int, RowFault] = {}
         """By slot: sequences that cannot be computed; each ends with its next token."""
@@ -132,9 +133,9 @@ class ModelRunner:
     def guess_by(self, make_head: HeadMaker) -> None:
         """Say what guesses where plans leave that to the device, before the first step."""
         self._make_head = make_head
-        places = Places(self.ops, self._link, self._table, self._block_size)
+        places = self._places
         head = make_head(places, self._options["num_blocks"])
-        self._guesser = Guesser(head, places, self._sampling)
+        self._guesser = Guesser(head, places, self._inputs, self._sampling, self._run)
         self._watched = head.watched
         self._caches += head.caches
         self._link.settle()
@@ -224,7 +225,7 @@ class ModelRunner:
         if self._graphs is None:
             return False
         split = most_split_rows(self.ops, self.model.config.num_kv_heads)
-        keys = [GraphKey("tokens", size) for size in largest_buckets(self._buckets, split)]
+        keys = [GraphKey("tokens", size, False) for size in largest_buckets(self._buckets, split)]
         with torch.inference_mode(), self._link.on_stream():
             for key in keys:
                 for _ in range(2):
@@ -310,7 +311,8 @@ class ModelRunner:
         """Compute a part of a step, by its graph where it may have one."""
         if self._graphs is None or not step.bucket:
             return compute()
-        return self._graphs.run(GraphKey(kind, step.bucket), compute)
+        key = GraphKey(kind, step.bucket, step.tensors.tail is not None)
+        return self._graphs.run(key, compute)
 
     def _draw_plainly(self, step: PackedStep) -> Tensor:
         """Compute a whole step where nobody asked for more than tokens; padding draws too."""
@@ -324,18 +326,7 @@ class ModelRunner:
         """Compute all layers; whole: the last one for all tokens."""
         tensors, watched = step.tensors, self._watched
         whole = whole or (watched is not None and watched.needs_last)
-        known, tables = self._table.tokens, self._table.block_tables
-
-        def prepare(rows: StepRows, num_tokens: int) -> tuple[Tensor, Batch]:
-            return self.ops.prepare(rows, known, tables, self._block_size, num_tokens)
-
-        tokens, batch = prepare(tensors.rows, step.num_tokens)
-        tail = None
-        if tensors.tail is not None and not whole:
-            last = batch
-            if step.num_samples:
-                _, last = prepare(tensors.tail.rows, step.num_samples)
-            tail = Tail(tensors.tail.tokens, last)
+        tokens, batch, tail = self._places.of_step(step, whole=whole)
         taps = () if watched is None else watched.taps
         hidden = self.model.hidden(tokens, batch, self._model_caches, tail, taps)
         sampled = hidden.last

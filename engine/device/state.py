@@ -12,6 +12,8 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
+from torch import Tensor
 
 from ..plan import Admitted, StepPlan
 from ..request import IntArray
@@ -58,13 +60,23 @@ class DeviceTable:
         """Put the guesses behind the known tokens, for this step to compute."""
         size = len(token_ids)
         words = np.empty(3 * size, dtype=np.int32)
-        places = words[: 2 * size].view(np.int64)
-        behind = counts.cumsum().repeat(counts) - np.arange(size)
-        np.multiply(plan.slots.repeat(counts), self.max_model_len, out=places, dtype=np.int64)
-        places += (plan.starts + plan.num_tokens).repeat(counts) - behind
+        words[: 2 * size].view(np.int64)[:] = self._places(plan, counts)
         words[2 * size :] = token_ids
         sent = self._link.upload(words)
         self.tokens.put_(sent[: 2 * size].view(torch.int64), sent[2 * size :])
+
+    def guesses(self, plan: StepPlan) -> Tensor:
+        """Return the guesses of a plan that are in the table: [guesses] int32, row after row."""
+        assert plan.drafts is not None, plan
+        return self.tokens.take(self._link.upload(self._places(plan, plan.drafts.counts)))
+
+    def _places(self, plan: StepPlan, counts: IntArray) -> NDArray[np.int64]:
+        """Say where the guesses of a plan, counts [rows], are in the table: row after row."""
+        behind = counts.cumsum().repeat(counts) - np.arange(int(counts.sum()))
+        places: NDArray[np.int64] = plan.slots.repeat(counts).astype(np.int64)
+        places *= self.max_model_len
+        places += (plan.starts + plan.num_tokens).repeat(counts) - behind
+        return places
 
     def _admit(self, admitted: Sequence[Admitted]) -> None:
         sizes = [len(one.token_ids) for one in admitted]

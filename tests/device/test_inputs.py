@@ -92,14 +92,33 @@ def test_decode_steps_are_padded_to_the_next_bucket() -> None:
 
 
 @pytest.mark.parametrize(
-    ("counts", "samples"), [([1, 2, 1], [True] * 3), ([1, 1, 1], [True, False, True])]
+    ("counts", "samples"), [([1, 18, 1], [True] * 3), ([1, 1, 1], [False] * 3)]
 )
 def test_other_steps_are_not_padded(counts: list[int], samples: list[bool]) -> None:
-    inputs = make_inputs(make_buckets(NUM_SLOTS))
+    """A long chunk of a prompt is better read once for all of its tokens; who draws nothing needs
+    no graph."""
+    inputs = make_inputs((*make_buckets(NUM_SLOTS), 64))
     step = inputs.pack(make_plan([5, 2, 7], [3, 0, 9], counts, samples), make_table())
     assert (step.bucket, step.num_tokens) == (0, sum(counts))
     assert step.tensors.rows.slots.tolist() == [5, 2, 7]
     assert step.tensors.tail is not None
+
+
+def test_a_step_with_a_few_tokens_of_prompts_is_a_decode_step_of_more_rows() -> None:
+    inputs = make_inputs(make_buckets(NUM_SLOTS))
+    inputs.pack(make_plan([*range(8)], [9] * 8, [1] * 8, [True] * 8), make_table())
+    plan = make_plan([5, 2, 7], [3, 0, 9], [1, 3, 2], [True, False, True])
+    step = inputs.pack(plan, make_table())
+    assert (step.bucket, step.num_tokens, step.num_samples) == (8, 8, 2)
+    rows, tail = step.tensors.rows, step.tensors.tail
+    assert rows.slots.tolist() == [5, 2, 2, 2, 7, 7, -1, -1]
+    assert rows.starts.tolist() == [3, 0, 1, 2, 9, 10, 0, 0]
+    assert step.tensors.sample_slots.tolist() == [5, 7, -1, -1, -1, -1, -1, -1]
+    assert step.tensors.sample_positions.tolist() == [4, 11, 0, 0, 0, 0, 0, 0]
+    assert step.tensors.sampling.temperature.tolist() == [0.5, 0.5, *[0.0] * 6]
+    assert tail is not None and tail.tokens.tolist() == [0, 5, 0, 0, 0, 0, 0, 0]
+    assert tail.rows.starts.tolist() == [3, 10, 0, 0, 0, 0, 0, 0]
+    assert tail.rows.query_starts.tolist() == rows.query_starts.tolist() == list(range(9))
 
 
 def test_a_step_with_guesses_is_a_decode_step_of_more_rows() -> None:
