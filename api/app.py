@@ -10,7 +10,7 @@ from aiohttp.typedefs import Middleware
 
 from .access_log import AccessLog
 from .auth import ApiKeys, auth_middleware
-from .background import BACKGROUND, BackgroundResponses
+from .background import BACKGROUND_RESPONSES, BackgroundResponses
 from .batch.archive import ARCHIVE, Archive
 from .errors import error_middleware
 from .middleware import account_middleware, allow_origins, preflight_middleware, tell_request_id
@@ -43,7 +43,9 @@ def create_app(
     app = web.Application(middlewares=middlewares, client_max_size=state.limits.max_body_bytes)
     app[STATE] = state
     app[ARCHIVE] = Archive(state, files_dir)
-    app[BACKGROUND] = BackgroundResponses(state.limits.max_background_responses, state.responses)
+    app[BACKGROUND_RESPONSES] = BackgroundResponses(
+        state.limits.max_background_responses, state.responses
+    )
     app[DOCUMENTS] = Documents(ROUTES, asks_key=bool(api_keys))
     app.on_response_prepare.append(tell_request_id)
     if allowed_origins:

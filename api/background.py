@@ -149,4 +149,6 @@ class BackgroundResponses:
         job.tell(last)
 
 
-BACKGROUND: web.AppKey[BackgroundResponses] = web.AppKey("background", BackgroundResponses)
+BACKGROUND_RESPONSES: web.AppKey[BackgroundResponses] = web.AppKey(
+    "background", BackgroundResponses
+)

@@ -24,7 +24,7 @@ from ..engine.errors import ConfigError
 from .access_log import LOGGER_NAME, AccessLog, AccessLogFormat
 from .app import create_app
 from .auth import ApiKeys
-from .background import BACKGROUND
+from .background import BACKGROUND_RESPONSES
 from .batch.archive import ARCHIVE
 from .limits import Limits
 from .state import Engine, ServerState
@@ -214,7 +214,7 @@ class Server:
 
     async def stop(self) -> None:
         """End what is made in the background, and close all connections."""
-        await self._app[BACKGROUND].close()
+        await self._app[BACKGROUND_RESPONSES].close()
         await self._archive.close()
         await self._runner.cleanup()
         if self._tracer is not None:

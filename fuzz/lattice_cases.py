@@ -227,11 +227,14 @@ def lattice_qkv_cases(draw: st.DrawFn) -> LatticeQKVCase:
     return LatticeQKVCase(case._replace(eps=norm.eps), norm)
 
 
+PADDING = -1
+
+
 class StepCase(NamedTuple):
-    """What `prepare` gathers: (tokens, first position) of each row, None for padding."""
+    """What `prepare` gathers: (tokens, first position) of each row, PADDING for a position."""
 
     seed: int
-    rows: tuple[tuple[int, int] | None, ...]
+    rows: tuple[tuple[int, int], ...]
     block_size: int
 
     def make(self) -> tuple[StepRows, Tensor, Tensor, int]:
@@ -239,18 +242,18 @@ class StepCase(NamedTuple):
         generator = torch.Generator().manual_seed(self.seed)
         num_slots = len(self.rows) + 2
         slots = torch.randperm(num_slots, generator=generator)[: len(self.rows)].int()
-        counts = torch.tensor([0] + [row[0] if row else 1 for row in self.rows])
-        longest = max((row[0] + row[1] for row in self.rows if row), default=1)
+        counts = torch.tensor([0] + [count for count, _ in self.rows])
+        longest = max(count + first for count, first in self.rows) + 1
         max_blocks = -(-longest // self.block_size) + 1
         known = torch.full((num_slots, longest + 3), -99, dtype=torch.int32)
         tables = torch.full((num_slots, max_blocks), 2**31 - 1, dtype=torch.int32)
         starts = torch.full((len(self.rows),), 2**31 - 1, dtype=torch.int32)
-        for i, row in enumerate(self.rows):
-            if row is None:
+        for i, (count, first) in enumerate(self.rows):
+            if first == PADDING:
                 slots[i] = -1
                 continue
-            end = row[0] + row[1]
-            starts[i] = row[1]
+            end = count + first
+            starts[i] = first
             known[slots[i], :end] = torch.randint(2**31 - 1, (end,), generator=generator).int()
             blocks = -(-end // self.block_size)
             tables[slots[i], :blocks] = torch.randint(
@@ -264,7 +267,7 @@ step_cases = st.builds(
     StepCase,
     seed=seeds,
     rows=st.lists(
-        st.none()
+        st.tuples(st.just(1) | st.integers(0, 150), st.just(PADDING))
         | st.tuples(st.just(1), st.integers(0, 300))
         | st.tuples(st.integers(1, 200), st.integers(0, 100)),
         min_size=1,

@@ -47,8 +47,8 @@ class KVCache(Protocol):
 class StepRows(NamedTuple):
     """Which tokens of which sequences a step computes: known tokens from `starts` on.
 
-    A padding row has slot -1 and one token. It computes nothing that counts: nothing is written for
-    it, and its results are undefined.
+    A padding row has slot -1, and may have no token, or many. It computes nothing that counts:
+    nothing is written for it, and its results are undefined.
     """
 
     slots: Tensor
@@ -56,7 +56,8 @@ class StepRows(NamedTuple):
     starts: Tensor
     """[rows] int32, position of the row's first token; not read for padding."""
     query_starts: Tensor
-    """[rows + 1] int32, cumulative numbers of tokens, first 0; each row has one or more."""
+    """[rows + 1] int32, cumulative numbers of tokens, first 0; each row but padding has one or
+    more."""
 
 
 class Batch(NamedTuple):
@@ -64,7 +65,8 @@ class Batch(NamedTuple):
 
     Row r holds the last `query_starts[r+1] - query_starts[r]` tokens of a sequence of `kv_lens[r]`
     tokens whose keys and values live in the blocks `block_tables[slots[r]]`. A padding row has slot
-    -1, kv_len 0 and one token: its line of the table is not read, its results are undefined.
+    -1, kv_len 0 and any number of tokens: its line of the table is not read, its results are
+    undefined.
     """
 
     positions: Tensor

@@ -22,8 +22,8 @@ def prepare(
     assert len(row) == num_tokens, (len(row), num_tokens)
     live = slots >= 0
     offsets = torch.arange(num_tokens, dtype=torch.int32) - query_starts[row]
-    positions = torch.where(live, starts, 0)[row] + offsets
     token_live, token_slots = live[row], slots[row].clamp(min=0).long()
+    positions = torch.where(token_live, starts[row] + offsets, 0)
     blocks = block_tables[token_slots, (positions // block_size).long()].long()
     places = torch.where(token_live, blocks * block_size + positions % block_size, -1)
     tokens = torch.where(token_live, known[token_slots, positions.long()], 0)

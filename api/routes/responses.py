@@ -12,7 +12,7 @@ from msgspec.structs import replace
 from ..account import Account
 from ..answer import answer
 from ..auth import tenant_of
-from ..background import BACKGROUND, Job
+from ..background import BACKGROUND_RESPONSES, Job
 from ..caller import Caller, caller_of
 from ..conversation import Asked, ask
 from ..convert import renamed
@@ -72,7 +72,7 @@ async def _in_background(
         )
     if not caller.state.limits.response_store_bytes:
         raise ApiError("background is true: this server keeps no responses.", param="background")
-    responses = request.app[BACKGROUND]
+    responses = request.app[BACKGROUND_RESPONSES]
     responses.check_room()
     # The client's account ends with this request; that of the job with the job.
     asks = caller.account
@@ -183,7 +183,7 @@ async def delete_response(request: web.Request) -> web.Response:
     job = _job(request)
     response = _kept(request).response if job is None else job.response
     if job is not None:
-        await request.app[BACKGROUND].cancel(job)
+        await request.app[BACKGROUND_RESPONSES].cancel(job)
     request.app[STATE].responses.drop(_owner(request), response.id)
     return json_response(Deleted(id=response.id))
 
@@ -192,7 +192,7 @@ async def cancel_response(request: web.Request) -> web.Response:
     """End a response in the background; one that has ended is shown. ApiError 400 for others."""
     job = _job(request)
     if job is not None:
-        return json_response(await request.app[BACKGROUND].cancel(job))
+        return json_response(await request.app[BACKGROUND_RESPONSES].cancel(job))
     response = _kept(request).response
     if response.background:
         return json_response(response)
@@ -220,7 +220,7 @@ def _owner(request: web.Request) -> str:
 def _job(request: web.Request) -> Job | None:
     """Return the response that is meant, where it is being made."""
     name = request.match_info["response_id"]
-    return request.app[BACKGROUND].find(_owner(request), name)
+    return request.app[BACKGROUND_RESPONSES].find(_owner(request), name)
 
 
 def _kept(request: web.Request) -> Stored:

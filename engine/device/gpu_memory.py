@@ -14,13 +14,14 @@ import torch
 from ..models.encoder import Model
 from ..opset import most_split_rows
 from . import warm_up
+from .buckets import make_buckets
 from .guesser import HeadMaker
-from .inputs import largest_buckets, make_buckets
 from .prompt_scores import scored_rows
 from .runner import ModelRunner
 
-GRAPH_BYTES = 8 * 2**20
-"""Reserved for what CUDA keeps of one graph, beside the memory that all graphs share."""
+GRAPH_BYTES = 2 * 2**20
+"""Reserved for what CUDA keeps of one graph, beside the memory that all graphs share: an H200 took
+1 MiB for one of 36 layers."""
 GRAPH_KINDS = 4
 """Of whole steps and of what is drawn from, with a tail and without; as many for what guesses."""
 ROUNDING_BYTES = 2 * 2**20
@@ -125,9 +126,13 @@ def measure(
     if with_graphs:
         buckets = make_buckets(sizes.max_num_seqs, num_drafts)
         num_kinds = GRAPH_KINDS if make_head is None else 2 * GRAPH_KINDS
-        counts = largest_buckets(buckets, split)
-        plans = warm_up.drawing_steps(counts, sizes.max_model_len, **guesses)
-        graphs = _peak(runner, device, plans) + num_kinds * len(buckets) * GRAPH_BYTES
+        chunked, *flat = buckets.largest(split)
+        counts = [size.num_rows for size in flat]
+        plans = (
+            *warm_up.chunk_steps(sizes.max_num_seqs, chunked.num_tokens, sizes.max_model_len),
+            *warm_up.drawing_steps(counts, sizes.max_model_len, **guesses),
+        )
+        graphs = _peak(runner, device, plans) + num_kinds * buckets.num_sizes * GRAPH_BYTES
     del runner
     gc.collect()
     reserved = _reserved(device)

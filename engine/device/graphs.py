@@ -1,4 +1,4 @@
-"""StepGraphs: decode steps as CUDA graphs, one for each number of rows and kind of step.
+"""StepGraphs: padded steps as CUDA graphs, one for each size and kind of step.
 
 A graph replays the kernels of a step by one call, without Python. Everything that it reads stays
 where it is: weights, KV memory, the device table and the mirror of StepInputs. Graphs share one
@@ -23,6 +23,7 @@ class GraphKey(NamedTuple):
 
     kind: str
     num_rows: int
+    num_tokens: int
     has_tail: bool
     """Whether some of the tokens yield no sample."""
 

@@ -8,7 +8,6 @@ the same alignment whatever the numbers of rows are.
 
 from __future__ import annotations
 
-from bisect import bisect_left
 from typing import NamedTuple
 
 import numpy as np
@@ -19,13 +18,12 @@ from torch import Tensor
 from ...reference.ops import SamplingRows, StepRows
 from ..plan import MAX_DRAFTS, StepPlan
 from ..request import IntArray
+from .buckets import Buckets, Padded
 from .link import Link
 from .sampling_rows import NUM_PARAMETERS, PADDING, PLAIN, SamplingTable, StepExtras
 
 ALIGNMENT = 16
 """Words: 64 bytes."""
-MOST_GUESSING = 256
-"""Rows up to which steps with guesses are padded; what more take is the device's own time."""
 MOST_LAYOUTS = 1024
 """Views that are kept; prefill steps make ever new ones."""
 
@@ -101,38 +99,20 @@ class PackedStep(NamedTuple):
     """Padding included,"""
     num_samples: int
     """not included: padding comes last."""
-    bucket: int
-    """Rows with padding, where the step was padded; else 0."""
+    is_padded: bool
+    """Whether it has one of the sizes that steps are padded to."""
     extras: StepExtras
-
-
-def make_buckets(max_num_seqs: int, num_drafts: int = 0) -> tuple[int, ...]:
-    """Return the numbers of rows that decode steps are padded to: 1, 2, 4, 8, then steps of 8 to
-    256 and of 32 above, up to max_num_seqs; or to MOST_GUESSING, where sequences have guesses."""
-    most = max(max_num_seqs, min(MOST_GUESSING, max_num_seqs * (1 + num_drafts)))
-    sizes = [1, 2, 4, *range(8, 257, 8), *range(288, most + 32, 32)]
-    return (*(size for size in sizes if size < most), most)
-
-
-def largest_buckets(buckets: tuple[int, ...], most_split_rows: int) -> tuple[int, ...]:
-    """Return the buckets whose steps take the most memory.
-
-    The last one, and the last whose rows attention splits: more rows take more memory on either
-    side of that bound.
-    """
-    split = [size for size in buckets if size <= most_split_rows]
-    return tuple(sorted({buckets[-1], *split[-1:]}, reverse=True))
 
 
 class StepInputs:
     """The array of one runner."""
 
-    def __init__(self, link: Link, max_rows: int, max_len: int, buckets: tuple[int, ...]) -> None:
-        """buckets: numbers of rows that decode steps are padded to, ascending; none: no padding."""
+    def __init__(self, link: Link, max_rows: int, max_len: int, buckets: Buckets) -> None:
+        """buckets: what steps are padded to."""
         self._link = link
         self._max_len = max_len
         self._buckets = buckets
-        most = max(max_rows, *buckets, 0)
+        most = max((max_rows, *buckets.flat, *buckets.rows))
         _, num_words = _cut(Layout(most, max(most, max_rows * (1 + MAX_DRAFTS)), has_tail=True))
         # torch allocates at cache lines, numpy does not.
         self._host: IntArray = torch.zeros(num_words, dtype=torch.int32).numpy()
@@ -142,8 +122,8 @@ class StepInputs:
     def pack(self, plan: StepPlan, table: SamplingTable) -> PackedStep:
         """Lay the tokens of the rows one after another, and send what the device must know.
 
-        Where there is a bucket for so many, each is a row of its own: a token's bits are the same,
-        and so a step with guesses, or with a few tokens of a prompt, is one more decode step.
+        Padded, a short step has a row for each: a token's bits are the same, and so a step with
+        guesses, or with a few tokens of a prompt, is one more decode step.
         """
         row_slots, row_starts = plan.slots, plan.starts
         ends = np.cumsum(plan.num_tokens, dtype=np.int32)
@@ -158,12 +138,14 @@ class StepInputs:
         # A token that is drawn must have a place, too.
         assert not num_samples or positions.max() < self._max_len, (positions, self._max_len)
         drawing = _sampling_tokens(plan, ends) if has_tail else None
-        bucket = self._bucket(plan)
-        if bucket:
+        padded = self._buckets.find(plan)
+        if padded is not None and padded.is_flat:
             row_slots, row_starts = _tokens_of(plan, ends)
             ends = np.arange(1, num_tokens + 1, dtype=np.int32)
         num_rows = len(row_slots)
-        layout = Layout(bucket or num_rows, bucket or num_samples, has_tail)
+        layout = Layout(num_rows, num_samples, has_tail)
+        if padded is not None:
+            layout = Layout(padded.num_rows, padded.num_rows, has_tail)
         arrays, tensors, num_words = self._view(layout)
         arrays.slots[:num_rows] = row_slots
         arrays.starts[:num_rows] = row_starts
@@ -178,26 +160,22 @@ class StepInputs:
             arrays.tail_tokens[:num_samples] = drawing
             arrays.tail_starts[:num_samples] = positions - 1
             arrays.tail_query_starts[:] = np.arange(len(arrays.tail_query_starts))
-        if bucket:
-            _pad(arrays, num_rows, num_samples)
+        if padded is not None:
+            _pad(arrays, padded, num_rows, num_samples)
+            num_tokens = padded.num_tokens
         self._link.send(self._host, self._mirror, num_words)
-        return PackedStep(tensors, bucket or num_tokens, num_samples, bucket, extras)
+        return PackedStep(tensors, num_tokens, num_samples, padded is not None, extras)
 
-    def pack_padding(self, bucket: int) -> PackedStep:
+    def pack_padding(self, padded: Padded) -> PackedStep:
         """Return a step of padding alone."""
-        arrays, tensors, num_words = self._view(Layout(bucket, bucket, has_tail=False))
+        size = padded.num_rows
+        arrays, tensors, num_words = self._view(Layout(size, size, not padded.is_flat))
         arrays.query_starts[0] = 0
-        _pad(arrays, 0, 0)
+        if not padded.is_flat:
+            arrays.tail_query_starts[:] = np.arange(size + 1)
+        _pad(arrays, padded, 0, 0)
         self._link.send(self._host, self._mirror, num_words)
-        return PackedStep(tensors, bucket, 0, bucket, PLAIN)
-
-    def _bucket(self, plan: StepPlan) -> int:
-        """Return the least bucket that holds the tokens of a plan; 0 where none does, where a row
-        has more tokens than one that guesses, and where nothing is drawn."""
-        index = bisect_left(self._buckets, plan.num_scheduled_tokens)
-        if index == len(self._buckets) or plan.num_tokens.max() > 1 + MAX_DRAFTS:
-            return 0
-        return self._buckets[index] if plan.samples.any() else 0
+        return PackedStep(tensors, padded.num_tokens, 0, True, PLAIN)
 
     def _view(self, layout: Layout) -> tuple[_Arrays, StepTensors, int]:
         """Return the sections on the host and on the device, and how long they are in all."""
@@ -303,12 +281,16 @@ def _device_views(mirror: Tensor, sections: _Sections, layout: Layout) -> StepTe
     )
 
 
-def _pad(arrays: _Arrays, num_rows: int, num_samples: int) -> None:
-    """Make all rows from num_rows on padding: one token each; and all samples from num_samples on:
-    drawn greedily, written nowhere."""
+def _pad(arrays: _Arrays, padded: Padded, num_rows: int, num_samples: int) -> None:
+    """Make all rows from num_rows on padding, and all samples from num_samples on: drawn greedily,
+    written nowhere.
+
+    Flat rows have one token each; of others the first has all tokens that are left.
+    """
     arrays.slots[num_rows:] = -1
     arrays.starts[num_rows:] = 0
-    arrays.query_starts[num_rows + 1 :] = np.arange(num_rows + 1, len(arrays.query_starts))
+    ends = arrays.query_starts[num_rows + 1 :]
+    ends[:] = num_rows + 1 + np.arange(len(ends)) if padded.is_flat else padded.num_tokens
     arrays.sample_slots[num_samples:] = -1
     arrays.sample_positions[num_samples:] = 0
     arrays.parameters[:, num_samples:] = PADDING

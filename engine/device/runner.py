@@ -28,10 +28,11 @@ from ..opset import most_split_rows
 from ..params import SamplingParams
 from ..plan import Admitted, RowFault, StepPlan, StepResult
 from . import warm_up
+from .buckets import Buckets, make_buckets
 from .grammar_rows import Masks
 from .graphs import CudaCapture, GraphKey, StepGraphs
 from .guesser import Guesser, HeadMaker, Seen, Watched
-from .inputs import PackedStep, StepInputs, largest_buckets, make_buckets
+from .inputs import PackedStep, StepInputs
 from .link import FaultedLanding, Landing, Link, Scores, make_link
 from .places import Places
 from .prompt_scores import Scorer
@@ -93,7 +94,8 @@ class ModelRunner:
         """With those of what guesses: all that is copied."""
         self._table = DeviceTable(self._link, max_num_seqs, max_model_len, block_size)
         self._sampling = SamplingTable(ops, self._link, max_num_seqs, config.vocab_size)
-        self._buckets = () if decoding == "exact" else make_buckets(max_num_seqs, num_drafts)
+        padded = decoding != "exact"
+        self._buckets = make_buckets(max_num_seqs, num_drafts) if padded else Buckets()
         self._inputs = StepInputs(self._link, max_num_seqs, max_model_len, self._buckets)
         self._places = Places(self.ops, self._link, self._table, block_size)
         self._graphs = StepGraphs(CudaCapture()) if decoding == "graphs" else None
@@ -225,14 +227,13 @@ class ModelRunner:
         if self._graphs is None:
             return False
         split = most_split_rows(self.ops, self.model.config.num_kv_heads)
-        keys = [GraphKey("tokens", size, False) for size in largest_buckets(self._buckets, split)]
         with torch.inference_mode(), self._link.on_stream():
-            for key in keys:
+            for size in self._buckets.largest(split):
                 for _ in range(2):
-                    step = self._inputs.pack_padding(key.num_rows)
-                    self._graphs.run(key, partial(self._draw_plainly, step))
+                    step = self._inputs.pack_padding(size)
+                    self._run("tokens", step, partial(self._draw_plainly, step))
             self._link.land(0, self._nothing, None).result()
-        return all(map(self._graphs.has, keys))
+        return True
 
     @property
     def table_bytes(self) -> int:
@@ -309,9 +310,10 @@ class ModelRunner:
 
     def _run(self, kind: str, step: PackedStep, compute: Callable[[], Tensor]) -> Tensor:
         """Compute a part of a step, by its graph where it may have one."""
-        if self._graphs is None or not step.bucket:
+        if self._graphs is None or not step.is_padded:
             return compute()
-        key = GraphKey(kind, step.bucket, step.tensors.tail is not None)
+        rows, tail = step.tensors.rows, step.tensors.tail
+        key = GraphKey(kind, len(rows.slots), step.num_tokens, tail is not None)
         return self._graphs.run(key, compute)
 
     def _draw_plainly(self, step: PackedStep) -> Tensor:

@@ -2,7 +2,7 @@
 
 PLANS is what ModelRunner.warm_up executes: a prefill of two sequences (of two and one tokens) with
 the parameters that choose different code, then a decode step of both with a copied block.
-`largest_steps`, `row_steps` and `drawing_steps` are what a GPU's memory is measured by. Pure.
+The others are what a GPU's memory is measured by. Pure.
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ from ..request import IntArray
 
 Plans = Iterable[StepPlan]
 
+PLAIN = SamplingParams(temperature=1.0, max_tokens=None)
+"""As most rows are: without any feature that is rare."""
 NUM_SLOTS = 2
 NUM_BLOCKS = 3
 MAX_MODEL_LEN = 4
@@ -128,10 +130,6 @@ def row_steps(
         yield _step(step, num_rows, size, size < max_model_len, _admit(num_rows, params))
 
 
-PLAIN = SamplingParams(temperature=1.0, max_tokens=None)
-"""As most rows are: without any feature that is rare."""
-
-
 def drawing_steps(
     counts: Iterable[int],
     max_model_len: int,
@@ -154,6 +152,13 @@ def drawing_steps(
             tokens = None if guess else np.zeros(int(of_rows.sum()), np.int32)
             plan = replace(plan, drafts=Drafts(of_rows, tokens))
         yield plan
+
+
+def chunk_steps(max_num_seqs: int, num_tokens: int, max_model_len: int) -> Iterator[StepPlan]:
+    """Yield steps of num_tokens, or as many as there can be, in few rows and in many."""
+    for step, num_rows in enumerate((1, max(1, min(max_num_seqs, num_tokens // 2)))):
+        size = max(1, min(num_tokens // num_rows, max_model_len - 1))
+        yield _step(step, num_rows, size, size < max_model_len, _admit(num_rows, PLAIN))
 
 
 def _admit(num_rows: int, params: SamplingParams) -> tuple[Admitted, ...]:

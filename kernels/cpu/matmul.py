@@ -352,12 +352,13 @@ def multiply(
     [blocks * COLUMNS]; tag: of kernels.cpu.emit.
     """
     check_shapes(x, blocked, bias)
+    is_apart = blocked.dim() == 5
+    assert is_apart == lies_apart(tag), (tuple(blocked.shape), tag)
     rows = len(x)
     blocks, pair = len(blocked), blocked.shape[-1]
     steps = x.shape[1] // pair
     y = x.new_empty((rows, out_features))
     size = x.element_size()
-    is_apart = blocked.dim() == 5
     args = (
         x.data_ptr(),
         x.stride(0) * size,

@@ -61,7 +61,7 @@ def _gather(
         block = tl.load(tables_ptr + slot * max_blocks + index, inside & live, other=0)
         place = block.to(tl.int64) * block_size + position % block_size
         tl.store(tokens_ptr + first + i, token, inside)
-        tl.store(positions_ptr + first + i, position, inside)
+        tl.store(positions_ptr + first + i, tl.where(live, position, 0), inside)
         tl.store(places_ptr + first + i, tl.where(live, place, -1), inside)
 
 

@@ -13,9 +13,9 @@ from quire.engine import build
 from quire.engine.config import EngineConfig
 from quire.engine.device import runner as runner_module
 from quire.engine.device import warm_up
+from quire.engine.device.buckets import make_buckets
 from quire.engine.device.cuda_link import CudaLink
 from quire.engine.device.gpu_memory import GRAPH_BYTES, GRAPH_KINDS, ROUNDING_BYTES, GpuBudget
-from quire.engine.device.inputs import largest_buckets, make_buckets
 from quire.engine.device.memory import bytes_per_block
 from quire.engine.device.runner import ModelRunner
 from quire.engine.errors import ConfigError, EngineError
@@ -89,7 +89,7 @@ def test_little_memory_shortens_the_model_length(
 ) -> None:
     decoder = read_model_config(tmp_path, "bfloat16", 1, "pairs").decoder
     tables = 6 * (MAX_POSITIONS + MAX_POSITIONS // 16) * 4 + 2 * 2 * ROUNDING_BYTES
-    weights, peak, num_graphs = 3 * 2**20, 4 * 2**20, GRAPH_KINDS * len(make_buckets(6))
+    weights, peak, num_graphs = 3 * 2**20, 4 * 2**20, GRAPH_KINDS * make_buckets(6).num_sizes
     # The tokens of a step, its rows, and the graphs: each measured apart.
     taken = weights + tables + 3 * peak + num_graphs * GRAPH_BYTES
     # What is neither free nor torch's is others': here nothing.
@@ -243,22 +243,7 @@ def test_the_largest_steps_run_in_one_block(
     assert max(plan.num_scheduled_tokens for plan in rows) <= max(tokens, 1)
     counts = (most * (1 + num_drafts), seqs, 1)
     drawing = warm_up.drawing_steps(counts, length, num_drafts=num_drafts)
-    for plan in (*plans, drawn, *rows, *drawing):
+    chunks = list(warm_up.chunk_steps(seqs, tokens, length))
+    assert max(plan.num_scheduled_tokens for plan in chunks) <= max(tokens, 1)
+    for plan in (*plans, drawn, *rows, *drawing, *chunks):
         assert len(runner.execute(plan).token_ids) == len(plan.sampled()[0])
-
-
-@pytest.mark.parametrize(
-    ("most", "split", "largest"),
-    [
-        (256, 24, (256, 24)),
-        (256, 27, (256, 24)),
-        (256, 400, (256,)),
-        (256, 0, (256,)),
-        (3, 2, (3, 2)),
-    ],
-)
-def test_the_largest_graphs_are_the_last_on_both_sides_of_splitting(
-    most: int, split: int, largest: tuple[int, ...]
-) -> None:
-    """Parts of split attention grow with the rows up to a bound, all else without one."""
-    assert largest_buckets(make_buckets(most), split) == largest

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from .pretend import FakeCapture
 
-KEY, OTHER = GraphKey("tokens", 4, False), GraphKey("hidden", 4, False)
+KEY, OTHER = GraphKey("tokens", 4, 4, False), GraphKey("hidden", 4, 4, False)
 
 
 class Counter:

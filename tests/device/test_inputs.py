@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 from msgspec.structs import replace
-from quire.engine.device.inputs import ALIGNMENT, MOST_LAYOUTS, StepInputs, make_buckets
+from quire.engine.device.buckets import Buckets, Padded, make_buckets
+from quire.engine.device.inputs import ALIGNMENT, MOST_LAYOUTS, StepInputs
 from quire.engine.device.link import HostLink
 from quire.engine.device.sampling_rows import SamplingTable
 from quire.engine.opset import choose_ops
@@ -51,24 +52,8 @@ def make_table() -> SamplingTable:
     return table
 
 
-def make_inputs(buckets: tuple[int, ...] = ()) -> StepInputs:
-    return StepInputs(HostLink(), NUM_SLOTS, MAX_LEN, buckets)
-
-
-@pytest.mark.parametrize(
-    ("most", "buckets"),
-    [
-        (1, (1,)),
-        (2, (1, 2)),
-        (3, (1, 2, 3)),
-        (8, (1, 2, 4, 8)),
-        (20, (1, 2, 4, 8, 16, 20)),
-        (256, (1, 2, 4, *range(8, 257, 8))),
-        (300, (1, 2, 4, *range(8, 257, 8), 288, 300)),
-    ],
-)
-def test_buckets(most: int, buckets: tuple[int, ...]) -> None:
-    assert make_buckets(most) == buckets
+def make_inputs(buckets: Buckets | None = None) -> StepInputs:
+    return StepInputs(HostLink(), NUM_SLOTS, MAX_LEN, buckets or Buckets())
 
 
 def test_decode_steps_are_padded_to_the_next_bucket() -> None:
@@ -76,7 +61,7 @@ def test_decode_steps_are_padded_to_the_next_bucket() -> None:
     inputs.pack(make_plan([*range(8)], [9] * 8, [1] * 8, [True] * 8), make_table())
     step = inputs.pack(make_plan([5, 2, 7], [3, 0, 9], [1, 1, 1], [True] * 3), make_table())
     rows, sampling = step.tensors.rows, step.tensors.sampling
-    assert (step.bucket, step.num_tokens, step.num_samples) == (4, 4, 3)
+    assert (step.is_padded, step.num_tokens, step.num_samples) == (True, 4, 3)
     assert rows.slots.tolist() == [5, 2, 7, -1]
     assert rows.starts.tolist() == [3, 0, 9, 0]
     assert rows.query_starts.tolist() == [0, 1, 2, 3, 4]
@@ -91,17 +76,30 @@ def test_decode_steps_are_padded_to_the_next_bucket() -> None:
     assert step.tensors.tail is None
 
 
-@pytest.mark.parametrize(
-    ("counts", "samples"), [([1, 18, 1], [True] * 3), ([1, 1, 1], [False] * 3)]
-)
-def test_other_steps_are_not_padded(counts: list[int], samples: list[bool]) -> None:
-    """A long chunk of a prompt is better read once for all of its tokens; who draws nothing needs
-    no graph."""
-    inputs = make_inputs((*make_buckets(NUM_SLOTS), 64))
-    step = inputs.pack(make_plan([5, 2, 7], [3, 0, 9], counts, samples), make_table())
-    assert (step.bucket, step.num_tokens) == (0, sum(counts))
+def test_a_step_with_a_chunk_keeps_its_rows() -> None:
+    """A long chunk of a prompt reads its keys once for all of its tokens. What is left of the
+    padded size is one row's, and other rows of padding have nothing."""
+    inputs = make_inputs(make_buckets(NUM_SLOTS))
+    inputs.pack(make_plan([*range(8)], [9] * 8, [1] * 8, [True] * 8), make_table())
+    plan = make_plan([5, 2, 7], [3, 0, 9], [1, 30, 1], [True, False, True])
+    step = inputs.pack(plan, make_table())
+    assert (step.is_padded, step.num_tokens, step.num_samples) == (True, 32, 2)
+    rows, tail = step.tensors.rows, step.tensors.tail
+    assert rows.slots.tolist() == [5, 2, 7, -1, -1, -1, -1, -1]
+    assert rows.starts.tolist() == [3, 0, 9, 0, 0, 0, 0, 0]
+    assert rows.query_starts.tolist() == [0, 1, 31, 32, 32, 32, 32, 32, 32]
+    assert tail is not None and tail.tokens.tolist() == [0, 31, 0, 0, 0, 0, 0, 0]
+    assert tail.rows.query_starts.tolist() == list(range(9))
+    assert step.tensors.sample_slots.tolist() == [5, 7, -1, -1, -1, -1, -1, -1]
+    step = inputs.pack(make_plan([5, 2], [3, 0], [1, 30], [True, True]), make_table())
+    assert step.tensors.rows.query_starts.tolist() == [0, 1, 31, *[32] * 6]
+
+
+def test_steps_that_draw_nothing_are_not_padded() -> None:
+    inputs = make_inputs(make_buckets(NUM_SLOTS))
+    step = inputs.pack(make_plan([5, 2, 7], [3, 0, 9], [1, 1, 1], [False] * 3), make_table())
+    assert (step.is_padded, step.num_tokens) == (False, 3)
     assert step.tensors.rows.slots.tolist() == [5, 2, 7]
-    assert step.tensors.tail is not None
 
 
 def test_a_step_with_a_few_tokens_of_prompts_is_a_decode_step_of_more_rows() -> None:
@@ -109,7 +107,7 @@ def test_a_step_with_a_few_tokens_of_prompts_is_a_decode_step_of_more_rows() -> 
     inputs.pack(make_plan([*range(8)], [9] * 8, [1] * 8, [True] * 8), make_table())
     plan = make_plan([5, 2, 7], [3, 0, 9], [1, 3, 2], [True, False, True])
     step = inputs.pack(plan, make_table())
-    assert (step.bucket, step.num_tokens, step.num_samples) == (8, 8, 2)
+    assert (step.is_padded, step.num_tokens, step.num_samples) == (True, 8, 2)
     rows, tail = step.tensors.rows, step.tensors.tail
     assert rows.slots.tolist() == [5, 2, 2, 2, 7, 7, -1, -1]
     assert rows.starts.tolist() == [3, 0, 1, 2, 9, 10, 0, 0]
@@ -127,7 +125,7 @@ def test_a_step_with_guesses_is_a_decode_step_of_more_rows() -> None:
     plan = make_plan([5, 2, 7], [3, 0, 9], [1, 3, 2], [True] * 3)
     drafts = Drafts(np.array([0, 2, 1], np.int32), np.array([4, 6, 8], np.int32))
     step = inputs.pack(replace(plan, drafts=drafts), make_table())
-    assert (step.bucket, step.num_tokens, step.num_samples) == (8, 8, 6)
+    assert (step.is_padded, step.num_tokens, step.num_samples) == (True, 8, 6)
     rows = step.tensors.rows
     assert rows.slots.tolist() == step.tensors.sample_slots.tolist() == [5, 2, 2, 2, 7, 7, -1, -1]
     assert rows.starts.tolist() == [3, 0, 1, 2, 9, 10, 0, 0]
@@ -136,27 +134,18 @@ def test_a_step_with_guesses_is_a_decode_step_of_more_rows() -> None:
     assert step.tensors.tail is None
 
 
-@pytest.mark.parametrize(
-    ("seqs", "drafts", "most"),
-    [(1, 4, 5), (8, 0, 8), (60, 4, 256), (256, 4, 256), (300, 16, 300), (3, 16, 51)],
-)
-def test_buckets_hold_guesses_up_to_a_bound(seqs: int, drafts: int, most: int) -> None:
-    assert make_buckets(seqs, drafts)[-1] == most
-    assert set(make_buckets(seqs)) - {seqs} <= set(make_buckets(seqs, drafts))
-
-
 def test_more_rows_than_any_bucket_are_not_padded() -> None:
-    step = make_inputs((1, 2)).pack(
+    step = make_inputs(Buckets((1, 2), (2,))).pack(
         make_plan([5, 2, 7], [3, 0, 9], [1, 1, 1], [True] * 3), make_table()
     )
-    assert (step.bucket, step.num_tokens) == (0, 3)
+    assert (step.is_padded, step.num_tokens) == (False, 3)
 
 
 def test_padding_alone() -> None:
     inputs = make_inputs(make_buckets(NUM_SLOTS))
     inputs.pack(make_plan([*range(8)], [9] * 8, [1] * 8, [True] * 8), make_table())
-    step = inputs.pack_padding(8)
-    assert (step.bucket, step.num_tokens, step.num_samples) == (8, 8, 0)
+    step = inputs.pack_padding(Padded(8, 8, is_flat=True))
+    assert (step.is_padded, step.num_tokens, step.num_samples) == (True, 8, 0)
     assert step.tensors.rows.slots.tolist() == step.tensors.sample_slots.tolist() == [-1] * 8
     assert step.tensors.rows.query_starts.tolist() == list(range(9))
 

@@ -7,6 +7,7 @@ import random
 import numpy as np
 import pytest
 import torch
+from quire.engine.device.buckets import Buckets
 from quire.engine.device.inputs import StepInputs
 from quire.engine.device.link import HostLink
 from quire.engine.device.sampling_rows import SamplingTable
@@ -52,7 +53,7 @@ def test_inputs_equal_a_loop_over_rows(seed: int, block_size: int) -> None:
     maker = make_maker(seed, block_size)
     link = HostLink()
     table = DeviceTable(link, NUM_SLOTS, MAX_MODEL_LEN, block_size)
-    step_inputs = StepInputs(link, NUM_SLOTS, MAX_MODEL_LEN, ())
+    step_inputs = StepInputs(link, NUM_SLOTS, MAX_MODEL_LEN, Buckets())
     sampling = SamplingTable(OPS, HostLink(), NUM_SLOTS, 1000)
     tokens: dict[tuple[int, int], int] = {}
     blocks: dict[tuple[int, int], int] = {}

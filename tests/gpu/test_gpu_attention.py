@@ -202,20 +202,21 @@ def test_blocks_behind_the_window_are_not_read(device: str, num_queries: int) ->
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_padding_rows_leave_the_others_alone(device: str, dtype: torch.dtype) -> None:
-    """A padding row has slot -1 and kv_len 0: no line of the table is read for it."""
+    """A padding row has slot -1 and kv_len 0: no line of the table is read for it, whether it has a
+    token, several or none."""
     case = make_case([(1, 300), (5, 40), (1, 7)], dtype, scale=0.125)
     q, kv = case.make_queries(), case.make_kv()
     expected = attend_to(gpu, case, (q, kv), device=device)
     batch, places = make_batch(case, 16)
     cache: Any = make_cache(gpu, case, kv, places, 16, device=device)
-    index = torch.tensor([0, 0, 1, 2, 3, 4, 5, 6, 0, 0])
-    live = torch.tensor([True, False, *[True] * 6, False, False])
-    none = torch.tensor([-1, -1, -1], dtype=torch.int32)
+    index = torch.tensor([0, 0, 1, 2, 3, 4, 5, 6, *[0] * 90])
+    live = torch.tensor([True, False, *[True] * 6, *[False] * 90])
+    none = torch.full((5,), -1, dtype=torch.int32)
     padded = batch._replace(
         positions=batch.positions[index] * live,
         places=torch.where(live, batch.places[index], -1),
-        query_starts=torch.tensor([0, 1, 2, 7, 8, 9, 10], dtype=torch.int32),
-        kv_lens=torch.tensor([300, 0, 40, 7, 0, 0], dtype=torch.int32),
+        query_starts=torch.tensor([0, 1, 2, 7, 8, 9, 98, 98, 98], dtype=torch.int32),
+        kv_lens=torch.tensor([300, 0, 40, 7, 0, 0, 0, 0], dtype=torch.int32),
         slots=torch.stack([batch.slots[0], none[0], *batch.slots[1:], *none[1:]]),
     )
     on_device = Batch(*(field.to(device) for field in padded))

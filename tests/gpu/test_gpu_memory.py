@@ -150,8 +150,8 @@ def test_new_memory_is_zero_and_keeps_its_geometry(device: str) -> None:
 
 @examples(30)
 @given(step_cases)
-@example(StepCase(1, ((1, 70), None, (200, 40), (1, 0), None), 16))
-@example(StepCase(2, (None, None), 16))
+@example(StepCase(1, ((1, 70), (1, -1), (200, 40), (1, 0), (70, -1), (0, -1)), 16))
+@example(StepCase(2, ((1, -1), (1, -1)), 16))
 def test_prepare_gathers_what_the_reference_does(device: str, case: StepCase) -> None:
     rows, known, tables, num_tokens = case.make()
     on_device = StepRows(*(field.to(device) for field in rows))

@@ -19,13 +19,14 @@ def ints(values: list[int]) -> Tensor:
 
 
 def make_rows(rng: random.Random, num_slots: int, max_len: int) -> StepRows:
-    """Rows of several lengths; about a quarter is padding, whose start is anything."""
+    """Rows of several lengths; about a quarter is padding, whose start is anything, and which may
+    have no token."""
     slots, starts, counts = [], [], []
     for slot in rng.sample(range(num_slots), rng.randint(1, num_slots)):
         if rng.random() < 0.25:
             slots.append(-1)
             starts.append(rng.choice([0, -5, 2**31 - 1]))
-            counts.append(1)
+            counts.append(rng.choice([1, 1, 0, 7]))
         else:
             start = rng.randrange(max_len)
             slots.append(slot)
@@ -67,29 +68,31 @@ def test_tokens_are_stored_but_not_for_padding_and_never_below_zero(ops: object)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("block_size", [8, 16])
 @pytest.mark.parametrize("ops", [cpu, reference])
+@pytest.mark.parametrize("padding", [(1, 1), (2, 0), (0, 2), (0, 0)])
 def test_padding_changes_no_memory_and_no_other_row(
-    ops: object, block_size: int, dtype: torch.dtype
+    padding: tuple[int, int], ops: object, block_size: int, dtype: torch.dtype
 ) -> None:
-    """A decode step of two rows, alone and with padding that has no line in the table."""
+    """A step of two rows, alone and with padding that has no line in the table."""
     torch.manual_seed(0)
     heads, kv_heads, head_dim = 4, 2, 32
-    qkv = torch.randn(4, (heads + 2 * kv_heads) * head_dim).to(dtype)
+    qkv = torch.randn(7, (heads + 2 * kv_heads) * head_dim).to(dtype)
     turns = torch.randn(30, head_dim)
     tables = torch.randperm(8).int().view(2, 4)
     known = torch.zeros((2, 4 * block_size), dtype=torch.int32)
     results = []
     for slots in ([1, 0], [1, 0, -1, -1]):
-        size = len(slots)
+        ends = ints([0, 2, 3, 3 + padding[0], 3 + sum(padding)][: len(slots) + 1])
+        size = int(ends[-1])
         cache = ops.new_kv_cache(8, block_size, kv_heads, head_dim, dtype)  # type: ignore[attr-defined]
         every = torch.arange(8 * block_size)
         fill = torch.Generator().manual_seed(1)
         shape = (len(every), kv_heads, head_dim)
         cache.write(every, *(torch.randn(shape, generator=fill).to(dtype) for _ in range(2)))
-        rows = StepRows(ints(slots), ints([20, 3, 0, 0][:size]), ints([*range(size + 1)]))
+        rows = StepRows(ints(slots), ints([20, 3, 0, 0][: len(slots)]), ends)
         _, batch = ops.prepare(rows, known, tables, block_size, size)  # type: ignore[attr-defined]
         assert isinstance(batch, Batch)
         q = ops.qkv_post(qkv[:size], batch, turns, None, 1e-6, cache)  # type: ignore[attr-defined]
         out = ops.paged_attention(q, cache, batch, scale=0.2)  # type: ignore[attr-defined]
-        results.append((q[:2], out[:2], *ops.read_kv(cache, every)))  # type: ignore[attr-defined]
+        results.append((q[:3], out[:3], *ops.read_kv(cache, every)))  # type: ignore[attr-defined]
     for alone, padded in zip(*results, strict=True):
         assert torch.equal(alone, padded)
