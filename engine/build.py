@@ -21,7 +21,6 @@ from .core import EngineCore
 from .device import check
 from .device.check_cases import Shape
 from .device.gpu_memory import StepSizes, measure
-from .device.guess_costs import measure_costs
 from .device.guesser import HeadMaker
 from .device.memory import bytes_per_block, default_cache_bytes
 from .device.runner import Decoding, ModelRunner
@@ -29,6 +28,7 @@ from .errors import CheckpointError, ConfigError
 from .executor.base import Executor
 from .executor.inline import InlineExecutor
 from .grammar.grammars import Grammars
+from .guess_costs import measure_costs
 from .guesses import Guesses, make_drafter, read_guesses
 from .models.encoder import Model
 from .models.loader import load_model

@@ -48,11 +48,17 @@ class ReasoningConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
             )
 
 
+SEVERAL = 6
+"""Tokens of a step up to which it is hardly its arithmetic that takes time."""
+
+
 class GuessCosts(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What guessing costs, in parts of a step in which one sequence decodes."""
 
     token: float = 0.05
-    """Each guess that is verified,"""
+    """Each guess that is verified, in a step of SEVERAL tokens at most,"""
+    crowd: float = 0.05
+    """and where there are more,"""
     step: float = 0.12
     """a step with guesses, beside these: on the device with the first guess of each row,"""
     next: float = 0.0
@@ -65,6 +71,11 @@ class GuessCosts(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
             value = getattr(self, name)
             if not 0 <= value < math.inf:
                 raise ConfigError(f"costs: {name} is {value}: it must be a number from 0.")
+
+    def of(self, num_tokens: int) -> float:
+        """Return how long a step of num_tokens > 0 takes."""
+        few = min(num_tokens, SEVERAL)
+        return 1.0 + self.token * (few - 1) + self.crowd * (num_tokens - few)
 
 
 class SpeculativeConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -8,6 +8,8 @@ otherwise.
 
 from __future__ import annotations
 
+from functools import cached_property
+
 import numpy as np
 from msgspec import Struct
 from msgspec.structs import replace
@@ -71,7 +73,7 @@ class Drafts(Struct, frozen=True):
     with the result."""
 
 
-class StepPlan(Struct, frozen=True):
+class StepPlan(Struct, frozen=True, dict=True):
     """One step. Order on the device: admitted, new blocks, copies, forward, sample."""
 
     step: int
@@ -103,6 +105,10 @@ class StepPlan(Struct, frozen=True):
 
     def sampled(self) -> tuple[IntArray, IntArray]:
         """Give slot and position of each token that the step draws: [samples] int32."""
+        return self._sampled
+
+    @cached_property
+    def _sampled(self) -> tuple[IntArray, IntArray]:
         slots, ends = self.slots[self.samples], (self.starts + self.num_tokens)[self.samples]
         if self.drafts is None:
             return slots, ends
@@ -123,6 +129,10 @@ class StepPlan(Struct, frozen=True):
 
         None where nobody guesses, and where the device has not told yet.
         """
+        return self._guesses
+
+    @cached_property
+    def _guesses(self) -> IntArray | None:
         if self.drafts is None or self.drafts.token_ids is None:
             return None
         counts = self.drafts.counts[self.samples] + 1

@@ -89,7 +89,9 @@ def limits(draw: st.DrawFn) -> SchedulerLimits:
         tenant_weights=draw(st.sampled_from(({}, {"a": 3.0}))),
         num_drafts=draw(st.sampled_from((0, 0, 1, 3, 7))),
         guess_costs=GuessCosts(
-            token=draw(st.sampled_from((0.0, 0.05, 0.5))), step=draw(st.sampled_from((0.0, 0.2)))
+            token=draw(st.sampled_from((0.0, 0.05, 0.5))),
+            crowd=draw(st.sampled_from((0.0, 0.1))),
+            step=draw(st.sampled_from((0.0, 0.2))),
         ),
     )
 

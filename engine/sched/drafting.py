@@ -12,10 +12,12 @@ last ones, and what they cost; who is never right only tries now and then.
 from __future__ import annotations
 
 from operator import add
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ..config import SEVERAL
 from ..kv.block_pool import IdArray
 from ..plan import MAX_DRAFTS, Drafts, StepPlan
 from ..request import IntArray, Request
@@ -26,7 +28,7 @@ from .stats import SchedulerStats
 from .stopping import StopFilter, ended, judge
 from .table import SlotTable
 
-PROBED, PROBE_SHARE = 16, 0.02
+PROBED, PROBE_SHARE = 16, 0.01
 """In each so many-th step everybody may guess a token, worth it or not: all at once, since a step
 that holds one more token than its tiles costs as much as one that fills them. More seldom where
 that were more than this part of the time."""
@@ -34,6 +36,19 @@ PRIOR, WEIGHT = 0.6, 0.15
 """How often a guess is right, before any was made, and how much each one changes that;"""
 MEMORY = 0.1
 """how much each sequence that ends changes what the next ones begin with."""
+
+
+class _Prices(NamedTuple):
+    """What guesses cost in a step, in tokens that it would give meanwhile."""
+
+    tokens: NDArray[np.float64]
+    """[guesses] the k-th guess of a row,"""
+    first: float
+    """Of which the first,"""
+    passes: NDArray[np.float64]
+    """[guesses] and those of all rows together, beside these."""
+    probed: float
+    """Steps from which on everybody may guess."""
 
 
 class Drafting:
@@ -56,10 +71,8 @@ class Drafting:
         self._worth = np.zeros((limits.max_num_seqs, len(self._powers)))
         """[slots, guesses] p^k"""
         self._has_guessed = np.zeros(limits.max_num_seqs, np.bool_)
-        costs = limits.guess_costs
-        self._prices = np.full(len(self._powers), costs.next)
-        """[guesses] what the k-th guess costs all rows together, beside its tokens."""
-        self._prices[0] = costs.step
+        self._known_prices: dict[int, _Prices] = {}
+        """By the rows of a step."""
         self._entered = np.zeros(limits.max_num_seqs, np.intp)
         """Tokens that were known when the slot was taken."""
         self._limits = limits
@@ -97,8 +110,11 @@ class Drafting:
     def guess(self, state: State, grant: Grant, limits: SchedulerLimits, num_free: int) -> Grant:
         """Add guesses to rows that compute all that is known, as budget and blocks allow."""
         table, slots = state.memory.table, grant.slots
+        lengths = self._lengths(slots)
+        if not lengths.any():
+            return grant
         budget = limits.max_num_batched_tokens - grant.num_tokens
-        room = np.minimum(self._lengths(slots), table.limit[slots] - grant.ends)
+        room = np.minimum(lengths, table.limit[slots] - grant.ends)
         room[grant.ends != table.known[slots]] = 0
         if self._drafter is None:
             # The device goes on from what it has drawn from.
@@ -141,7 +157,8 @@ class Drafting:
 
     def pass_step(self, num_rows: int) -> None:
         """Count a step of so many rows that was committed."""
-        self._since = 0 if self._probes(num_rows) else self._since + 1
+        probes = num_rows and self._since + 1 >= self._prices_of(num_rows).probed
+        self._since = 0 if probes else self._since + 1
         if self._drafter is not None:
             self._drafter.pass_step()
 
@@ -182,8 +199,11 @@ class Drafting:
         stats.num_accepted_tokens += num_right
         stats.accepted_at = tuple(map(add, stats.accepted_at, at))
         costs = self._limits.guess_costs
-        spent = costs.step + costs.token * num_guesses + costs.next * (int(counts.max()) - 1)
-        saved = num_right * self._seconds(num_rows) / max(1, num_rows) - spent
+        num_rows = max(1, num_rows)
+        plain = costs.of(num_rows)
+        spent = costs.step + costs.of(num_rows + num_guesses) - plain
+        spent += costs.next * (int(counts.max()) - 1)
+        saved = num_right * plain / num_rows - spent
         stats.saved_s += costs.unit_s * saved
 
     def _lengths(self, slots: IdArray) -> IdArray:
@@ -191,26 +211,39 @@ class Drafting:
         num_rows, most = len(slots), self._most[slots]
         if not most.any():
             return most
-        # Tokens that a step without guesses gives in a unit of time: what guesses compete with.
-        pace = num_rows / self._seconds(num_rows)
-        gains = np.maximum(self._worth[slots] - pace * self._limits.guess_costs.token, 0.0)
+        prices = self._prices_of(num_rows)
+        probes = self._since + 1 >= prices.probed
+        if not probes:
+            # Mostly nobody guesses, and this is all that it takes to know.
+            gain = sum(max(0.0, rate - prices.first) for rate in self._rate[slots].tolist())
+            if gain <= prices.passes[0]:
+                return np.zeros(num_rows, np.intp)
+        gains = np.maximum(self._worth[slots] - prices.tokens, 0.0)
         gains *= most[:, None] >= self._powers
-        pays = gains.sum(axis=0) > pace * self._prices
+        pays = gains.sum(axis=0) > prices.passes
         depth = len(pays) if pays.all() else int(pays.argmin())
         lengths: IdArray = np.count_nonzero(gains[:, :depth], axis=1)
-        if self._probes(num_rows):
+        if probes:
             lengths = np.maximum(lengths, np.minimum(most, 1))
         return lengths
 
-    def _seconds(self, num_rows: int) -> float:
-        """Return how long a step without guesses takes, in those of one row."""
-        return 1.0 + self._limits.guess_costs.token * (num_rows - 1)
-
-    def _probes(self, num_rows: int) -> bool:
-        """Whether everybody may guess in the next step, of so many rows."""
-        costs = self._limits.guess_costs
-        price = (costs.step + costs.token * num_rows) / self._seconds(max(1, num_rows))
-        return self._since + 1 >= max(PROBED, price / PROBE_SHARE)
+    def _prices_of(self, num_rows: int) -> _Prices:
+        """Return what guesses cost in a step of so many rows."""
+        found = self._known_prices.get(num_rows)
+        if found is None:
+            costs = self._limits.guess_costs
+            plain = costs.of(num_rows)
+            # Tokens that a step without guesses gives in a unit of time: what guesses compete with.
+            pace = num_rows / plain
+            each = np.where(num_rows * self._powers < SEVERAL, costs.token, costs.crowd)
+            passes = np.full(len(self._powers), costs.next)
+            passes[0] = costs.step
+            probe = (costs.step + costs.of(2 * num_rows) - plain) / plain
+            probed = max(PROBED, probe / PROBE_SHARE)
+            found = self._known_prices[num_rows] = _Prices(
+                pace * each, pace * float(each[0]), pace * passes, probed
+            )
+        return found
 
     def _learn(self, slot: int, count: int, num_right: int) -> None:
         """Note that num_right of count guesses were right."""

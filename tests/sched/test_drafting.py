@@ -6,6 +6,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
+from quire.engine.config import SEVERAL, GuessCosts
 from quire.engine.params import SamplingParams
 from quire.engine.plan import VOID, Drafts, StepPlan, StepResult
 from quire.engine.request import Request
@@ -145,6 +146,20 @@ def test_who_is_never_right_guesses_rarely() -> None:
         rows = 1 if decision.grant.drafts is None else 2
         assert run_step(scheduler, [4] * rows)[1] == [4]
     assert num_guesses < 25, "half of the steps"
+
+
+def test_a_crowd_guesses_only_where_that_is_cheap() -> None:
+    """Arithmetic is what a step of many rows takes, and there a guess costs what a token does."""
+    for crowd, guesses in ((0.01, True), (0.5, False)):
+        costs = GuessCosts(token=0.01, crowd=crowd, step=0.0)
+        limits = make_limits(max_num_seqs=2 * SEVERAL)
+        limits = replace(limits, num_drafts=2, guess_costs=costs)
+        scheduler = Scheduler(limits, drafter=Fixed(6, 7))
+        for number in range(limits.max_num_seqs):
+            scheduler.add(make_request(f"{number}", [1, 2, 3], params=SamplingParams(max_tokens=9)))
+        run_step(scheduler, [9] * limits.max_num_seqs)
+        decision = scheduler.plan()
+        assert decision is not None and (decision.grant.drafts is not None) == guesses
 
 
 def test_logits_processors_are_not_asked_about_guesses() -> None:
