@@ -52,9 +52,10 @@ class Buckets(NamedTuple):
         return Padded(rows, tokens, is_flat=False) if rows and tokens else None
 
     @property
-    def num_sizes(self) -> int:
-        """How many sizes there are in all."""
-        return len(self.flat) + len(self.rows) * len(CHUNKED_TOKENS)
+    def num_graphs(self) -> int:
+        """How many graphs there may be: of whole steps, and of what is drawn from by other means;
+        of flat ones also with tokens that yield no sample, as steps with chunks have anyway."""
+        return 4 * len(self.flat) + 2 * len(self.rows) * len(CHUNKED_TOKENS)
 
     def largest(self, most_split_rows: int) -> tuple[Padded, ...]:
         """Return the sizes whose steps take the most memory, those with chunks first.

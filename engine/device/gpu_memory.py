@@ -22,8 +22,6 @@ from .runner import ModelRunner
 GRAPH_BYTES = 2 * 2**20
 """Reserved for what CUDA keeps of one graph, beside the memory that all graphs share: an H200 took
 1 MiB for one of 36 layers."""
-GRAPH_KINDS = 4
-"""Of whole steps and of what is drawn from, with a tail and without; as many for what guesses."""
 ROUNDING_BYTES = 2 * 2**20
 """Torch takes memory of the GPU in multiples of this: so much is lost at most for each tensor."""
 
@@ -125,14 +123,15 @@ def measure(
     graphs = 0
     if with_graphs:
         buckets = make_buckets(sizes.max_num_seqs, num_drafts)
-        num_kinds = GRAPH_KINDS if make_head is None else 2 * GRAPH_KINDS
+        # What guesses has as many of its own.
+        num_graphs = buckets.num_graphs * (1 if make_head is None else 2)
         chunked, *flat = buckets.largest(split)
         counts = [size.num_rows for size in flat]
         plans = (
             *warm_up.chunk_steps(sizes.max_num_seqs, chunked.num_tokens, sizes.max_model_len),
             *warm_up.drawing_steps(counts, sizes.max_model_len, **guesses),
         )
-        graphs = _peak(runner, device, plans) + num_kinds * buckets.num_sizes * GRAPH_BYTES
+        graphs = _peak(runner, device, plans) + num_graphs * GRAPH_BYTES
     del runner
     gc.collect()
     reserved = _reserved(device)

@@ -166,10 +166,19 @@ def _copy_lane(call: Call, scratch: Scratch, part: int, lanes: tuple[int, int]) 
 
 @inlined
 def _mask_rows(call: Call, unit: Unit, masks: int, rows: tuple[int, int, int]) -> None:
-    """Write the masks of a group, rows = (first, end, tile_start), and what follows from them."""
+    """Write the masks of a group, rows = (first, end, tile_start), and what follows from them.
+
+    Mostly all rows see the whole tile, and there is no need for masks.
+    """
     first, end_row, tile_start = rows
     group = call.heads // call.kv_heads
     words = int64s(masks, MAX_ROWS + 2)
+    pair = 4 // call.element_bytes
+    last_row = min(first + MAX_ROWS, end_row) - 1
+    low, high = last_key(call, unit, first // group), last_key(call, unit, last_row // group)
+    if low >= tile_start + KV_TILE - 1 and (call.window <= 0 or high - call.window < tile_start):
+        words[MAX_ROWS], words[MAX_ROWS + 1] = tiles.FULL, KV_TILE // pair
+        return
     ones = np.uint64(0xFFFFFFFFFFFFFFFF)
     union_start, union_end = KV_TILE, 0
     all_start, all_end = 0, KV_TILE
@@ -189,7 +198,6 @@ def _mask_rows(call: Call, unit: Unit, masks: int, rows: tuple[int, int, int]) -
         words[MAX_ROWS] = (union_end + PART - 1) // PART
     else:
         words[MAX_ROWS] = PARTS if union_end else 0
-    pair = 4 // call.element_bytes
     words[MAX_ROWS + 1] = ((union_start // pair) << 32) | ((union_end + pair - 1) // pair)
 
 

@@ -15,7 +15,7 @@ from quire.engine.device import runner as runner_module
 from quire.engine.device import warm_up
 from quire.engine.device.buckets import make_buckets
 from quire.engine.device.cuda_link import CudaLink
-from quire.engine.device.gpu_memory import GRAPH_BYTES, GRAPH_KINDS, ROUNDING_BYTES, GpuBudget
+from quire.engine.device.gpu_memory import GRAPH_BYTES, ROUNDING_BYTES, GpuBudget
 from quire.engine.device.memory import bytes_per_block
 from quire.engine.device.runner import ModelRunner
 from quire.engine.errors import ConfigError, EngineError
@@ -89,7 +89,7 @@ def test_little_memory_shortens_the_model_length(
 ) -> None:
     decoder = read_model_config(tmp_path, "bfloat16", 1, "pairs").decoder
     tables = 6 * (MAX_POSITIONS + MAX_POSITIONS // 16) * 4 + 2 * 2 * ROUNDING_BYTES
-    weights, peak, num_graphs = 3 * 2**20, 4 * 2**20, GRAPH_KINDS * make_buckets(6).num_sizes
+    weights, peak, num_graphs = 3 * 2**20, 4 * 2**20, make_buckets(6).num_graphs
     # The tokens of a step, its rows, and the graphs: each measured apart.
     taken = weights + tables + 3 * peak + num_graphs * GRAPH_BYTES
     # What is neither free nor torch's is others': here nothing.
