@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 from quire.engine import build
+from quire.engine.device.inputs import PackedStep, StepInputs
 from quire.engine.llm import LLM
 from quire.engine.params import SamplingParams
 from quire.fuzz.checkpoints import VOCAB_SIZE, make_checkpoint
@@ -127,6 +128,20 @@ def test_engine_over_these_kernels_keeps_the_law(
     ]
     for options in ways:
         assert run(checkpoint, asked, **(common | options)).answers == base
+    # As a GPU has it: short steps as rows of one token, chunks with their rows, and padding.
+    make, sizes = build._make_runner, set[tuple[int, bool]]()
+    monkeypatch.setattr(build, "_make_runner", lambda *given: make(*given[:3], "padded"))
+    pack = StepInputs.pack
+
+    def packed(inputs: StepInputs, *given: Any) -> PackedStep:
+        step = pack(inputs, *given)
+        if step.is_padded:
+            sizes.add((step.num_tokens, len(step.tensors.rows.slots) == step.num_tokens))
+        return step
+
+    monkeypatch.setattr(StepInputs, "pack", packed)
+    assert run(checkpoint, asked, **common).answers == base
+    assert {is_flat for _, is_flat in sizes} == {True, False}
 
 
 def close(answers: list[Answer], others: list[Answer]) -> bool:
