@@ -120,6 +120,19 @@ class Live:
         while self.num_unfinished():
             pass
 
+    def num_aborted(self) -> int:
+        """Requests that were ended before their end, so far."""
+        return self.call(lambda: self.engine.metrics.num_finished["abort"])
+
+    @contextmanager
+    def aborts(self, number: int = 1) -> Iterator[None]:
+        """What is done inside ends so many requests before their end, and leaves nothing."""
+        before = self.num_aborted()
+        yield
+        self.wait_until_empty()
+        assert self.num_aborted() == before + number
+        assert self.num_used_blocks() == 0
+
 
 @pytest.fixture(scope="session")
 def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
