@@ -120,6 +120,11 @@ class Live:
         while self.num_unfinished():
             pass
 
+    def wait_until_begun(self) -> None:
+        """Wait for some request to arrive."""
+        while not self.num_unfinished():
+            pass
+
     def num_aborted(self) -> int:
         """Requests that were ended before their end, so far."""
         return self.call(lambda: self.engine.metrics.num_finished["abort"])

@@ -86,7 +86,11 @@ def test_the_arguments_of_a_call_are_parsed(client: openai.OpenAI) -> None:
     ],
 )
 def test_errors_have_the_packages_types(
-    client: openai.OpenAI, fields: Any, kind: type[openai.APIStatusError], param: str, streamed: bool
+    client: openai.OpenAI,
+    fields: Any,
+    kind: type[openai.APIStatusError],
+    param: str,
+    streamed: bool,
 ) -> None:
     how: Any = {"model": "demo", "messages": MESSAGES, **fields}
     with pytest.raises(kind) as caught:
@@ -95,9 +99,7 @@ def test_errors_have_the_packages_types(
 
 
 def chat(client: Any, **how: Any) -> Any:
-    return client.chat.completions.create(
-        messages=MESSAGES, max_tokens=MAX_TOKENS, **LONG, **how
-    )
+    return client.chat.completions.create(messages=MESSAGES, max_tokens=MAX_TOKENS, **LONG, **how)
 
 
 def complete(client: Any, **how: Any) -> Any:
@@ -127,10 +129,9 @@ ASKED = pytest.mark.parametrize("ask", [chat, complete, respond])
 def test_a_stream_that_is_left_is_aborted(
     demo: Any, client: openai.OpenAI, ask: Callable[..., Any]
 ) -> None:
-    with demo.aborts():
-        with ask(client, stream=True) as stream:
-            next(stream)
-            assert demo.num_unfinished() == 1
+    with demo.aborts(), ask(client, stream=True) as stream:
+        next(stream)
+        assert demo.num_unfinished() == 1
 
 
 @ASKED
@@ -149,8 +150,7 @@ async def test_a_task_that_is_cancelled_aborts_its_request(
 
     with demo.aborts():
         task = asyncio.create_task(read())
-        while not demo.num_unfinished():
-            await asyncio.sleep(0)
+        await asyncio.to_thread(demo.wait_until_begun)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
