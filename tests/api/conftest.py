@@ -33,6 +33,9 @@ MAX_MODEL_LEN = 128
 VOCAB_SIZE = 320
 TEMPLATE = """\
 {%- if tools %}{{- '<|im_start|>tools\\n' + (tools | tojson) + '<|im_end|>\\n' }}{%- endif %}
+{%- for document in documents or () %}
+{{- '<|im_start|>' + document.title + '\\n' + document.text + '<|im_end|>\\n' }}
+{%- endfor %}
 {%- for message in messages %}
 {{- '<|im_start|>' + message.role + '\\n' + message.content + '<|im_end|>\\n' }}
 {%- endfor %}

@@ -218,7 +218,7 @@ async def test_a_task_that_is_cancelled_aborts_its_request(demo: Any, streamed: 
     async with anthropic.AsyncAnthropic(base_url=demo.url, api_key="none", max_retries=0) as client:
 
         async def read() -> None:
-            answer = await client.messages.create(stream=streamed, **LONG)
+            answer: Any = await client.messages.create(stream=streamed, **LONG)
             if streamed:
                 async with answer:
                     async for _ in answer:
