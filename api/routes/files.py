@@ -129,7 +129,7 @@ async def _read_form(request: web.Request, files: FileStore, draft: Draft) -> Fo
             else:
                 given[name] = (part.filename or "")[:MAX_FILENAME_CHARS]
                 await _read_content(part, files, draft)
-    except ValueError as error:
+    except (ValueError, HttpProcessingError, web.RequestPayloadError) as error:
         raise ApiError(f"The form cannot be read: {shorten(str(error))}.") from error
     for name in ("file", "purpose"):
         if name not in given:
@@ -138,11 +138,9 @@ async def _read_form(request: web.Request, files: FileStore, draft: Draft) -> Fo
 
 
 async def _next_part(reader: MultipartReader) -> MultipartReader | BodyPartReader | None:
-    """Return the next part. ValueError for what is none, which aiohttp says in several ways."""
+    """Return the next part. ValueError for what aiohttp meets with failures of its own."""
     try:
         return await reader.next()
-    except HttpProcessingError as error:
-        raise ValueError(error.message.strip()) from error
     except (AssertionError, RuntimeError) as error:
         raise ValueError(str(error)) from error
 

@@ -282,6 +282,7 @@ def test_an_image_is_refused(client: anthropic.Anthropic) -> None:
         ({"output_config": {"format": {"type": "xml"}}}, "json_schema"),
         ({"system": [{"type": "image"}]}, "system is"),
         ({"extra_body": {"best_of": 2}}, "not a known field"),
+        ({"extra_body": {"thread": {"type": "create"}}}, "thread is .* not supported"),
     ],
 )
 def test_what_is_not_allowed_is_said(client: anthropic.Anthropic, fields: Any, says: str) -> None:

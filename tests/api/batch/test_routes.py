@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import json
 from collections.abc import Iterator, Sequence
@@ -278,9 +279,19 @@ def test_forms_that_are_none(demo: Any, part: str, boundary: str) -> None:
     edge = f"--{boundary}".encode()
     body = edge + b"\r\n" + PARTS[part] + edge + b"--\r\n"
     kind = {"Content-Type": f"multipart/form-data; boundary={boundary}"}
-    answer = requests.post(f"{demo.url}/v1/files", data=body, headers=kind, timeout=60)
+    assert "The form cannot be read: " in refused(demo, body, kind)
+
+
+@pytest.mark.parametrize("damage", [b"junk", gzip.compress(b"x")[:-8] + b"junkjunk"])
+def test_what_cannot_be_unpacked_is_no_form(demo: Any, damage: bytes) -> None:
+    kind = {"Content-Type": "multipart/form-data; boundary=b", "Content-Encoding": "gzip"}
+    assert "The form cannot be read: " in refused(demo, damage, kind)
+
+
+def refused(demo: Any, body: bytes, headers: dict[str, str]) -> str:
+    answer = requests.post(f"{demo.url}/v1/files", data=body, headers=headers, timeout=60)
     assert answer.status_code == 400, answer.text
-    assert "The form cannot be read: " in answer.json()["error"]["message"]
+    return str(answer.json()["error"]["message"])
 
 
 async def send(fake: Any, data: bytes, key: str = "", filename: str = "a.jsonl") -> Any:
