@@ -121,6 +121,8 @@ def _template_options(body: ChatBody) -> dict[str, Any]:
             f"chat_template_kwargs has {taken[0]}, which the server sets itself.",
             param="chat_template_kwargs",
         )
-    if body.reasoning_effort is not None:
-        options.setdefault("reasoning_effort", body.reasoning_effort)
+    for name in ("documents", "reasoning_effort"):
+        value = getattr(body, name)
+        if value is not None:
+            options.setdefault(name, value)
     return options

@@ -7,7 +7,7 @@ from typing import Any
 
 from msgspec import UNSET, Struct, UnsetType
 
-from .schema import Ignored
+from .schema import Ignored, Only
 
 
 class OutputConfig(Struct, forbid_unknown_fields=True, kw_only=True):
@@ -56,6 +56,7 @@ class MessagesBody(CountBody, kw_only=True):
     top_k: int | None = None
     seed: int | None = None
     metadata: MessagesMetadata | None = None
+    thread: Only = None
     service_tier: Ignored = None
     inference_geo: Ignored = None
 

@@ -125,13 +125,14 @@ class ChatBody(GenerationBody, kw_only=True):
     chat_template: str | None = None
     """The name of one of the checkpoint's templates."""
     chat_template_kwargs: dict[str, Any] | None = None
+    documents: list[dict[str, Any]] | None = None
+    """What the template shows to the model beside the messages, where it knows documents."""
     reasoning_effort: str | None = None
 
     best_of: int | None = None
     """Beams, with use_beam_search."""
 
     echo: Only = False
-    documents: Only = None
     audio: Only = None
     modalities: Only = None
     prediction: Only = None

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 from typing import NamedTuple
 
-from aiohttp import BodyPartReader, hdrs, web
+from aiohttp import BodyPartReader, MultipartReader, hdrs, web
+from aiohttp.http_exceptions import HttpProcessingError
 
 from ..auth import tenant_of
 from ..batch.archive import ARCHIVE
@@ -116,7 +117,7 @@ async def _read_form(request: web.Request, files: FileStore, draft: Draft) -> Fo
     given: dict[str, str] = {}
     try:
         reader = await request.multipart()
-        while (part := await reader.next()) is not None:
+        while (part := await _next_part(reader)) is not None:
             name = part.name if isinstance(part, BodyPartReader) else None
             if name not in ("file", "purpose") or name in given:
                 raise ApiError(
@@ -128,12 +129,20 @@ async def _read_form(request: web.Request, files: FileStore, draft: Draft) -> Fo
             else:
                 given[name] = (part.filename or "")[:MAX_FILENAME_CHARS]
                 await _read_content(part, files, draft)
-    except ValueError as error:
+    except (ValueError, HttpProcessingError, web.RequestPayloadError) as error:
         raise ApiError(f"The form cannot be read: {shorten(str(error))}.") from error
     for name in ("file", "purpose"):
         if name not in given:
             raise ApiError(f"{name} is missing: it must be given.", param=name)
     return Form(given["file"], given["purpose"])
+
+
+async def _next_part(reader: MultipartReader) -> MultipartReader | BodyPartReader | None:
+    """Return the next part. ValueError for what aiohttp meets with failures of its own."""
+    try:
+        return await reader.next()
+    except (AssertionError, RuntimeError) as error:
+        raise ValueError(str(error)) from error
 
 
 async def _read_field(part: BodyPartReader) -> str:

@@ -33,6 +33,9 @@ MAX_MODEL_LEN = 128
 VOCAB_SIZE = 320
 TEMPLATE = """\
 {%- if tools %}{{- '<|im_start|>tools\\n' + (tools | tojson) + '<|im_end|>\\n' }}{%- endif %}
+{%- for document in documents or () %}
+{{- '<|im_start|>' + document.title + '\\n' + document.text + '<|im_end|>\\n' }}
+{%- endfor %}
 {%- for message in messages %}
 {{- '<|im_start|>' + message.role + '\\n' + message.content + '<|im_end|>\\n' }}
 {%- endfor %}
@@ -119,6 +122,24 @@ class Live:
         """Wait for aborts to arrive; the test's time limit is the bound."""
         while self.num_unfinished():
             pass
+
+    def wait_until_begun(self) -> None:
+        """Wait for some request to arrive."""
+        while not self.num_unfinished():
+            pass
+
+    def num_aborted(self) -> int:
+        """Requests that were ended before their end, so far."""
+        return self.call(lambda: self.engine.metrics.num_finished["abort"])
+
+    @contextmanager
+    def aborts(self, number: int = 1) -> Iterator[None]:
+        """What is done inside ends so many requests before their end, and leaves nothing."""
+        before = self.num_aborted()
+        yield
+        self.wait_until_empty()
+        assert self.num_aborted() == before + number
+        assert self.num_used_blocks() == 0
 
 
 @pytest.fixture(scope="session")

@@ -5,18 +5,20 @@ A process of its own, as the package leaves sockets and a loop open, and takes s
 
 from __future__ import annotations
 
+import asyncio
 import importlib
 import json
 import os
 import re
 import sys
-from typing import Any
+from typing import Any, Literal
 
 import httpx
+from pydantic import BaseModel
 
 MESSAGES: Any = [{"role": "user", "content": "What is 3 + 4?"}]
 PLAIN: dict[str, Any] = {"messages": MESSAGES, "max_tokens": 40, "temperature": 0}
-MANY = 900
+MANY = 1900
 DIALECTS = ("openai", "hosted_vllm", "anthropic", "ollama_chat")
 TEXTS = ["the cat", "on the mat"]
 SCHEMA: dict[str, Any] = {
@@ -37,15 +39,24 @@ WRONG: dict[str, dict[str, Any]] = {
 }
 
 
+class Pet(BaseModel):
+    """A class as the form of an answer."""
+
+    kind: Literal["cat", "fox"]
+    old: bool
+
+
 class Program:
     """Asks one server for one model."""
 
-    def __init__(self, url: str, model: str) -> None:
+    def __init__(self, url: str, model: str, use: str) -> None:
+        """use: a Use of tool_uses.py and the tools that are there, as JSON."""
         self._url = url
         self._model = model
         package: Any = importlib.import_module("litellm")
         package.suppress_debug_info = True
         self._litellm = package
+        self._use: dict[str, Any] = json.loads(use)
 
     def run(self) -> dict[str, Any]:
         """Ask everything."""
@@ -53,16 +64,22 @@ class Program:
             "chats": {dialect: self._chat(dialect) for dialect in DIALECTS},
             "calls": {name: self._call(choice) for name, choice in CHOICES.items()},
             "form": self._ask(response_format=FORM).choices[0].message.content,
+            "pets": [self._parse(stream=stream) for stream in (False, True)],
+            "used": {dialect: self._answer(dialect) for dialect in DIALECTS},
             "errors": {name: self._error(**given) for name, given in WRONG.items()},
             "left": self._leave(),
+            "cancelled": asyncio.run(self._cancel()),
             "embedding": self._embed(),
             "ranked": self._rank(),
         }
 
     def _ask(self, dialect: str = "openai", **given: Any) -> Any:
+        return self._litellm.completion(**self._asked(dialect, **given))
+
+    def _asked(self, dialect: str, **given: Any) -> dict[str, Any]:
         base = self._url if dialect in ("anthropic", "ollama_chat") else f"{self._url}/v1"
         given = {"model": f"{dialect}/{self._model}", **PLAIN, "api_base": base, **given}
-        return self._litellm.completion(api_key="none", num_retries=0, max_retries=0, **given)
+        return {"api_key": "none", "num_retries": 0, "max_retries": 0, **given}
 
     def _chat(self, dialect: str) -> dict[str, Any]:
         whole = self._ask(dialect)
@@ -86,6 +103,27 @@ class Program:
             for call in answer.choices[0].message.tool_calls
         ]
 
+    def _parse(self, *, stream: bool) -> str:
+        """The text of an answer whose form is a class."""
+        answer = self._ask(response_format=Pet, stream=stream)
+        if stream:
+            answer = self._litellm.stream_chunk_builder(list(answer), messages=MESSAGES)
+        return str(answer.choices[0].message.content)
+
+    def _answer(self, dialect: str) -> list[Any]:
+        """What the model calls, and what it answers from the result."""
+        use = self._use
+        messages: list[Any] = [{"role": "user", "content": use["question"]}]
+        given: Any = {"messages": messages, "tools": use["tools"], "max_tokens": 100}
+        message = self._ask(dialect, **given).choices[0].message
+        (call,) = message.tool_calls
+        messages += [
+            message.model_dump(),
+            {"role": "tool", "tool_call_id": call.id, "content": use["result"]},
+        ]
+        answer = self._ask(dialect, **given).choices[0].message.content
+        return [call.function.name, json.loads(call.function.arguments), answer]
+
     def _error(self, **given: Any) -> list[list[str]]:
         """Classes and messages, of a whole answer and of a stream."""
         told = []
@@ -103,9 +141,22 @@ class Program:
         while not next(stream).choices[0].delta.content:
             pass
         stream.completion_stream.close()
-        while self._read("load", r":\s*([0-9]+)"):
+        while self._is_busy():
             pass
         return self._read("metrics", r"quire:generation_tokens_total\S* ([0-9.]+)") - before
+
+    async def _cancel(self) -> bool:
+        """Cancel what waits for a whole answer."""
+        asked = self._asked("openai", max_tokens=MANY, extra_body={"ignore_eos": True})
+        task = asyncio.create_task(self._litellm.acompletion(**asked))
+        while not await asyncio.to_thread(self._is_busy):
+            pass
+        task.cancel()
+        await asyncio.wait([task])
+        return task.cancelled()
+
+    def _is_busy(self) -> bool:
+        return self._read("load", r":\s*([0-9]+)") > 0
 
     def _read(self, path: str, pattern: str) -> float:
         (number,) = re.findall(pattern, httpx.get(f"{self._url}/{path}").text)

@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import requests
 
-from .instructor_client import MODES, Pet
+from .instructor_client import MESSAGES, MODES, Pet
 
 PACKAGES = ("instructor>=1.10,<2", "docstring-parser<1")
 PROGRAM = Path(__file__).with_name("instructor_client.py")
@@ -61,6 +62,18 @@ def test_an_answer_is_of_the_class_that_was_asked(told: Any, mode: str) -> None:
     assert len(parts) > 3
     last = Pet(**parts[-1])
     assert all(last.name.startswith(part["name"] or "") for part in parts)
+
+
+def test_without_a_class_an_answer_is_a_text(told: Any, demo: Any) -> None:
+    body: Any = {"messages": MESSAGES, "max_tokens": 200, "temperature": 0}
+    oracle = requests.post(f"{demo.url}/v1/chat/completions", json=body, timeout=60).json()
+    assert told["plain"] == [oracle["choices"][0]["message"]["content"]] * 2
+
+
+def test_what_is_cancelled_is_aborted(told: Any, demo: Any) -> None:
+    """Whether a program waits for the whole object, or looks at it while it grows."""
+    assert list(told["cancelled"].values()) == [[True, True]] * len(MODES)
+    assert demo.num_aborted() == 2 * len(MODES)
 
 
 def test_errors_are_caused_by_openais(told: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import importlib
 import warnings
 from collections.abc import Callable, Iterator
@@ -12,6 +13,8 @@ import openai
 import pytest
 import requests
 from pydantic import BaseModel, Field
+
+from .tool_uses import CHAT_TOOLS, USES, Use
 
 QUESTION = "What is 3 + 4?"
 Make = Callable[..., Any]
@@ -114,13 +117,26 @@ def test_a_tool_is_called(make_chat: Make, choice: str) -> None:
     assert (streamed["name"], streamed["args"]) == (call["name"], call["args"])
 
 
-def test_what_a_tool_said_is_sent_back(make_chat: Make) -> None:
-    chat = make_chat(max_tokens=200, temperature=0)
-    asked = chat.bind_tools([look], tool_choice="look").invoke("Look at the door.")
+@pytest.mark.parametrize("streamed", [False, True], ids=["whole", "streamed"])
+@pytest.mark.parametrize("use", USES, ids=lambda use: use.result)
+def test_the_model_calls_the_tool_and_answers_from_its_result(
+    make_chat: Make, use: Use, streamed: bool
+) -> None:
+    """It decides on the call; what it was told cannot be guessed."""
+    chat = make_chat(max_tokens=200, temperature=0).bind_tools(CHAT_TOOLS)
+
+    def answer(messages: list[Any]) -> Any:
+        if not streamed:
+            return chat.invoke(messages)
+        first, *others = chat.stream(messages)
+        return sum(others, first)
+
+    messages: list[Any] = [{"role": "user", "content": use.question}]
+    asked = answer(messages)
     (call,) = asked.tool_calls
-    said = {"role": "tool", "tool_call_id": call["id"], "content": "It is open."}
-    answer = chat.invoke([{"role": "user", "content": "Look at the door."}, asked, said])
-    assert answer.content
+    result = use.run(call["name"], call["args"])
+    messages += [asked, {"role": "tool", "tool_call_id": call["id"], "content": result}]
+    assert answer(messages).content == use.answer
 
 
 @pytest.mark.parametrize("method", ["json_schema", "function_calling"])
@@ -149,13 +165,37 @@ def test_errors_are_of_openais_classes(
         list(make_chat(**options).stream(QUESTION))
 
 
-def test_a_stream_that_is_left_frees_the_engine(make_chat: Make, demo: Any) -> None:
-    stream = make_chat(max_tokens=900, extra_body={"ignore_eos": True}).stream(QUESTION)
-    next(stream)
-    assert demo.num_unfinished() == 1
-    stream.close()
-    demo.wait_until_empty()
-    assert demo.num_used_blocks() == 0
+LONG: Any = {"max_tokens": 1900, "extra_body": {"ignore_eos": True}}
+
+
+def test_a_stream_that_is_left_is_aborted(make_chat: Make, demo: Any) -> None:
+    stream = make_chat(**LONG).stream(QUESTION)
+    with demo.aborts():
+        next(stream)
+        assert demo.num_unfinished() == 1
+        stream.close()
+
+
+@pytest.mark.parametrize("streamed", [False, True], ids=["whole", "streamed"])
+async def test_a_task_that_is_cancelled_aborts_its_request(
+    make_chat: Make, demo: Any, streamed: bool
+) -> None:
+    async with openai.AsyncOpenAI(base_url=f"{demo.url}/v1", api_key="none") as client:
+        chat = make_chat(async_client=client.chat.completions, root_async_client=client, **LONG)
+
+        async def read() -> None:
+            if not streamed:
+                await chat.ainvoke(QUESTION)
+                return
+            async for _ in chat.astream(QUESTION):
+                pass
+
+        with demo.aborts():
+            task = asyncio.create_task(read())
+            await asyncio.to_thread(demo.wait_until_begun)
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
 
 
 def test_embeddings_are_the_servers(demo: Any) -> None:

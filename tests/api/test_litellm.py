@@ -12,16 +12,19 @@ import numpy as np
 import pytest
 import requests
 
-from .litellm_client import CHOICES, DIALECTS, MANY, PLAIN, TEXTS, WRONG
+from .litellm_client import CHOICES, DIALECTS, MANY, PLAIN, TEXTS, WRONG, Pet
+from .tool_uses import CHAT_TOOLS, USES
 
+USE = USES[1]
 PROGRAM = Path(__file__).with_name("litellm_client.py")
 
 
 @pytest.fixture(scope="module")
 def told(demo: Any) -> Any:
     """What the program found; it left nothing in the engine."""
+    use = json.dumps({**USE._asdict(), "tools": CHAT_TOOLS})
     ran = subprocess.run(
-        [sys.executable, str(PROGRAM), demo.url, "demo"],
+        [sys.executable, str(PROGRAM), demo.url, "demo", use],
         capture_output=True,
         text=True,
         timeout=120,
@@ -55,6 +58,16 @@ def test_an_answer_has_the_form_that_was_asked(told: Any) -> None:
     assert len(json.loads(told["form"])["at"]) <= 20
 
 
+def test_an_answer_is_parsed_into_a_class(told: Any) -> None:
+    whole, streamed = map(Pet.model_validate_json, told["pets"])
+    assert whole == streamed
+
+
+@pytest.mark.parametrize("dialect", DIALECTS)
+def test_the_model_calls_the_tool_and_answers_from_its_result(told: Any, dialect: str) -> None:
+    assert told["used"][dialect] == [USE.name, USE.arguments, USE.answer]
+
+
 @pytest.mark.parametrize("name", WRONG)
 def test_errors_are_of_its_classes(told: Any, name: str) -> None:
     kind = "NotFoundError" if name == "model" else "BadRequestError"
@@ -64,8 +77,10 @@ def test_errors_are_of_its_classes(told: Any, name: str) -> None:
     assert all(words in one[1] for one in found)
 
 
-def test_a_stream_that_is_left_is_aborted(told: Any) -> None:
+def test_what_is_left_or_cancelled_is_aborted(told: Any, demo: Any) -> None:
     assert 0 < told["left"] < MANY / 2
+    assert told["cancelled"]
+    assert demo.num_aborted() == 2
 
 
 def test_texts_are_embedded_and_ranked(told: Any, demo: Any) -> None:

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Literal
 
 import anthropic
 import openai
 import pytest
+from pydantic import BaseModel
 from quire.api.messages_input import read_messages
 from quire.engine.parsing.choose import Parsers
 from quire.engine.parsing.formats import REASONING_FORMATS, TOOL_FORMATS
+
+from .tool_uses import MESSAGES_TOOLS, USES, Use
 
 SCHEMA: Any = {
     "type": "object",
@@ -144,6 +148,90 @@ def test_an_answer_of_a_form(client: anthropic.Anthropic) -> None:
     assert json.loads(given.content[0].text)["at"] in ("sky", "sea")
 
 
+class Pet(BaseModel):
+    kind: Literal["cat", "fox"]
+    old: bool
+
+
+def test_an_answer_is_parsed_into_a_class(client: anthropic.Anthropic) -> None:
+    how: Any = {"model": "demo", "messages": [HI], "max_tokens": 100, "output_format": Pet}
+    parsed = client.messages.parse(**how, extra_body={"temperature": 0}).parsed_output
+    assert isinstance(parsed, Pet)
+    with client.messages.stream(**how, extra_body={"temperature": 0}) as stream:
+        assert stream.get_final_message().parsed_output == parsed
+
+
+@pytest.mark.parametrize("streamed", [False, True], ids=["whole", "streamed"])
+@pytest.mark.parametrize("use", USES, ids=lambda use: use.result)
+def test_the_model_calls_the_tool_and_answers_from_its_result(
+    client: anthropic.Anthropic, use: Use, streamed: bool
+) -> None:
+    """It decides on the call; what it was told cannot be guessed."""
+
+    def answer(messages: list[Any]) -> Any:
+        how: Any = {"model": "demo", "max_tokens": 200, "tools": MESSAGES_TOOLS}
+        how |= {"messages": messages, "extra_body": {"temperature": 0}}
+        if not streamed:
+            return client.messages.create(**how)
+        with client.messages.stream(**how) as stream:
+            return stream.get_final_message()
+
+    messages: list[Any] = [{"role": "user", "content": use.question}]
+    asked = answer(messages)
+    (call,) = asked.content
+    assert asked.stop_reason == "tool_use" and call.type == "tool_use"
+    result = use.run(call.name, call.input)
+    messages += [
+        {"role": "assistant", "content": asked.content},
+        {
+            "role": "user",
+            "content": [{"type": "tool_result", "tool_use_id": call.id, "content": result}],
+        },
+    ]
+    (block,) = answer(messages).content
+    assert block.text == use.answer
+
+
+MANY: Any = {
+    "type": "object",
+    "properties": {
+        "pets": {"type": "array", "items": {"enum": ["cat", "fox"]}, "minItems": 400},
+    },
+    "required": ["pets"],
+    "additionalProperties": False,
+}
+LONG: Any = {
+    **{"model": "demo", "messages": [HI], "max_tokens": 1900},
+    "output_config": {"format": {"type": "json_schema", "schema": MANY}},
+}
+"""A form that is long."""
+
+
+def test_a_stream_that_is_left_is_aborted(demo: Any, client: anthropic.Anthropic) -> None:
+    with demo.aborts(), client.messages.stream(**LONG) as stream:
+        next(iter(stream.text_stream))
+        assert demo.num_unfinished() == 1
+
+
+@pytest.mark.parametrize("streamed", [False, True], ids=["whole", "streamed"])
+async def test_a_task_that_is_cancelled_aborts_its_request(demo: Any, streamed: bool) -> None:
+    async with anthropic.AsyncAnthropic(base_url=demo.url, api_key="none", max_retries=0) as client:
+
+        async def read() -> None:
+            answer: Any = await client.messages.create(stream=streamed, **LONG)
+            if streamed:
+                async with answer:
+                    async for _ in answer:
+                        pass
+
+        with demo.aborts():
+            task = asyncio.create_task(read())
+            await asyncio.to_thread(demo.wait_until_begun)
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+
+
 def test_some_call_is_demanded(client: anthropic.Anthropic) -> None:
     choice = {"type": "any", "disable_parallel_tool_use": True}
     given = ask(client, tools=[TOOL], tool_choice=choice, max_tokens=64)
@@ -194,6 +282,7 @@ def test_an_image_is_refused(client: anthropic.Anthropic) -> None:
         ({"output_config": {"format": {"type": "xml"}}}, "json_schema"),
         ({"system": [{"type": "image"}]}, "system is"),
         ({"extra_body": {"best_of": 2}}, "not a known field"),
+        ({"extra_body": {"thread": {"type": "create"}}}, "thread is .* not supported"),
     ],
 )
 def test_what_is_not_allowed_is_said(client: anthropic.Anthropic, fields: Any, says: str) -> None:

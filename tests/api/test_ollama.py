@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Literal
 
 import jsonschema
 import ollama
@@ -13,7 +14,10 @@ import pytest
 import requests
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from pydantic import BaseModel
 from quire import __version__
+
+from .tool_uses import CHAT_TOOLS, USES, Use
 
 MESSAGES: Any = [
     {"role": "system", "content": "Be short."},
@@ -214,6 +218,66 @@ def test_tools_and_what_they_answered_reach_the_template(demo: Any, client: olla
     assert (plain.prompt_eval_count or 0) < (told.prompt_eval_count or 0)
 
 
+def told_whole(client: ollama.Client, streamed: bool, **asked: Any) -> Any:
+    """The message that is answered, and why it ended; what a stream tells is put together."""
+    options = {"temperature": 0}
+    if not streamed:
+        whole = client.chat("demo", options=options, **asked)
+        return whole.message, whole.done_reason
+    pieces = list(client.chat("demo", options=options, stream=True, **asked))
+    content = "".join(one.message.content or "" for one in pieces)
+    calls = [call for one in pieces for call in one.message.tool_calls or ()]
+    message = ollama.Message(role="assistant", content=content, tool_calls=calls or None)
+    return message, pieces[-1].done_reason
+
+
+@pytest.mark.parametrize("streamed", [False, True], ids=["whole", "streamed"])
+@pytest.mark.parametrize("use", USES, ids=lambda use: use.result)
+def test_a_tool_is_called_and_its_result_answered(
+    client: ollama.Client, use: Use, streamed: bool
+) -> None:
+    """The model decides on the call; what it was told cannot be guessed."""
+    messages: list[Any] = [{"role": "user", "content": use.question}]
+    message, reason = told_whole(client, streamed, messages=messages, tools=CHAT_TOOLS)
+    assert reason == "stop" and not message.content
+    (call,) = message.tool_calls
+    result = use.run(call.function.name, call.function.arguments)
+    messages += [message, {"role": "tool", "tool_name": use.name, "content": result}]
+    message, _ = told_whole(client, streamed, messages=messages, tools=CHAT_TOOLS)
+    assert message.content == use.answer and not message.tool_calls
+
+
+def test_a_function_is_a_tool(client: ollama.Client) -> None:
+    """The package makes the schema of a function's signature."""
+    use = USES[0]
+
+    def get_weather(city: str) -> str:
+        """Do get_weather.
+
+        Args:
+            city: where
+        """
+        return use.run("get_weather", {"city": city})
+
+    messages: list[Any] = [{"role": "user", "content": use.question}]
+    message = client.chat("demo", messages, tools=[get_weather], options={"temperature": 0}).message
+    (call,) = message.tool_calls or ()
+    assert get_weather(**call.function.arguments) == use.result
+
+
+class Pet(BaseModel):
+    kind: Literal["cat", "fox"]
+    old: bool
+
+
+def test_an_answer_is_parsed_into_a_class(client: ollama.Client) -> None:
+    how: Any = {"format": Pet.model_json_schema(), "options": {"temperature": 0}}
+    pet = Pet.model_validate_json(client.chat("demo", MESSAGES, **how).message.content or "")
+    pieces = client.chat("demo", MESSAGES, stream=True, **how)
+    text = "".join(piece.message.content or "" for piece in pieces)
+    assert Pet.model_validate_json(text) == pet
+
+
 def test_logprobs_are_those_of_the_chat(demo: Any, client: ollama.Client) -> None:
     options = {"seed": 1, "num_predict": 3}
     oracle = openai_chat(
@@ -353,9 +417,42 @@ def test_a_format_that_is_none_is_refused(demo: Any, text: str) -> None:
     assert answer.status_code == 400 and f"format is {text}" in answer.json()["error"]
 
 
-def test_the_real_engine_forgets_a_client_that_went(demo: Any, client: ollama.Client) -> None:
-    stream: Any = client.generate("demo", "Once", raw=True, stream=True)
-    next(stream)
-    stream.close()
-    demo.wait_until_empty()
-    assert demo.num_used_blocks() == 0
+MANY: Any = {
+    "format": {"type": "array", "items": {"enum": ["cat", "fox"]}, "minItems": 400},
+    "options": {"num_predict": 1900},
+}
+"""A form that is long: Ollama has no ignore_eos."""
+LONG: dict[str, Callable[..., Any]] = {
+    "chat": lambda client, **how: client.chat("demo", MESSAGES, **MANY, **how),
+    "generate": lambda client, **how: client.generate("demo", "Pets?", **MANY, **how),
+}
+
+
+@pytest.mark.parametrize("name", LONG)
+def test_a_stream_that_is_left_is_aborted(demo: Any, client: ollama.Client, name: str) -> None:
+    with demo.aborts():
+        stream = LONG[name](client, stream=True)
+        next(stream)
+        assert demo.num_unfinished() == 1
+        stream.close()
+
+
+@pytest.mark.parametrize("streamed", [False, True], ids=["whole", "streamed"])
+@pytest.mark.parametrize("name", LONG)
+async def test_a_task_that_is_cancelled_aborts_its_request(
+    demo: Any, name: str, streamed: bool
+) -> None:
+    async with ollama.AsyncClient(host=demo.url) as client:
+
+        async def read() -> None:
+            answer = await LONG[name](client, stream=streamed)
+            if streamed:
+                async for _ in answer:
+                    pass
+
+        with demo.aborts():
+            task = asyncio.create_task(read())
+            await asyncio.to_thread(demo.wait_until_begun)
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task

@@ -11,12 +11,17 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import requests
 
-PACKAGE = "openai@^7"
+from .tool_uses import TOOLS, USES
+
+PACKAGES = ("openai@^7", "zod@^4")
 PROGRAM = Path(__file__).with_name("openai_client.mjs")
 INSTALL_TIMEOUT_S = 120
+USE = USES[1]
+TEXTS = ["the cat", "on the mat"]
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +35,7 @@ def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
     options = ("--no-audit", "--no-fund", "--ignore-scripts", "--fetch-retries=1")
     try:
         made = subprocess.run(
-            [npm, "install", *options, PACKAGE],
+            [npm, "install", *options, *PACKAGES],
             cwd=folder,
             capture_output=True,
             text=True,
@@ -38,17 +43,19 @@ def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
             check=False,
         )
     except subprocess.TimeoutExpired:
-        pytest.skip(f"npm's registry gave no {PACKAGE} in {INSTALL_TIMEOUT_S} s")
+        pytest.skip(f"npm's registry gave no {PACKAGES} in {INSTALL_TIMEOUT_S} s")
     if made.returncode:
-        pytest.skip(f"npm's registry gave no {PACKAGE}: {made.stderr.strip()[-200:]}")
+        pytest.skip(f"npm's registry gave no {PACKAGES}: {made.stderr.strip()[-200:]}")
     return Path(shutil.copy(PROGRAM, folder))
 
 
 @pytest.fixture(scope="module")
 def told(program: Path, demo: Any) -> Any:
     """What the program found."""
+    (parameters,) = (tool["parameters"] for tool in TOOLS if tool["name"] == USE.name)
+    given = {"use": {**USE._asdict(), "parameters": parameters}, "texts": TEXTS}
     ran = subprocess.run(
-        ["node", str(program), f"{demo.url}/v1", "demo"],
+        ["node", str(program), f"{demo.url}/v1", "demo", json.dumps(given)],
         cwd=program.parent,
         capture_output=True,
         text=True,
@@ -89,7 +96,26 @@ def test_errors_have_the_packages_types(told: Any) -> None:
         assert error["status"] == 400
 
 
-def test_a_program_that_stops_reading_ends_its_request(told: Any, demo: Any) -> None:
-    assert told["aborted"]
+def test_the_packages_loop_over_tools_ends_with_the_answer(told: Any) -> None:
+    assert told["used"] == [{"answer": USE.answer, "calls": [USE.arguments]}] * 2
+
+
+def test_forms_are_parsed_whole_and_streamed(told: Any) -> None:
+    for whole, streamed in (told["pets"], told["responses"]):
+        assert whole == streamed
+        assert whole["kind"] in ("cat", "fox") and isinstance(whole["old"], bool)
+
+
+def test_texts_are_embedded(told: Any, demo: Any) -> None:
+    """The package asks for base64, and unpacks it."""
+    wanted = requests.post(f"{demo.url}/v1/embeddings", json={"input": TEXTS}, timeout=60).json()
+    found, numbers = told["embedding"], [one["embedding"] for one in wanted["data"]]
+    assert np.array_equal(np.array(found, np.float32), np.array(numbers, np.float32))
+
+
+def test_a_program_that_goes_away_aborts_its_requests(told: Any, demo: Any) -> None:
+    """One stream that it stops to read, and one answer that it stops to wait for."""
+    assert told["aborted"] and told["rejected"] == "APIUserAbortError"
     demo.wait_until_empty()
+    assert demo.num_aborted() == 2
     assert demo.num_used_blocks() == 0

@@ -1,101 +1,21 @@
 """The bundled model uses tools: it chooses one from the question, and answers from the result.
 
-The held-out evaluation says how often it is right (demo/README.md); these questions are some that
-it answers rightly. No result can be guessed, and each question gets two.
+The questions are some that it answers rightly (tool_uses.py), with results that nobody can guess.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 import openai
 import pytest
 
+from .tool_uses import CHAT_TOOLS, TOOLS, USES, Use
 
-class Call(NamedTuple):
-    """A call as the client is to make it."""
-
-    call_id: str
-    name: str
-    arguments: str
-
-
-class Use(NamedTuple):
-    """A question, the call that it asks for, a result of it, and what the answer is then."""
-
-    question: str
-    name: str
-    arguments: dict[str, Any]
-    result: str
-    answer: str
-
-
-USES = [
-    Use(
-        "What is the weather in Paris?",
-        "get_weather",
-        {"city": "Paris"},
-        '{"temperature": 17, "sky": "foggy"}',
-        "In Paris it is foggy and 17 degrees.",
-    ),
-    Use(
-        "What is the weather in Paris?",
-        "get_weather",
-        {"city": "Paris"},
-        '{"temperature": -4, "sky": "sunny"}',
-        "In Paris it is sunny and -4 degrees.",
-    ),
-    Use(
-        "What time is it in Rome?",
-        "get_time",
-        {"city": "Rome"},
-        '{"time": "22:29"}',
-        "It is 22:29 in Rome.",
-    ),
-    Use(
-        "What does the map cost?",
-        "get_price",
-        {"item": "map"},
-        "93 euros",
-        "The map costs 93 euros.",
-    ),
-    Use(
-        "What does the map cost?", "get_price", {"item": "map"}, "8 euros", "The map costs 8 euros."
-    ),
-    Use("Add 95 and 44.", "add", {"a": 95, "b": 44}, '{"sum": 139}', "95 + 44 = 139."),
-]
 PLAIN = "Hello"
 """What no tool is for."""
-
-
-def make_tool(name: str, **arguments: str) -> dict[str, Any]:
-    """A tool as /v1/responses takes it. arguments: their JSON types."""
-    return {
-        "type": "function",
-        "name": name,
-        "description": f"Do {name}.",
-        "strict": True,
-        "parameters": {
-            "type": "object",
-            "properties": {name: {"type": kind} for name, kind in arguments.items()},
-            "required": list(arguments),
-            "additionalProperties": False,
-        },
-    }
-
-
-TOOLS: Any = [
-    make_tool("get_weather", city="string"),
-    make_tool("get_time", city="string"),
-    make_tool("get_price", item="string"),
-    make_tool("add", a="integer", b="integer"),
-]
-CHAT_TOOLS: Any = [
-    {"type": "function", "function": {key: tool[key] for key in tool if key != "type"}}
-    for tool in TOOLS
-]
 
 
 @pytest.fixture(scope="module")
@@ -136,12 +56,6 @@ def respond(client: Any, given: Any, *, streamed: bool, **fields: Any) -> Any:
         return stream.get_final_response()
 
 
-def run(use: Use, call: Call) -> str:
-    """Do what is called, if it is what was asked for."""
-    assert (call.name, json.loads(call.arguments)) == (use.name, use.arguments)
-    return use.result
-
-
 @pytest.mark.parametrize("use", USES, ids=lambda use: use.result)
 def test_a_chat_calls_the_tool_and_answers_from_its_result(
     client: Any, use: Use, streamed: bool
@@ -150,7 +64,7 @@ def test_a_chat_calls_the_tool_and_answers_from_its_result(
     message, reason = chat(client, messages, streamed=streamed)
     assert reason == "tool_calls" and not message.content
     (call,) = message.tool_calls
-    result = run(use, Call(call.id, call.function.name, call.function.arguments))
+    result = use.run(call.function.name, call.function.arguments)
     messages += [
         message.to_dict(),
         {"role": "tool", "tool_call_id": call.id, "content": result},
@@ -168,7 +82,7 @@ def test_a_response_calls_the_tool_and_answers_from_its_result(
     asked = respond(client, use.question, streamed=streamed)
     (call,) = asked.output
     assert call.type == "function_call" and asked.output_text == ""
-    result = run(use, Call(call.call_id, call.name, call.arguments))
+    result = use.run(call.name, call.arguments)
     output = {"type": "function_call_output", "call_id": call.call_id, "output": result}
     if named:
         given = respond(client, [output], streamed=streamed, previous_response_id=asked.id)
@@ -213,7 +127,7 @@ def test_the_conversation_goes_on_behind_a_tool(client: Any, streamed: bool) -> 
     for use in (USES[0], USES[2]):
         asked = respond(client, use.question, streamed=streamed, previous_response_id=last)
         (call,) = asked.output
-        result = run(use, Call(call.call_id, call.name, call.arguments))
+        result = use.run(call.name, call.arguments)
         output = {"type": "function_call_output", "call_id": call.call_id, "output": result}
         given = respond(client, [output], streamed=streamed, previous_response_id=asked.id)
         assert given.output_text == use.answer

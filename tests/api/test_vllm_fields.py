@@ -60,3 +60,24 @@ def test_special_tokens_are_shown_side_by_side(client: openai.OpenAI, spaces: bo
     }
     answer = client.completions.create(model="tiny", prompt=PROMPT, max_tokens=3, extra_body=extra)
     assert answer.choices[0].text == "<|im_start|>" * 3
+
+
+def test_documents_are_shown_by_the_template(client: openai.OpenAI, live: Any) -> None:
+    """In the field of their own, as among the template's options."""
+    documents = [{"title": "mat", "text": "the cat sat"}, {"title": "cat", "text": "it ate"}]
+    messages: Any = [{"role": "user", "content": "the cat"}]
+    shown = "<|im_start|>mat\nthe cat sat<|im_end|>\n<|im_start|>cat\nit ate<|im_end|>\n"
+    rest = "<|im_start|>user\nthe cat<|im_end|>\n<|im_start|>assistant\n"
+    wanted = live.engine.tokenizer.encode(shown + rest, add_special_tokens=False)
+    for fields in ({"documents": documents}, {"chat_template_kwargs": {"documents": documents}}):
+        answer: Any = client.chat.completions.create(
+            model="tiny",
+            messages=messages,
+            max_tokens=1,
+            extra_body={**fields, "return_token_ids": True},
+        )
+        assert answer.choices[0].prompt_token_ids == wanted
+    with pytest.raises(openai.BadRequestError, match="documents"):
+        client.chat.completions.create(
+            model="tiny", messages=messages, extra_body={"documents": ["the cat sat"]}
+        )

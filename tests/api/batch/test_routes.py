@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import json
 from collections.abc import Iterator, Sequence
@@ -254,6 +255,45 @@ def test_forms_that_are_no_file(demo: Any, form: Any, kind: Any, status: int, wo
     assert answer.status_code == status, answer.text
     assert words in answer.json()["error"]["message"]
     assert set(requests.get(f"{demo.url}/v1/files", timeout=60).text) == before
+
+
+FILE = b'Content-Disposition: form-data; name="file"\r\n'
+CHARSET = b'Content-Disposition: form-data; name="_charset_"\r\n'
+PARTS = {
+    "control character": b'Content-Disposition: form-data; name="a\x1eb"\r\n\r\nx\r\n',
+    "no header": b"nothing\r\n\r\nx\r\n",
+    "many headers": b"".join(b"a%d: b\r\n" % i for i in range(200)) + b"\r\nx\r\n",
+    "long header": b"a: %s\r\n\r\nx\r\n" % (b"x" * 10_000),
+    "end in a header": b"Content-Dis",
+    "end in the file": FILE + b"\r\nx",
+    "form in a form": FILE + b"Content-Type: multipart/mixed\r\n\r\nx\r\n",
+    "long charset": CHARSET + b"\r\n%s\r\n" % (b"x" * 40),
+    "unreadable charset": CHARSET + b"\r\n\xff\xfe\r\n",
+}
+
+
+@pytest.mark.parametrize("boundary", ["b", "b" * 60])
+@pytest.mark.parametrize("part", PARTS)
+def test_forms_that_are_none(demo: Any, part: str, boundary: str) -> None:
+    """A body that is no form is the client's fault, however it is wrong."""
+    edge = f"--{boundary}".encode()
+    body = edge + b"\r\n" + PARTS[part] + edge + b"--\r\n"
+    kind = {"Content-Type": f"multipart/form-data; boundary={boundary}"}
+    assert "The form cannot be read: " in refused(demo, body, kind)
+
+
+@pytest.mark.parametrize(
+    "damage", [b"junk", gzip.compress(b"x", mtime=0)[:-8] + b"junkjunk"], ids=["all", "checksum"]
+)
+def test_what_cannot_be_unpacked_is_no_form(demo: Any, damage: bytes) -> None:
+    kind = {"Content-Type": "multipart/form-data; boundary=b", "Content-Encoding": "gzip"}
+    assert "The form cannot be read: " in refused(demo, damage, kind)
+
+
+def refused(demo: Any, body: bytes, headers: dict[str, str]) -> str:
+    answer = requests.post(f"{demo.url}/v1/files", data=body, headers=headers, timeout=60)
+    assert answer.status_code == 400, answer.text
+    return str(answer.json()["error"]["message"])
 
 
 async def send(fake: Any, data: bytes, key: str = "", filename: str = "a.jsonl") -> Any:
