@@ -14,8 +14,10 @@ import pytest
 import torch
 from quire.engine import build
 from quire.engine.device.inputs import PackedStep, StepInputs
+from quire.engine.device.sampling_rows import SamplingTable
 from quire.engine.llm import LLM
 from quire.engine.params import SamplingParams
+from quire.engine.plan import StepPlan
 from quire.fuzz.checkpoints import VOCAB_SIZE, make_checkpoint
 from quire.fuzz.engine_runs import Answer, Asked, answer_of, expect, run, ways_that_differ
 from quire.kernels import gpu
@@ -129,19 +131,21 @@ def test_engine_over_these_kernels_keeps_the_law(
     for options in ways:
         assert run(checkpoint, asked, **(common | options)).answers == base
     # As a GPU has it: short steps as rows of one token, chunks with their rows, and padding.
-    make, sizes = build._make_runner, set[tuple[int, bool]]()
-    monkeypatch.setattr(build, "_make_runner", lambda *given: make(*given[:3], "padded"))
+    make, are_flat = build._make_runner, set[bool]()
+    monkeypatch.setattr(
+        build, "_make_runner", lambda config, model, head, _: make(config, model, head, "padded")
+    )
     pack = StepInputs.pack
 
-    def packed(inputs: StepInputs, *given: Any) -> PackedStep:
-        step = pack(inputs, *given)
+    def packed(inputs: StepInputs, plan: StepPlan, table: SamplingTable) -> PackedStep:
+        step = pack(inputs, plan, table)
         if step.is_padded:
-            sizes.add((step.num_tokens, len(step.tensors.rows.slots) == step.num_tokens))
+            are_flat.add(len(step.tensors.rows.slots) == step.num_tokens)
         return step
 
     monkeypatch.setattr(StepInputs, "pack", packed)
     assert run(checkpoint, asked, **common).answers == base
-    assert {is_flat for _, is_flat in sizes} == {True, False}
+    assert are_flat == {True, False}
 
 
 def close(answers: list[Answer], others: list[Answer]) -> bool:
