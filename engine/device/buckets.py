@@ -34,20 +34,22 @@ class Buckets(NamedTuple):
 
     flat: tuple[int, ...] = ()
     rows: tuple[int, ...] = ()
-    """Of steps with chunks."""
+    """Of steps with chunks: some of their tokens yield no sample."""
 
     def find(self, plan: StepPlan) -> Padded | None:
         """Return what a plan is padded to; None where it stays as it is, as it does where nothing
         is drawn."""
-        num_tokens, num_rows = plan.num_scheduled_tokens, len(plan.slots)
-        if not plan.samples.any():
+        if not self.flat or not plan.samples.any():
             return None
+        num_tokens, num_samples = plan.num_scheduled_tokens, len(plan.sampled()[0])
         if plan.num_tokens.max() <= 1 + MAX_DRAFTS:
             size = _least(self.flat, num_tokens)
             if size:
                 return Padded(size, size, is_flat=True)
+        if num_tokens == num_samples:
+            return None
         # One row of padding holds the tokens of it; a sample needs a row, too.
-        rows = _least(self.rows, max(num_rows + 1, len(plan.sampled()[0])))
+        rows = _least(self.rows, max(len(plan.slots) + 1, num_samples))
         tokens = _least(CHUNKED_TOKENS, max(num_tokens, rows + 1))
         return Padded(rows, tokens, is_flat=False) if rows and tokens else None
 

@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 from quire.engine.device.buckets import CHUNKED_TOKENS, Buckets, Padded, make_buckets
+from quire.engine.plan import Drafts
 
 from .test_inputs import make_plan
 
@@ -90,6 +92,23 @@ def test_a_padded_step_has_room_for_all(most: int, rows: list[tuple[int, bool]])
     else:
         assert len(counts) < found.num_rows < found.num_tokens
         assert np.count_nonzero(samples) <= found.num_rows
+
+
+@pytest.mark.parametrize(
+    ("num_rows", "num_drafts", "size"), [(256, 2, 256), (300, 2, 300), (40, 7, 256), (10, 2, 30)]
+)
+def test_guesses_that_fit_no_flat_size_stay_as_they_are(
+    num_rows: int, num_drafts: int, size: int
+) -> None:
+    """Sizes of steps with chunks are for steps of whose tokens not all yield a sample."""
+    buckets = make_buckets(num_rows, num_drafts)
+    for num_tokens, fits in ((size, True), (size + 1, False)):
+        counts = np.full(num_rows, num_tokens // num_rows, np.int32)
+        counts[: num_tokens % num_rows] += 1
+        drafts = Drafts(counts - 1, np.zeros(num_tokens - num_rows, np.int32))
+        plan = make_plan([*range(num_rows)], [0] * num_rows, counts.tolist(), [True] * num_rows)
+        found = buckets.find(replace(plan, drafts=drafts))
+        assert found == (Padded(size, size, is_flat=True) if fits else None)
 
 
 def test_without_sizes_nothing_is_padded() -> None:
