@@ -43,8 +43,8 @@ from .state import DeviceTable
 logger = logging.getLogger("quire")
 
 Decoding = Literal["exact", "padded", "graphs"]
-"""How steps whose tokens all yield samples are computed: as they are, padded to some numbers of
-rows of one token, or by a CUDA graph for each of those numbers."""
+"""How steps that are not large are computed: as they are, padded to some sizes (see buckets), or by
+a CUDA graph for each of those."""
 
 
 class _Forward(NamedTuple):
@@ -226,14 +226,15 @@ class ModelRunner:
         """
         if self._graphs is None:
             return False
-        split = most_split_rows(self.ops, self.model.config.num_kv_heads)
+        split, keys = most_split_rows(self.ops, self.model.config.num_kv_heads), list[GraphKey]()
         with torch.inference_mode(), self._link.on_stream():
             for size in self._buckets.largest(split):
                 for _ in range(2):
                     step = self._inputs.pack_padding(size)
                     self._run("tokens", step, partial(self._draw_plainly, step))
+                keys.append(_key("tokens", step))
             self._link.land(0, self._nothing, None).result()
-        return True
+        return all(map(self._graphs.has, keys))
 
     @property
     def table_bytes(self) -> int:
@@ -312,9 +313,7 @@ class ModelRunner:
         """Compute a part of a step, by its graph where it may have one."""
         if self._graphs is None or not step.is_padded:
             return compute()
-        rows, tail = step.tensors.rows, step.tensors.tail
-        key = GraphKey(kind, len(rows.slots), step.num_tokens, tail is not None)
-        return self._graphs.run(key, compute)
+        return self._graphs.run(_key(kind, step), compute)
 
     def _draw_plainly(self, step: PackedStep) -> Tensor:
         """Compute a whole step where nobody asked for more than tokens; padding draws too."""
@@ -390,3 +389,8 @@ class ModelRunner:
             return None
         rows = None if extras.told is None else self._link.upload(extras.told)
         return Told(rows, extras.num_logprobs)
+
+
+def _key(kind: str, step: PackedStep) -> GraphKey:
+    rows, tail = step.tensors.rows, step.tensors.tail
+    return GraphKey(kind, len(rows.slots), step.num_tokens, tail is not None)
