@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from msgspec.structs import replace
 from quire.engine import build
 from quire.engine.config import EngineConfig
 from quire.engine.device import runner as runner_module
@@ -16,6 +17,7 @@ from quire.engine.device import warm_up
 from quire.engine.device.buckets import make_buckets
 from quire.engine.device.cuda_link import CudaLink
 from quire.engine.device.gpu_memory import GRAPH_BYTES, ROUNDING_BYTES, GpuBudget
+from quire.engine.device.graphs import GraphKey, StepGraphs
 from quire.engine.device.memory import bytes_per_block
 from quire.engine.device.runner import ModelRunner
 from quire.engine.errors import ConfigError, EngineError
@@ -25,6 +27,7 @@ from quire.fuzz.checkpoints import MAX_POSITIONS, VOCAB_SIZE, make_checkpoint, w
 from quire.fuzz.engine_runs import expect, make_requests, run
 from quire.fuzz.heads import HeadKind, make_guessing
 from quire.kernels import cpu
+from torch import Tensor
 
 from .pretend import FakeCapture, pretend_cuda
 
@@ -178,6 +181,32 @@ def test_an_engine_on_a_pretended_gpu_keeps_the_law(
         "max_num_batched_tokens": 40,
     }
     assert run(path, asked, dtype="bfloat16", **(common | options)).answers == expected
+
+
+@pytest.mark.usefixtures("pretended")
+def test_steps_with_chunks_are_replayed_on_a_pretended_gpu(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Sizes come again with other prompts, places and parameters."""
+    path = make_checkpoint("qwen3", tmp_path)
+    asked = [
+        one._replace(params=replace(one.params, prompt_logprobs=None))
+        for one in make_requests(VOCAB_SIZE, seed=3, max_tokens=3, sampled=True)
+    ]
+    expected = expect(path, asked, "bfloat16", "pairs")
+    replayed: list[GraphKey] = []
+    compute = StepGraphs.run
+
+    def noted(graphs: StepGraphs, key: GraphKey, step: Callable[[], Tensor]) -> Tensor:
+        replayed.extend([key] if graphs.has(key) else [])
+        return compute(graphs, key, step)
+
+    monkeypatch.setattr(StepGraphs, "run", noted)
+    options: dict[str, Any] = {"device": "cuda", "num_threads": 1, "enable_prefix_caching": False}
+    outcome = run(path, asked * 4, dtype="bfloat16", alone=True, **options)
+    assert outcome.answers == expected * 4
+    chunked = [key for key in replayed if key.num_tokens > key.num_rows]
+    assert {key.num_tokens for key in chunked} == {48, 256}, chunked
 
 
 @pytest.mark.parametrize("kind", ["draft_model", "eagle3 few", "deepseek"])

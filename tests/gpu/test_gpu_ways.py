@@ -65,6 +65,13 @@ def test_guesses_change_no_bit(way: str, checkpoint: Path, base: tuple[Any, list
     assert outcome.stats.num_draft_tokens > outcome.stats.num_accepted_tokens > 0
 
 
+def test_chunks_by_graphs_change_no_bit(checkpoint: Path, base: tuple[Any, list[Answer]]) -> None:
+    """A size's first step runs as it is, the second is captured: later ones are replayed."""
+    dtype, wanted = base
+    options = COMMON | {"dtype": dtype, "alone": True, "enable_prefix_caching": False}
+    assert run(checkpoint, asked_of(1) * 4, **options).answers == wanted * 4
+
+
 @pytest.mark.parametrize("method", ["ngram", "suffix"])
 def test_guesses_with_measured_costs_change_no_bit(
     method: str, checkpoint: Path, base: tuple[Any, list[Answer]]
