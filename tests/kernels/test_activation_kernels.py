@@ -86,7 +86,8 @@ def test_gelu_is_near_float64_and_torch(ops: ModuleType) -> None:
     wide = x.double()
     exact = wide * 0.5 * torch.special.erfc(-wide / math.sqrt(2))
     assert ((ops.gelu(x) - exact).abs() <= 4e-7 * (1 + exact.abs())).all()
-    assert torch.allclose(ops.gelu(x), torch.nn.functional.gelu(x), atol=1e-6)
+    # torch itself is 1.1e-6 from float64 on processors with AVX-512.
+    assert torch.allclose(ops.gelu(x), torch.nn.functional.gelu(x), atol=2e-6)
     half = x.bfloat16()
     wide = half.double()
     exact = wide * 0.5 * torch.special.erfc(-wide / math.sqrt(2))
