@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 from quire.engine.device.buckets import CHUNKED_TOKENS, Buckets, Padded, make_buckets
@@ -77,6 +77,7 @@ def test_the_largest_are_the_last_on_both_sides_of_splitting(
     st.integers(1, 40),
     st.lists(st.tuples(st.integers(1, 400), st.booleans()), min_size=1, max_size=40),
 )
+@example(40, [(18, True)] + [(1, True)] * 7)
 def test_a_padded_step_has_room_for_all(most: int, rows: list[tuple[int, bool]]) -> None:
     """For its tokens, for its rows, and for a row of padding where tokens are left."""
     counts, samples = [count for count, _ in rows[:most]], [one for _, one in rows[:most]]
