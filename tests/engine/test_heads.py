@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from quire import SamplingParams
+from quire import LLM, SamplingParams
 from quire.engine.build import build_engine
 from quire.engine.config import EngineConfig
 from quire.engine.models.base import DecoderModel
@@ -15,7 +15,7 @@ from quire.engine.models.head_loader import find_eagle3, find_mtp, load_head
 from quire.engine.models.loader import load_weights
 from quire.engine.models.registry import ModelConfig, read_model_config
 from quire.engine.opset import choose_ops, choose_sums
-from quire.engine.plan import StepPlan, StepResult
+from quire.engine.plan import MAX_DRAFTS, StepPlan, StepResult
 from quire.fuzz.checkpoints import make_checkpoint
 from quire.fuzz.heads import HEAD_KINDS, HeadKind, make_guessing
 from quire.fuzz.strategies import make_request
@@ -174,3 +174,23 @@ def test_guesses_are_those_of_the_dense_definition(
     core.close()
     assert "num_kv_blocks" not in options or stats.num_preemptions
     assert watcher.num_guesses > 25
+
+
+def test_who_has_not_guessed_for_long_is_computed_first(tmp_path: Path) -> None:
+    """A draft model that is the target itself is always right, if it knows all that was said."""
+    path = make_checkpoint("qwen3", tmp_path)
+    wanted: dict[str, Any] = {"method": "draft_model", "model": str(path), "costs": {}}
+    params = SamplingParams(temperature=0.0, max_tokens=60, ignore_eos=True)
+    with LLM(str(path), skip_tokenizer_init=True, num_threads=1, speculative_config=wanted) as llm:
+        core, drafting = llm.core, llm.scheduler._state.drafting
+        assert drafting is not None
+        core.add(make_request("a", list(range(5, 12)), params=params))
+        for step in range(60):
+            if not core.has_unfinished:
+                break
+            core.launch()
+            drafting._most[0] = 0 if step < 2 * MAX_DRAFTS else 4
+            core.land()
+        stats = llm.scheduler.stats
+    assert not core.has_unfinished
+    assert stats.num_accepted_tokens == stats.num_draft_tokens > 8
