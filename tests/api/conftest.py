@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import threading
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Iterator, Sequence
 from contextlib import aclosing, closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -140,6 +140,15 @@ class Live:
         self.wait_until_empty()
         assert self.num_aborted() == before + number
         assert self.num_used_blocks() == 0
+
+    async def cancel(self, asking: Coroutine[Any, Any, None]) -> None:
+        """Ask in a task and cancel it once the request has arrived: that ends the request too."""
+        with self.aborts():
+            task = asyncio.create_task(asking)
+            await asyncio.to_thread(self.wait_until_begun)
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
 
 
 @pytest.fixture(scope="session")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import importlib
 import warnings
 from collections.abc import Callable, Iterator
@@ -190,12 +189,7 @@ async def test_a_task_that_is_cancelled_aborts_its_request(
             async for _ in chat.astream(QUESTION):
                 pass
 
-        with demo.aborts():
-            task = asyncio.create_task(read())
-            await asyncio.to_thread(demo.wait_until_begun)
-            task.cancel()
-            with pytest.raises(asyncio.CancelledError):
-                await task
+        await demo.cancel(read())
 
 
 def test_embeddings_are_the_servers(demo: Any) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
@@ -450,9 +449,4 @@ async def test_a_task_that_is_cancelled_aborts_its_request(
                 async for _ in answer:
                     pass
 
-        with demo.aborts():
-            task = asyncio.create_task(read())
-            await asyncio.to_thread(demo.wait_until_begun)
-            task.cancel()
-            with pytest.raises(asyncio.CancelledError):
-                await task
+        await demo.cancel(read())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any, Literal
 
@@ -148,9 +147,4 @@ async def test_a_task_that_is_cancelled_aborts_its_request(
                 async for _ in answer:
                     pass
 
-    with demo.aborts():
-        task = asyncio.create_task(read())
-        await asyncio.to_thread(demo.wait_until_begun)
-        task.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await task
+    await demo.cancel(read())
